@@ -1,0 +1,62 @@
+"""What the LM head returns: the best logits of each row, and enough to sample from them exactly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protocol.errors import Malformed
+from protocol.tensors import Tensor, from_numpy
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """What a step should return.
+
+    kind        "nothing" (fill the caches), "hidden" (the states after the route's last stage) or "candidates"
+    every       rows of every position of the step, not only of the last one
+    top         how many of the best logits a row returns; 0 means the whole vocabulary
+    ids         token ids whose logits are returned besides (a repetition penalty's window)
+    temperature the log-sum-exp is taken over logits / temperature
+    """
+
+    kind: str = "candidates"
+    every: bool = False
+    top: int = 1
+    ids: tuple[int, ...] = ()
+    temperature: float = 1.0
+
+
+NOTHING = Want("nothing")
+HIDDEN = Want("hidden", every=True)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidates:
+    """Best logits per row, in falling order of logit (ties: the lower id first)."""
+
+    ids: NDArray[np.int32]  # [rows, n]
+    logits: NDArray[np.float32]  # [rows, n], raw: no penalty, no temperature
+    lse: NDArray[np.float32]  # [rows], log-sum-exp of logits / temperature over the whole vocabulary
+    asked: NDArray[np.float32]  # [rows, m], logits of Want.ids in their order
+
+    def pack(self) -> dict[str, object]:
+        """The msgpack map."""
+        fields = {"ids": self.ids, "logits": self.logits, "lse": self.lse, "asked": self.asked}
+        return {name: from_numpy(array).pack() for name, array in fields.items()}
+
+
+def candidates_from_tensors(ids: Tensor, logits: Tensor, lse: Tensor, asked: Tensor) -> Candidates:
+    """Candidates whose shapes and dtypes agree. Raises: Malformed."""
+    if ids.dtype != "i32" or any(t.dtype != "f32" for t in (logits, lse, asked)):
+        raise Malformed("candidates are int32 ids and fp32 logits")
+    if len(ids.shape) != 2 or ids.shape != logits.shape or lse.shape != ids.shape[:1]:
+        raise Malformed("candidates of different shapes")
+    if len(asked.shape) != 2 or asked.shape[0] != ids.shape[0]:
+        raise Malformed("asked logits of a wrong shape")
+    found = Candidates(ids.numpy(), logits.numpy(), lse.numpy(), asked.numpy())
+    if np.isnan(found.logits).any() or not np.isfinite(found.lse).all() or (found.ids < 0).any():
+        raise Malformed("candidates hold NaN, an infinite normaliser or a negative id")
+    return found

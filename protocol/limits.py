@@ -1,0 +1,72 @@
+"""Every bound on what a peer may make us hold, do or wait for, with the reason for the number."""
+
+from __future__ import annotations
+
+from typing import Final
+
+MIB: Final = 1024 * 1024
+
+# A prefill chunk of 512 tokens at hidden size 16,384 in fp32 is 32 MiB; twice that leaves room for headers.
+FRAME_BYTES: Final = 64 * MIB
+# Maps, manifests and refusals are small; a peer that has not opened a session cannot make us hold more.
+CONTROL_FRAME_BYTES: Final = 4 * MIB
+
+# Sequence lengths above a million are beyond every model served today.
+SESSION_TOKENS: Final = 1 << 20
+# Tokens in one step: bounds the activation memory of one call into the engine.
+STEP_TOKENS: Final = 512
+# Positions and step numbers: steps outnumber tokens where drafts are rejected, a thousandfold is plenty.
+STEP_NUMBER: Final = 1 << 31
+# Steps a client may have on the way through one hop (pipelined prefill chunks and drafts).
+STEPS_IN_FLIGHT: Final = 64
+# Outputs a hop keeps so that it can answer a repeated step.
+OUTPUTS_KEPT: Final = STEPS_IN_FLIGHT
+
+# Deepest published models have 126 blocks; ten times that bounds loops over stages.
+STAGES: Final = 1024
+HIDDEN_SIZE: Final = 65_536
+# Largest vocabularies today are 262,144.
+VOCABULARY: Final = 1 << 20
+# Ids whose logits a sampler asks for by name (penalty windows).
+ASKED_IDS: Final = 4096
+
+TEXT_BYTES: Final = 1024
+PEER_ID_BYTES: Final = 64
+ADDRESSES: Final = 16
+ADDRESS_BYTES: Final = 256
+# Links to neighbours with their round-trip times, in one announcement.
+LINKS: Final = 16
+
+# An announcement: addresses 16 x 256, digests 1024 x 8, links 16 x 64, and names.
+RECORD_BYTES: Final = 16 * 1024
+# Announcements in one map; 4,096 nodes of 1 KiB make 4 MiB, the size of a control frame.
+MAP_RECORDS: Final = 4096
+# Announcements a peer may make us hold altogether.
+KNOWN_RECORDS: Final = 8192
+
+# How long an announcement lives; refreshed at a third of it.
+RECORD_LIFE_S: Final = 60.0
+RECORD_LIFE_MAX_S: Final = 600.0
+# Clocks of honest peers differ; those further ahead are refused.
+CLOCK_SKEW_S: Final = 120.0
+
+# Config, tokenizer and chat template; the largest tokenizer.json in use is 33 MB.
+MODEL_FILE_BYTES: Final = 64 * MIB
+MODEL_FILES: Final = 16
+MODEL_FILES_BYTES: Final = 128 * MIB
+FILE_CHUNK_BYTES: Final = 256 * 1024
+
+# Sessions one node keeps, and those that one peer may open on it.
+SESSIONS: Final = 256
+SESSIONS_PER_PEER: Final = 64
+
+# A stream that opens and then says nothing.
+FIRST_MESSAGE_TIMEOUT_S: Final = 10.0
+# A map, a manifest or a chunk of a file from a living peer.
+CONTROL_TIMEOUT_S: Final = 5.0
+# A session to open at a living, reachable node (weights are loaded already).
+OPEN_TIMEOUT_S: Final = 5.0
+# One hop's stream to the next, before the client is asked to bridge.
+LINK_TIMEOUT_S: Final = 3.0
+# A client that has sent nothing for this long, not even a ping, is gone.
+SESSION_IDLE_S: Final = 900.0

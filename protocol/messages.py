@@ -1,0 +1,268 @@
+"""Every message there is, one class each.
+
+A class attribute `tag` names the message on the wire; each field says by its rule what it may hold. What may be
+said when is in `protocol.session`; what a frame looks like in `protocol.codec`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from protocol import limits
+from protocol.candidates import Candidates, Want
+from protocol.errors import Malformed
+from protocol.fields import (
+    CANDIDATES,
+    FLAG,
+    SPAN,
+    TENSOR,
+    Rule,
+    blob,
+    optional,
+    real,
+    sequence,
+    struct,
+    text,
+    uint,
+    wire,
+    word,
+)
+from protocol.model import Span
+from protocol.tensors import Tensor
+
+SESSION_PROTOCOL = "/swarm/session/1"
+MAP_PROTOCOL = "/swarm/map/1"
+MODEL_PROTOCOL = "/swarm/model/1"
+
+_SESSION_ID = blob(16, exact=16)
+_NUMBER = uint(limits.STEP_NUMBER)
+_POSITION = uint(limits.SESSION_TOKENS)
+_STAGE = uint(limits.STAGES)
+_MILLISECONDS = real(0.0, 1e9)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """Base of all messages."""
+
+    tag: ClassVar[str]
+
+
+@dataclass(frozen=True, slots=True)
+class NextHop:
+    """Where a hop sends its hidden states: the peer, where it listens, and its id of the session."""
+
+    peer: str = wire(text(limits.PEER_ID_BYTES))
+    addrs: tuple[str, ...] = wire(sequence(text(limits.ADDRESS_BYTES), limits.ADDRESSES))
+    session: bytes = wire(_SESSION_ID)
+
+
+_NEXT_HOP = optional(struct(NextHop))
+
+
+@dataclass(frozen=True, slots=True)
+class Open(Message):
+    """Client to hop: keep a KV cache for these stages. The session id is a secret of client, hop and feeder."""
+
+    tag = "open"
+    session: bytes = wire(_SESSION_ID)
+    model: bytes = wire(blob(32, exact=32))  # the model digest
+    span: Span = wire(SPAN)
+    max_tokens: int = wire(uint(limits.SESSION_TOKENS))
+    next: NextHop | None = wire(_NEXT_HOP)  # None: outputs come back to the client
+
+
+@dataclass(frozen=True, slots=True)
+class Opened(Message):
+    """Hop to client: granted. `dtype` is that of the hidden states this hop takes and gives."""
+
+    tag = "opened"
+    dtype: str = wire(word("f32", "f16", "bf16"))
+
+
+@dataclass(frozen=True, slots=True)
+class Refused(Message):
+    """Hop to client: not granted. `code` is "busy", "model", "span", "capacity" or "draining"."""
+
+    tag = "refused"
+    code: str = wire(word("busy", "model", "span", "capacity", "draining"))
+    reason: str = wire(text())
+    retry_after_s: float = wire(real(0.0, 3600.0))
+
+
+@dataclass(frozen=True, slots=True)
+class Attach(Message):
+    """Previous hop to hop: this stream carries the steps of that session."""
+
+    tag = "attach"
+    session: bytes = wire(_SESSION_ID)
+
+
+_WANT_RULES: dict[str, Rule] = {
+    "kind": word("nothing", "hidden", "candidates"),
+    "every": FLAG,
+    "top": uint(limits.VOCABULARY),
+    "ids": sequence(uint(limits.VOCABULARY - 1), limits.ASKED_IDS),
+    "temperature": real(1e-3, 1e3),
+}
+
+
+def _parse_want(value: object) -> Want:
+    if not isinstance(value, dict) or value.keys() != _WANT_RULES.keys():
+        raise Malformed("a want has the fields " + ", ".join(_WANT_RULES))
+    return Want(**{name: rule.parse(value[name]) for name, rule in _WANT_RULES.items()})
+
+
+_WANT = Rule(lambda want: {name: getattr(want, name) for name in _WANT_RULES}, _parse_want)
+
+
+@dataclass(frozen=True, slots=True)
+class Step(Message):
+    """Client or previous hop to hop: run these rows at this position.
+
+    `inputs` is int32 [tokens] for a span that begins at stage 0, else hidden states [tokens, hidden_size].
+    A cache longer than `position` is cut to it first. A step with `fill_until` only rebuilds caches: the hop
+    passes it on only while its own span ends before that stage, and nobody returns an output for it.
+    """
+
+    tag = "step"
+    number: int = wire(_NUMBER)
+    position: int = wire(_POSITION)
+    inputs: Tensor = wire(TENSOR)
+    want: Want = wire(_WANT)
+    fill_until: int | None = wire(optional(_STAGE), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Output(Message):
+    """Hop to client: what the step wanted; `hidden` or `candidates` is set."""
+
+    tag = "output"
+    number: int = wire(_NUMBER)
+    hidden: Tensor | None = wire(optional(TENSOR), default=None)
+    candidates: Candidates | None = wire(optional(CANDIDATES), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Ack(Message):
+    """Hop to client: the step was computed here and sent on."""
+
+    tag = "ack"
+    number: int = wire(_NUMBER)
+    queue_ms: float = wire(_MILLISECONDS)
+    compute_ms: float = wire(_MILLISECONDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Relink(Message):
+    """Client to hop: from now on your outputs go to `next`; replay your journal into it first.
+
+    Journal entries of steps before `live_from` are sent as fills up to stage `fill_until`, the others as they were.
+    With `next` None, outputs come back to the client and only entries from `live_from` on are repeated.
+    """
+
+    tag = "relink"
+    next: NextHop | None = wire(_NEXT_HOP)
+    live_from: int = wire(_NUMBER)
+    fill_until: int = wire(_STAGE)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkDown(Message):
+    """Hop to client: the stream to the next hop cannot be opened or broke; the journal is kept."""
+
+    tag = "link_down"
+    next: bytes = wire(_SESSION_ID)
+    reason: str = wire(text())
+
+
+@dataclass(frozen=True, slots=True)
+class Ping(Message):
+    """Client to hop: are you there?"""
+
+    tag = "ping"
+    nonce: int = wire(_NUMBER)
+
+
+@dataclass(frozen=True, slots=True)
+class Pong(Message):
+    """Hop to client, at once: the steps received and computed are counted by the highest number plus one."""
+
+    tag = "pong"
+    nonce: int = wire(_NUMBER)
+    received: int = wire(_NUMBER)
+    computed: int = wire(_NUMBER)
+
+
+@dataclass(frozen=True, slots=True)
+class Close(Message):
+    """Client to hop: the session is over; free its cache."""
+
+    tag = "close"
+
+
+@dataclass(frozen=True, slots=True)
+class Error(Message):
+    """Either: this stream is over. `elsewhere` says whether another peer may succeed where this one failed."""
+
+    tag = "error"
+    code: str = wire(text(64))
+    message: str = wire(text())
+    elsewhere: bool = wire(FLAG)
+
+
+@dataclass(frozen=True, slots=True)
+class MapRequest(Message):
+    """Give me the announcements you hold; here are some of mine."""
+
+    tag = "map?"
+    records: tuple[bytes, ...] = wire(sequence(blob(limits.RECORD_BYTES), limits.MAP_RECORDS), default=())
+
+
+@dataclass(frozen=True, slots=True)
+class MapReply(Message):
+    """The announcements that the peer holds, its own first."""
+
+    tag = "map"
+    records: tuple[bytes, ...] = wire(sequence(blob(limits.RECORD_BYTES), limits.MAP_RECORDS))
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestRequest(Message):
+    """Give me the manifest of this model."""
+
+    tag = "manifest?"
+    model: bytes = wire(blob(32, exact=32))
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestReply(Message):
+    """The manifest's canonical bytes (`protocol.model.parse_manifest` reads them)."""
+
+    tag = "manifest"
+    manifest: bytes = wire(blob(limits.CONTROL_FRAME_BYTES))
+
+
+@dataclass(frozen=True, slots=True)
+class FileRequest(Message):
+    """Give me one file that the manifest names."""
+
+    tag = "file?"
+    name: str = wire(text(128))
+
+
+@dataclass(frozen=True, slots=True)
+class FileChunk(Message):
+    """The next bytes of the file asked for; the file is complete when `last` is set."""
+
+    tag = "file"
+    data: bytes = wire(blob(limits.FILE_CHUNK_BYTES))
+    last: bool = wire(FLAG)
+
+
+ALL: tuple[type[Message], ...] = (
+    Open, Opened, Refused, Attach, Step, Output, Ack, Relink, LinkDown, Ping, Pong, Close, Error,
+    MapRequest, MapReply, ManifestRequest, ManifestReply, FileRequest, FileChunk,
+)  # fmt: skip
+BY_TAG: dict[str, type[Message]] = {cls.tag: cls for cls in ALL}
