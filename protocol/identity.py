@@ -1,0 +1,101 @@
+"""Who a peer is: an Ed25519 key, and the libp2p peer id made from it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+from typing import Final
+
+import base58
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from protocol.errors import BadSignature, ConfigError, Malformed
+
+# identity multihash (0x00) of 36 bytes; protobuf PublicKey {Type: Ed25519 (1), Data: 32 bytes}
+# (libp2p peer-ids specification, "Keys" and "Peer Ids")
+_PEER_ID_PREFIX: Final = bytes.fromhex("0024 0801 1220")
+KEY_BYTES: Final = 32
+
+
+class Identity:
+    """A private key and its peer id. Prints as the peer id only."""
+
+    def __init__(self, key: Ed25519PrivateKey) -> None:
+        self.key = key
+        self.public = key.public_key().public_bytes_raw()
+        self.peer = peer_id(self.public)
+
+    def __repr__(self) -> str:
+        return f"Identity({self.peer})"
+
+    def sign(self, domain: str, body: bytes) -> bytes:
+        """64 bytes. `domain` separates uses of the key: a signature made for one is worthless in another."""
+        return self.key.sign(_message(domain, body))
+
+
+def generate() -> Identity:
+    """A new identity, kept nowhere."""
+    return Identity(Ed25519PrivateKey.generate())
+
+
+def load_or_create(path: Path) -> Identity:
+    """The identity kept at `path`; made there, readable by the owner only, if there is none.
+
+    Raises: ConfigError, if the file cannot be read or written, is open to others, or holds no key.
+    """
+    try:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _write_private(path, generate().key.private_bytes_raw())
+        if path.stat().st_mode & 0o077:
+            raise ConfigError(f"the key file {path} can be read by others; run: chmod 600 {path}")
+        raw = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"cannot use the key file {path}: {error.strerror}") from error
+    if len(raw) != KEY_BYTES:
+        raise ConfigError(f"{path} is not a key file; move it away and a new key will be made")
+    return Identity(Ed25519PrivateKey.from_private_bytes(raw))
+
+
+def _write_private(path: Path, data: bytes) -> None:
+    """Write a file that is 0600 from its first moment and appears whole (the loser of a race keeps the winner's)."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        with contextlib.suppress(FileExistsError):
+            os.link(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def peer_id(public: bytes) -> str:
+    """The libp2p peer id of an Ed25519 public key (32 bytes), as base58 text."""
+    return base58.b58encode(_PEER_ID_PREFIX + public).decode()
+
+
+def public_key(peer: str) -> bytes:
+    """The public key that a peer id holds. Raises: Malformed."""
+    try:
+        raw = base58.b58decode(peer)
+    except ValueError as error:
+        raise Malformed("not a peer id") from error
+    if len(raw) != len(_PEER_ID_PREFIX) + KEY_BYTES or not raw.startswith(_PEER_ID_PREFIX):
+        raise Malformed("not the peer id of an Ed25519 key")
+    return raw[len(_PEER_ID_PREFIX) :]
+
+
+def verify(peer: str, domain: str, body: bytes, signature: bytes) -> None:
+    """Raises BadSignature unless `peer` signed `body` for `domain`; Malformed if `peer` is no peer id."""
+    try:
+        Ed25519PublicKey.from_public_bytes(public_key(peer)).verify(signature, _message(domain, body))
+    except InvalidSignature as error:
+        raise BadSignature(f"not signed by {peer}") from error
+
+
+def _message(domain: str, body: bytes) -> bytes:
+    return hashlib.sha256(domain.encode()).digest() + body

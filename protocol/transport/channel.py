@@ -1,0 +1,87 @@
+"""Messages over a stream: the only place where frames meet the network."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TypeVar
+
+import trio
+
+from protocol import limits
+from protocol.codec import FrameReader, encode
+from protocol.errors import Lost, Malformed, TimedOut
+from protocol.messages import Message
+from protocol.session import StreamState
+from protocol.transport.base import Stream
+
+M = TypeVar("M", bound=Message)
+
+
+class Channel:
+    """A stream of messages. Many tasks may send (each message whole, in the order of asking); one receives.
+
+    With a `state`, every message either way is checked against the session's table. Owns the stream: leaving
+    the `async with` block closes it, by reset if an exception is on its way.
+    """
+
+    def __init__(
+        self, stream: Stream, *, state: StreamState | None = None, frame_limit: int = limits.FRAME_BYTES
+    ) -> None:
+        self.stream = stream
+        self._state = state
+        self._reader = FrameReader(frame_limit)
+        self._sending = trio.Lock()
+
+    @property
+    def peer(self) -> str:
+        """The verified id of the peer at the other end."""
+        return self.stream.peer
+
+    async def send(self, message: Message) -> None:
+        """Send one message. Raises: Lost; LocalProtocolError, if the session's table forbids it now."""
+        async with self._sending:
+            if self._state is not None:
+                self._state.sent(message)
+            await self.stream.send(encode(message))
+
+    async def receive(self) -> Message | None:
+        """The next message; None once the peer has finished. Raises: Lost, Malformed, TooLarge."""
+        while True:
+            message = self._reader.next()
+            if message is not None:
+                if self._state is not None:
+                    self._state.received(message)
+                return message
+            data = await self.stream.receive()
+            if not data:
+                if self._reader.pending:
+                    raise Malformed("the stream ended inside a frame")
+                return None
+            self._reader.feed(data)
+
+    async def expect(self, kind: type[M], within_s: float) -> M:
+        """The next message, which must be a `kind`.
+
+        Raises: TimedOut, after `within_s` seconds; Malformed, if it is another message; Lost, if there is none.
+        """
+        try:
+            with trio.fail_after(within_s):
+                message = await self.receive()
+        except trio.TooSlowError:
+            raise TimedOut(f"{self.peer} did not answer within {within_s:g} s") from None
+        if message is None:
+            raise Lost(f"{self.peer} closed the stream")
+        if not isinstance(message, kind):
+            raise Malformed(f"{self.peer} answered {message.tag}, expected {kind.tag}")
+        return message
+
+    async def __aenter__(self) -> Channel:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.stream.reset()
+        else:
+            await self.stream.aclose()
