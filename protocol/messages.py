@@ -71,6 +71,7 @@ class Open(Message):
     span: Span = wire(SPAN)
     max_tokens: int = wire(uint(limits.SESSION_TOKENS))
     next: NextHop | None = wire(_NEXT_HOP)  # None: outputs come back to the client
+    bridged: bool = wire(FLAG, default=False)  # with no next: all hidden states come back, whatever a step wants
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,11 +160,13 @@ class Relink(Message):
     """Client to hop: from now on your outputs go to `next`; replay your journal into it first.
 
     Journal entries of steps before `live_from` are sent as fills up to stage `fill_until`, the others as they were.
-    With `next` None, outputs come back to the client and only entries from `live_from` on are repeated.
+    With `next` None, outputs come back to the client. If `bridged`, it has asked to carry them on itself: all hidden
+    states come back, those of the whole journal first.
     """
 
     tag = "relink"
     next: NextHop | None = wire(_NEXT_HOP)
+    bridged: bool = wire(FLAG)
     live_from: int = wire(_NUMBER)
     fill_until: int = wire(_STAGE)
 

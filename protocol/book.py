@@ -1,0 +1,77 @@
+"""The announcements one peer holds: the newest of each peer, bounded, forgetting what expired."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+
+from protocol import limits
+from protocol.errors import RemoteProtocolError
+from protocol.records import Announcement, Record, newer, parse_record
+
+
+class RecordBook:
+    """Everybody's latest word. `now` is always an argument, in seconds since the Unix epoch."""
+
+    def __init__(self, most: int = limits.KNOWN_RECORDS) -> None:
+        self._most = most
+        self._records: dict[str, Record] = {}
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(tuple(self._records.values()))
+
+    def get(self, peer: str) -> Record | None:
+        """The latest record of `peer`, expired or not."""
+        return self._records.get(peer)
+
+    def add(self, record: Record) -> bool:
+        """Keep a checked record if it says something new; whether it did."""
+        known = self._records.get(record.peer)
+        if known is not None and not newer(record.announcement, known.announcement):
+            return False
+        if known is None and len(self._records) >= self._most:
+            self._forget_soonest_to_expire()
+        self._records[record.peer] = record
+        return True
+
+    def merge(self, data: Iterable[bytes], now: float) -> tuple[list[Record], int]:
+        """Check and keep records from a peer: those that were new, and how many were refused."""
+        fresh, refused = [], 0
+        for entry in data:
+            try:
+                record = parse_record(entry, now)
+            except RemoteProtocolError:
+                refused += 1
+                continue
+            if self.add(record):
+                fresh.append(record)
+        return fresh, refused
+
+    def expire(self, now: float) -> None:
+        """Forget every record whose time is over."""
+        self._records = {peer: r for peer, r in self._records.items() if r.announcement.expires > now}
+
+    def alive(self, now: float) -> list[Announcement]:
+        """What the peers that have not gone say, of records still valid."""
+        said = (record.announcement for record in self._records.values())
+        return [a for a in said if a.expires > now and a.state != "gone"]
+
+    def pack(self, now: float, rng: random.Random) -> tuple[bytes, ...]:
+        """The valid records as bytes, at most what one map message may hold; which ones is random beyond that."""
+        valid = [r.data for r in self._records.values() if r.announcement.expires > now]
+        if len(valid) > limits.MAP_RECORDS:
+            valid = rng.sample(valid, limits.MAP_RECORDS)
+        kept, size = [], 0
+        for data in valid:
+            size += len(data) + 8
+            if size > limits.CONTROL_FRAME_BYTES - 1024:
+                break
+            kept.append(data)
+        return tuple(kept)
+
+    def _forget_soonest_to_expire(self) -> None:
+        first = min(self._records.values(), key=lambda record: record.announcement.expires)
+        del self._records[first.peer]

@@ -1,0 +1,70 @@
+"""Short request-and-answer conversations with one peer: its map of the swarm, its model files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import trio
+
+from protocol import limits
+from protocol.errors import TooLarge
+from protocol.messages import (
+    MAP_PROTOCOL,
+    MODEL_PROTOCOL,
+    FileChunk,
+    FileRequest,
+    ManifestReply,
+    ManifestRequest,
+    MapReply,
+    MapRequest,
+)
+from protocol.model import Manifest, check_files, parse_manifest
+from protocol.transport.base import Transport
+from protocol.transport.channel import Channel
+
+
+async def exchange_maps(
+    transport: Transport, peer: str, addrs: Sequence[str], records: tuple[bytes, ...] = ()
+) -> tuple[tuple[bytes, ...], float]:
+    """Give `records` to a peer and take those it holds: (unchecked records, round-trip time in seconds).
+
+    Raises: PeerUnavailable, if it cannot be reached or does not answer in time; RemoteProtocolError.
+    """
+    async with await _open(transport, peer, addrs, MAP_PROTOCOL) as channel:
+        asked = trio.current_time()
+        await channel.send(MapRequest(records))
+        reply = await channel.expect(MapReply, limits.CONTROL_TIMEOUT_S)
+        return reply.records, trio.current_time() - asked
+
+
+async def fetch_model(
+    transport: Transport, peer: str, addrs: Sequence[str], digest: bytes
+) -> tuple[Manifest, dict[str, bytes]]:
+    """The manifest of a model and the files it names, all checked against `digest`.
+
+    Raises: PeerUnavailable; RemoteProtocolError, if what came is not what the digest names.
+    """
+    async with await _open(transport, peer, addrs, MODEL_PROTOCOL) as channel:
+        await channel.send(ManifestRequest(digest))
+        reply = await channel.expect(ManifestReply, limits.CONTROL_TIMEOUT_S)
+        manifest = parse_manifest(reply.manifest, digest)
+        contents = {file.name: await _fetch_file(channel, file.name, file.size) for file in manifest.files}
+    check_files(manifest, contents)
+    return manifest, contents
+
+
+async def _fetch_file(channel: Channel, name: str, size: int) -> bytes:
+    await channel.send(FileRequest(name))
+    data = bytearray()
+    while True:
+        chunk = await channel.expect(FileChunk, limits.CONTROL_TIMEOUT_S)
+        data += chunk.data
+        if len(data) > size:
+            raise TooLarge(f"{name} is longer than the manifest says")
+        if chunk.last:
+            return bytes(data)
+
+
+async def _open(transport: Transport, peer: str, addrs: Sequence[str], protocol: str) -> Channel:
+    stream = await transport.open_stream(peer, addrs, protocol)
+    return Channel(stream, frame_limit=limits.CONTROL_FRAME_BYTES)
