@@ -49,7 +49,7 @@ class Stream(Protocol):
         """Finish sending, discard what still arrives, free the stream. Safe to call twice."""
 
     def reset(self) -> None:
-        """End both directions at once; the peer's next receive raises Lost. Never blocks. Safe to call twice."""
+        """End both directions at once; the peer's next receive raises Lost. Never blocks. Safe twice."""
 
 
 Handler = Callable[[Stream], Awaitable[None]]

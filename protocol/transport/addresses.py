@@ -1,0 +1,75 @@
+"""Multiaddr text to the few parts this project uses, and back: pure, no sockets."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+
+from protocol.errors import ConfigError
+from protocol.transport.peer_id import is_peer_id
+
+MAX_ADDR_CHARS = 512  # /dns (253) + /p2p (59) + the rest, rounded up
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A UDP port that speaks QUIC v1, and whose it is if the address said so."""
+
+    host: str  # an IP address, or a name where `kind` is dns, dns4 or dns6
+    port: int
+    peer: str | None = None
+    kind: str = "ip4"
+
+    @property
+    def is_name(self) -> bool:
+        """Whether `host` has to be resolved first."""
+        return self.kind.startswith("dns")
+
+    def __str__(self) -> str:
+        place = f"/{self.kind}/{self.host}/udp/{self.port}/quic-v1"
+        return f"{place}/p2p/{self.peer}" if self.peer else place
+
+
+def parse_address(text: str) -> Address:
+    """The parts of "/ip4/192.0.2.7/udp/4001/quic-v1[/p2p/<id>]" (also ip6, dns, dns4, dns6).
+
+    Raises: ConfigError with one clear line, if `text` is anything else.
+    """
+
+    def malformed(why: str) -> ConfigError:
+        return ConfigError(
+            f"malformed address {text[:MAX_ADDR_CHARS]!r}: {why} (expected /ip4/<address>/udp/<port>/quic-v1)"
+        )
+
+    if len(text) > MAX_ADDR_CHARS:
+        raise malformed("too long")
+    parts = text.split("/")
+    if len(parts) not in (6, 8) or parts[0] != "":
+        raise malformed("wrong number of parts")
+    kind, host, udp, port_text, quic = parts[1:6]
+    if udp != "udp" or quic != "quic-v1":
+        raise malformed("only udp with quic-v1 is spoken")
+    if not (port_text.isascii() and port_text.isdigit() and len(port_text) <= 5 and int(port_text) <= 65535):
+        raise malformed(f"{port_text!r} is no port")
+    peer = None
+    if len(parts) == 8:
+        if parts[6] != "p2p" or not is_peer_id(parts[7]):
+            raise malformed("the end is no /p2p/<peer id>")
+        peer = parts[7]
+    try:
+        if kind == "ip4":
+            host = str(ipaddress.IPv4Address(host))
+        elif kind == "ip6":
+            host = str(ipaddress.IPv6Address(host))
+        elif kind not in ("dns", "dns4", "dns6"):
+            raise malformed(f"{kind!r} is no kind of host")
+        elif not host or len(host) > 253 or not host.isascii():
+            raise malformed(f"{host!r} is no host name")
+    except ValueError:
+        raise malformed(f"{host!r} is no {kind} address") from None
+    return Address(host, int(port_text), peer, kind)
+
+
+def with_peer(address: Address, peer: str) -> Address:
+    """`address`, ending in /p2p/`peer`."""
+    return Address(address.host, address.port, peer, address.kind)

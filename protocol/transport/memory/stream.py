@@ -1,0 +1,124 @@
+"""A stream in memory, and the connection it belongs to."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import TYPE_CHECKING
+
+import trio
+
+from protocol.errors import Lost, PeerUnavailable
+from protocol.transport.memory.pipe import Link, Pipe
+
+if TYPE_CHECKING:
+    from protocol.transport.memory.transport import MemoryTransport
+
+AT_ONCE = -math.inf
+
+
+class MemoryStream:
+    """One end of a stream; see `protocol.transport.base.Stream`."""
+
+    def __init__(self, connection: Connection, peer: str, inbox: Pipe, outbox: Pipe) -> None:
+        self._connection = connection
+        self._peer = peer
+        self.inbox = inbox
+        self._outbox = outbox
+        self._ended = False
+
+    @property
+    def peer(self) -> str:
+        """The id of the peer at the other end."""
+        return self._peer
+
+    async def send(self, data: bytes | bytearray | memoryview) -> None:
+        """Send all of `data`."""
+        await self._outbox.send(bytes(data))
+
+    async def receive(self) -> bytes:
+        """The next bytes, or b"" once the peer has finished."""
+        return await self.inbox.receive()
+
+    async def finish(self) -> None:
+        """Half-close."""
+        self._outbox.finish()
+        await trio.lowlevel.checkpoint()
+
+    async def aclose(self) -> None:
+        """Finish, and tell the peer to stop if it has not."""
+        if not self._ended:
+            self._end()
+            self._outbox.finish()
+            if self.inbox.discard():
+                self.inbox.fail(
+                    Lost, "the peer closed the stream", send_at=self._outbox.arrival(), receive_at=math.inf
+                )
+        await trio.lowlevel.checkpoint()
+
+    def reset(self) -> None:
+        """End both directions: here at once, there when the news arrives."""
+        self.refuse(Lost, "the stream was reset")
+
+    def refuse(self, kind: type[PeerUnavailable], message: str) -> None:
+        """What `reset` does, with a reason that both ends read."""
+        if not self._ended:
+            self._end()
+            there = self._outbox.arrival()
+            self._outbox.fail(kind, message, send_at=AT_ONCE, receive_at=there)
+            self.inbox.fail(kind, message, send_at=there, receive_at=AT_ONCE)
+
+    def lose(self, why: str, at: float) -> None:
+        """The connection is gone: both directions end here; the other end hears it from its own."""
+        self._outbox.fail(Lost, why, send_at=at, receive_at=math.inf)
+        self.inbox.fail(Lost, why, send_at=math.inf, receive_at=at)
+
+    def notify(self) -> None:
+        """Look again: the link has changed."""
+        self.inbox.notify()
+        self._outbox.notify()
+
+    def _end(self) -> None:
+        self._ended = True
+        self._connection.forget(self)
+
+
+class Connection:
+    """Two peers that know each other, and their open streams."""
+
+    def __init__(
+        self, link: Link, dialler: MemoryTransport, listener: MemoryTransport, rng: random.Random
+    ) -> None:
+        self.link = link
+        self.ends = (dialler, listener)
+        self._rngs = {
+            dialler.peer: random.Random(rng.getrandbits(64)),
+            listener.peer: random.Random(rng.getrandbits(64)),
+        }
+        self._streams: dict[MemoryStream, None] = {}  # ordered, so that runs repeat
+
+    def open(self, opener: str) -> tuple[MemoryStream, MemoryStream]:
+        """The opener's end of a new stream, and the other."""
+        a, b = (end.peer for end in self.ends)
+        other = b if opener == a else a
+        there, back = Pipe(self.link, self._rngs[opener]), Pipe(self.link, self._rngs[other])
+        ours = MemoryStream(self, other, inbox=back, outbox=there)
+        theirs = MemoryStream(self, opener, inbox=there, outbox=back)
+        self._streams[ours] = self._streams[theirs] = None
+        return ours, theirs
+
+    def forget(self, stream: MemoryStream) -> None:
+        """`stream` has ended by itself."""
+        # The link's changes still matter to what is on its way to the other end, which is notified itself.
+        self._streams.pop(stream, None)
+
+    def notify(self) -> None:
+        """The link has changed."""
+        for stream in list(self._streams):
+            stream.notify()
+
+    def lose(self, transport: MemoryTransport, why: str, at: float = AT_ONCE) -> None:
+        """End every stream at `transport`'s end, when the clock says `at`."""
+        for stream in self._streams:
+            if stream.peer != transport.peer:
+                stream.lose(why, at)

@@ -1,0 +1,196 @@
+"""One peer's transport in memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import trio
+
+from protocol.errors import (
+    ConfigError,
+    LocalProtocolError,
+    Lost,
+    PeerUnavailable,
+    RemoteProtocolError,
+    TimedOut,
+    Unreachable,
+)
+from protocol.transport.addresses import parse_address
+from protocol.transport.base import Handler, PeerAddrs
+from protocol.transport.limits import DIAL_TIMEOUT_S, MAX_DIAL_ADDRS
+from protocol.transport.memory.stream import Connection, MemoryStream
+from protocol.transport.serving import run_handler
+from protocol.transport.validator import DhtValidator
+
+if TYPE_CHECKING:
+    from protocol.transport.memory.network import Network
+
+logger = logging.getLogger(__name__)
+
+# A lookup asks nodes nearer and nearer to the key: two round trips are enough in a small swarm.
+_DHT_ROUND_TRIPS = 2
+
+
+class MemoryTransport:
+    """See `protocol.transport.base.Transport`; made by `Network.transport`."""
+
+    def __init__(
+        self,
+        network: Network,
+        nursery: trio.Nursery,
+        peer: str,
+        addrs: tuple[str, ...],
+        validate: DhtValidator,
+    ) -> None:
+        self._network = network
+        self._nursery = nursery
+        self._peer = peer
+        self._addrs = addrs
+        self._handlers: dict[str, Handler] = {}
+        self._running: set[trio.CancelScope] = set()
+        self.alive = True
+        self._dht = MemoryDht(self, network, validate)
+
+    @property
+    def peer(self) -> str:
+        """This peer's id."""
+        return self._peer
+
+    @property
+    def addrs(self) -> tuple[str, ...]:
+        """Where others can dial it; empty if it only dials."""
+        return self._addrs
+
+    @property
+    def dht(self) -> MemoryDht:
+        """The network's hint store, as this peer sees it."""
+        return self._dht
+
+    def serve(self, protocol: str, handler: Handler) -> None:
+        """Call `handler` for each incoming stream of `protocol`."""
+        self._handlers[protocol] = handler
+
+    async def connect(self, addr: str) -> str:
+        """Connect to the peer at `addr`."""
+        peer = parse_address(addr).peer
+        if peer is None:
+            raise ConfigError(f"malformed address {addr!r}: it must end in /p2p/<peer id>")
+        await self._connection(peer, [addr])
+        return peer
+
+    async def open_stream(self, peer: str, addrs: Sequence[str], protocol: str) -> MemoryStream:
+        """Open a stream of `protocol`; a peer that does not speak it refuses with the first answer."""
+        connection = await self._connection(peer, addrs)
+        ours, theirs = connection.open(self._peer)
+        other = self._network.living(peer)
+        if other is not None:
+            other.accept(theirs, protocol)
+        return ours
+
+    def accept(self, stream: MemoryStream, protocol: str) -> None:
+        """Another peer has opened `stream`."""
+        self._nursery.start_soon(self._handle, stream, protocol)
+
+    def stop(self) -> None:
+        """End what runs here, as death or leaving does."""
+        self.alive = False
+        for scope in list(self._running):
+            scope.cancel()
+
+    def watch(self, connection: Connection, idle_timeout_s: float) -> None:
+        """Give `connection` up at this end unless its link heals within `idle_timeout_s`."""
+        self._nursery.start_soon(self._watch, connection, idle_timeout_s)
+
+    async def _watch(self, connection: Connection, idle_timeout_s: float) -> None:
+        healed = connection.link.healed
+        with trio.move_on_after(idle_timeout_s):
+            await healed.wait()
+        if not healed.is_set():
+            self._network.drop(connection, "nothing was heard from the peer")
+
+    async def _handle(self, stream: MemoryStream, protocol: str) -> None:
+        with trio.CancelScope() as scope:
+            self._running.add(scope)
+            try:
+                await stream.inbox.wait_arrived(stream.inbox.arrival())
+                handler = self._handlers.get(protocol)
+                if handler is None:
+                    stream.refuse(Unreachable, f"peer {self._peer} does not speak {protocol}")
+                else:
+                    await run_handler(handler, stream, protocol)
+            except PeerUnavailable:
+                stream.reset()  # the opener was gone before the handler began
+            finally:
+                self._running.discard(scope)
+
+    async def _connection(self, peer: str, addrs: Sequence[str]) -> Connection:
+        await trio.lowlevel.checkpoint()
+        if not self.alive:
+            raise Lost("this transport has ended")
+        if peer == self._peer:
+            raise LocalProtocolError("a peer does not dial itself")
+        known = self._network.connection(self._peer, peer)
+        return known if known is not None else await self._dial(peer, addrs)
+
+    async def _dial(self, peer: str, addrs: Sequence[str]) -> Connection:
+        link = self._network.link(self._peer, peer)
+        listens = any(self._network.listens(peer, addr) for addr in addrs[:MAX_DIAL_ADDRS])
+        with trio.move_on_after(DIAL_TIMEOUT_S):
+            if listens or self._network.is_silent(peer):
+                while link.blocked_since is not None:
+                    await link.healed.wait()
+            await trio.sleep(2 * link.latency_s)
+            if not listens or self._network.living(peer) is None:
+                raise Unreachable(f"nobody answers as {peer} at {', '.join(addrs) or 'no address'}")
+            if not self.alive:
+                raise Lost("this transport has ended")
+            return self._network.connect(self, peer)
+        raise TimedOut(f"peer {peer} did not answer within {DIAL_TIMEOUT_S:g} s")
+
+
+class MemoryDht:
+    """The network's one table of hints, with a lookup's delay; nothing in it notices deaths."""
+
+    def __init__(self, transport: MemoryTransport, network: Network, validate: DhtValidator) -> None:
+        self._transport = transport
+        self._network = network
+        self._validate = validate
+
+    async def provide(self, key: str) -> None:
+        """Stand in the table under `key`."""
+        if await self._lookup():
+            entry = PeerAddrs(self._transport.peer, self._transport.addrs)
+            self._network.provided.setdefault(key, {})[entry.peer] = entry
+
+    async def providers(self, key: str, limit: int = 20) -> list[PeerAddrs]:
+        """Who stands in the table under `key`, dead or alive."""
+        found = self._network.provided.get(key, {}) if await self._lookup() else {}
+        return [entry for peer, entry in found.items() if peer != self._transport.peer][:limit]
+
+    async def put(self, key: str, value: bytes) -> None:
+        """Store `value` unless what is there is newer. Raises: LocalProtocolError, if it is not valid."""
+        try:
+            self._validate.validate(key, value)
+        except RemoteProtocolError as error:
+            raise LocalProtocolError(f"this value may not stand under {key!r}: {error}") from error
+        if await self._lookup():
+            there = self._network.stored.get(key)
+            if there is None or self._validate.newer(value, there):
+                self._network.stored[key] = value
+
+    async def get(self, key: str) -> bytes | None:
+        """What is stored under `key`, if it is (still) valid."""
+        value = self._network.stored.get(key) if await self._lookup() else None
+        if value is not None:
+            try:
+                self._validate.validate(key, value)
+            except RemoteProtocolError as error:
+                logger.info("invalid value under %r: %s", key, error)
+                return None
+        return value
+
+    async def _lookup(self) -> bool:
+        await trio.sleep(2 * _DHT_ROUND_TRIPS * self._network.latency_s)
+        return self._transport.alive and not self._network.is_paused(self._transport.peer)
