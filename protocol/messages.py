@@ -137,10 +137,11 @@ class Step(Message):
 
 @dataclass(frozen=True, slots=True)
 class Output(Message):
-    """Hop to client: what the step wanted; `hidden` or `candidates` is set."""
+    """Hop to client: what the step wanted; `hidden` or `candidates` is set. `position` is that of the first row."""
 
     tag = "output"
     number: int = wire(_NUMBER)
+    position: int = wire(_POSITION)
     hidden: Tensor | None = wire(optional(TENSOR), default=None)
     candidates: Candidates | None = wire(optional(CANDIDATES), default=None)
 
