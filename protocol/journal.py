@@ -1,0 +1,108 @@
+"""What was sent over one boundary, kept so that a replacement behind it can be filled. Pure.
+
+A client keeps one for each boundary that it feeds (for boundary 0 the rows are int32 token ids), a hop one
+for the boundary behind it (the rows are hidden states).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+
+from protocol import limits
+from protocol.candidates import NOTHING, Want
+from protocol.errors import LocalProtocolError
+from protocol.messages import Step
+from protocol.tensors import Tensor, concat_rows
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """The rows of one step that still stand."""
+
+    number: int
+    position: int
+    rows: Tensor
+    want: Want
+
+    @property
+    def stop(self) -> int:
+        """The position after the last row."""
+        return self.position + self.rows.rows
+
+
+class Journal:
+    """The rows of positions 0..length, by the steps that brought them; at most `most_tokens` of them."""
+
+    def __init__(self, most_tokens: int = limits.SESSION_TOKENS) -> None:
+        self._most_tokens = most_tokens
+        self._entries: list[Entry] = []
+
+    @property
+    def length(self) -> int:
+        """Rows kept; the position that the next step has if nothing is rolled back."""
+        return self._entries[-1].stop if self._entries else 0
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """Every entry in order of number and of position; their rows are contiguous."""
+        return tuple(self._entries)
+
+    def append(self, number: int, position: int, rows: Tensor, want: Want) -> None:
+        """Keep the rows of a step; those from `position` on that stood before are forgotten first.
+
+        Raises: LocalProtocolError, if rows between are missing, the journal is full, or `number` is not
+        higher than every number before it.
+        """
+        if position > self.length:
+            raise LocalProtocolError(f"position {position} leaves a gap after {self.length} rows")
+        if position + rows.rows > self._most_tokens:
+            raise LocalProtocolError(f"the journal holds at most {self._most_tokens} rows")
+        if self._entries and number <= self._entries[-1].number:
+            raise LocalProtocolError(f"step {number} after step {self._entries[-1].number}")
+        self.truncate(position)
+        self._entries.append(Entry(number, position, rows, want))
+
+    def truncate(self, length: int) -> None:
+        """Forget the rows from position `length` on."""
+        while self._entries and self._entries[-1].position >= length:
+            self._entries.pop()
+        if self._entries and self._entries[-1].stop > length:
+            last = self._entries.pop()
+            kept = last.rows.row_slice(0, length - last.position)
+            # A copy: a view would keep the forgotten rows in memory, which are bounded by nothing.
+            kept = Tensor(kept.dtype, kept.shape, bytes(kept.data))
+            self._entries.append(Entry(last.number, last.position, kept, last.want))
+
+    def find(self, number: int) -> Entry | None:
+        """What still stands of step `number`."""
+        index = bisect_left(self._entries, number, key=lambda entry: entry.number)
+        if index < len(self._entries) and self._entries[index].number == number:
+            return self._entries[index]
+        return None
+
+    def replay(self, live_from: int, fill_until: int, chunk_rows: int = limits.STEP_TOKENS) -> list[Step]:
+        """The steps that bring a new holder of the next boundary up to date.
+
+        Entries of steps before `live_from` come as fills up to stage `fill_until`, as many whole entries
+        together as fit in `chunk_rows` rows, under the highest number among them; the others come as they were.
+        """
+        steps: list[Step] = []
+        together: list[Entry] = []
+        for entry in self._entries:
+            live = entry.number >= live_from
+            if together and (live or entry.stop - together[0].position > chunk_rows):
+                steps.append(_fill(together, fill_until))
+                together = []
+            if live:
+                steps.append(Step(entry.number, entry.position, entry.rows, entry.want))
+            else:
+                together.append(entry)
+        if together:
+            steps.append(_fill(together, fill_until))
+        return steps
+
+
+def _fill(entries: list[Entry], fill_until: int) -> Step:
+    rows = concat_rows([entry.rows for entry in entries])
+    return Step(entries[-1].number, entries[0].position, rows, NOTHING, fill_until)

@@ -1,0 +1,111 @@
+"""The journal: contiguous rows, rollback, and what a replacement is told."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.candidates import NOTHING, Want
+from protocol.errors import LocalProtocolError
+from protocol.journal import Journal
+from protocol.messages import Step
+from protocol.tensors import Tensor, from_numpy
+
+WANT = Want("candidates")
+
+
+def ids(*values: int) -> Tensor:
+    """A row per token id."""
+    return from_numpy(np.array(values, np.int32))
+
+
+def positions(steps: list[Step]) -> list[tuple[int, int, int, int | None]]:
+    """(number, position, rows, fill_until) of each step."""
+    return [(s.number, s.position, s.inputs.rows, s.fill_until) for s in steps]
+
+
+def test_rows_are_kept_in_order() -> None:
+    """Length and find follow what was appended."""
+    journal = Journal(8)
+    assert (journal.length, journal.entries) == (0, ())
+    journal.append(0, 0, ids(1, 2, 3), NOTHING)
+    journal.append(5, 3, ids(4), WANT)
+    assert journal.length == 4
+    found = journal.find(5)
+    assert found is not None
+    assert (found.rows.numpy().tolist(), found.want) == ([4], WANT)
+    assert (journal.find(1), journal.find(6)) == (None, None)
+
+
+def test_a_step_at_an_earlier_position_forgets_what_was_there() -> None:
+    """Rollback cuts inside an entry, and what is kept holds no memory of the rest."""
+    journal = Journal(8)
+    journal.append(0, 0, ids(1, 2, 3, 4), NOTHING)
+    journal.append(1, 4, ids(5, 6), WANT)
+    journal.append(2, 2, ids(9), WANT)
+    assert [(e.number, e.position, e.rows.numpy().tolist()) for e in journal.entries] == [
+        (0, 0, [1, 2]),
+        (2, 2, [9]),
+    ]
+    assert len(journal.entries[0].rows.data) == 8
+    assert isinstance(journal.entries[0].rows.data, bytes)
+
+
+@pytest.mark.parametrize(
+    ("number", "position", "rows"), [(1, 5, ids(1)), (1, 3, ids(1, 2)), (0, 3, ids(1))], ids=str
+)
+def test_what_cannot_be_is_our_own_bug(number: int, position: int, rows: Tensor) -> None:
+    """A gap, too many rows, a number that does not rise."""
+    journal = Journal(4)
+    journal.append(0, 0, ids(1, 2, 3), NOTHING)
+    with pytest.raises(LocalProtocolError):
+        journal.append(number, position, rows, WANT)
+    assert journal.length == 3
+
+
+def test_replay_joins_fills_and_keeps_live_steps() -> None:
+    """Old entries come together under their highest number, whole entries only; live ones as they were."""
+    journal = Journal(100)
+    journal.append(0, 0, ids(1, 2, 3), NOTHING)
+    journal.append(1, 3, ids(4), WANT)
+    journal.append(2, 4, ids(5), WANT)
+    journal.append(4, 5, ids(6, 7), WANT)
+    steps = journal.replay(live_from=4, fill_until=9, chunk_rows=4)
+    assert positions(steps) == [(1, 0, 4, 9), (2, 4, 1, 9), (4, 5, 2, None)]
+    assert steps[0].inputs.numpy().tolist() == [1, 2, 3, 4]
+    assert (steps[0].want, steps[2].want) == (NOTHING, WANT)
+    assert positions(journal.replay(live_from=0, fill_until=9)) == [
+        (0, 0, 3, None), (1, 3, 1, None), (2, 4, 1, None), (4, 5, 2, None),
+    ]  # fmt: skip
+    assert positions(journal.replay(live_from=9, fill_until=2)) == [(4, 0, 7, 2)]
+    assert Journal(4).replay(0, 3) == []
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 40), st.integers(1, 6)), max_size=30),
+    st.integers(0, 40),
+    st.integers(6, 12),
+)
+def test_a_replay_rebuilds_the_same_rows(
+    steps: list[tuple[int, int]], live_from: int, chunk_rows: int
+) -> None:
+    """Whatever was appended and rolled back, a replay gives the rows that stand, in bounded steps."""
+    journal, expected = Journal(1000), list[int]()
+    for number, (position, rows) in enumerate(steps):
+        position = min(position, len(expected))
+        values = [number * 100 + i for i in range(rows)]
+        expected[position:] = values
+        journal.append(number, position, ids(*values), WANT)
+    rebuilt = list[int]()
+    last = -1
+    for step in journal.replay(live_from, 5, chunk_rows):
+        assert step.position == len(rebuilt)
+        assert step.number > last
+        assert step.inputs.rows <= chunk_rows
+        assert (step.fill_until is None) == (step.number >= live_from)
+        last = step.number
+        rebuilt += step.inputs.numpy().tolist()
+    assert rebuilt == expected
+    assert journal.length == len(expected)
