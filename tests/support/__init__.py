@@ -1,0 +1,1 @@
+"""Helpers for tests: waits and real processes. Knows nothing of the packages under test."""

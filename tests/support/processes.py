@@ -1,0 +1,162 @@
+"""Real processes under test: their output line by line, the signals that make faults, and a sure end."""
+
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import TracebackType
+
+REAP_S = 10.0  # SIGKILL needs no more, unless the kernel itself hangs
+TAIL_LINES = 40  # of output, shown when a wait fails
+
+
+class Process:
+    """One subprocess in its own process group; stdout and stderr together, kept as lines.
+
+    A context manager that kills and reaps the whole group. `argv` may begin with a wrapper such as
+    `ip netns exec`: signals go to everything it started.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str | Path],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        name: str = "",
+    ) -> None:
+        """Start `argv` at once. `env` is added to this process's environment."""
+        self.name = name or Path(argv[0]).name
+        self._lines: list[str] = []
+        self._changed = threading.Condition()
+        self._ended = False
+        self._popen = subprocess.Popen(
+            [str(word) for word in argv],
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self._reader = threading.Thread(target=self._collect, name=f"output of {self.name}", daemon=True)
+        self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        """Of the process, which is also its group's id."""
+        return self._popen.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it runs; minus the signal's number when a signal ended it."""
+        return self._popen.poll()
+
+    @property
+    def lines(self) -> list[str]:
+        """A copy of the output so far, without line ends."""
+        with self._changed:
+            return list(self._lines)
+
+    def wait_for_line(self, pattern: str, within_s: float, *, start: int = 0) -> re.Match[str]:
+        """The first line from number `start` on in which `pattern` is found; lines already there count.
+
+        Raises: AssertionError, with the output's last lines, at the deadline or when it ends without it.
+        """
+        deadline = time.monotonic() + within_s
+        with self._changed:
+            while True:
+                for line in self._lines[start:]:
+                    if found := re.search(pattern, line):
+                        return found
+                start = max(start, len(self._lines))
+                left_s = deadline - time.monotonic()
+                if self._ended or left_s <= 0:
+                    why = "ended" if self._ended else f"ran {within_s} s"
+                    tail = "\n  ".join(self._lines[-TAIL_LINES:])
+                    raise AssertionError(f"{self.name} {why} without a line like {pattern!r}:\n  {tail}")
+                self._changed.wait(left_s)
+
+    def wait(self, within_s: float) -> int:
+        """Its exit status. Raises: subprocess.TimeoutExpired."""
+        return self._popen.wait(within_s)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process group; nothing happens when it is gone."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
+
+    def kill9(self) -> None:
+        """End it as a crash would: SIGKILL, no clean-up of its own; returns when it is reaped."""
+        self.signal(signal.SIGKILL)
+        self._popen.wait(REAP_S)
+
+    def stop(self) -> None:
+        """Freeze it as a hang would: it keeps its sockets and answers nothing, until `cont`."""
+        self.signal(signal.SIGSTOP)
+
+    def cont(self) -> None:
+        """Undo `stop`."""
+        self.signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        """Kill what still runs of the group, reap it, and end the reader. Safe to call again."""
+        self.kill9()
+        self._reader.join(REAP_S)
+
+    def __enter__(self) -> "Process":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _collect(self) -> None:
+        assert self._popen.stdout is not None
+        with self._popen.stdout as output:
+            for raw in output:
+                self._append(raw.decode("utf-8", "replace").rstrip("\r\n"))
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    def _append(self, line: str) -> None:
+        with self._changed:
+            self._lines.append(line)
+            self._changed.notify_all()
+
+
+class Processes:
+    """Starts processes and owns them: every one is killed and reaped when it closes."""
+
+    def __init__(self) -> None:
+        self._running = ExitStack()
+
+    def start(
+        self,
+        argv: Sequence[str | Path],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        name: str = "",
+    ) -> Process:
+        """A new `Process`, started."""
+        return self._running.enter_context(Process(argv, env=env, cwd=cwd, name=name))
+
+    def close(self) -> None:
+        """End them all, the newest first. Safe to call again."""
+        self._running.close()
+
+    def __enter__(self) -> "Processes":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
