@@ -15,7 +15,7 @@ from protocol.tensors import Tensor, from_numpy
 class Want:
     """What a step should return.
 
-    kind        "nothing" (fill the caches), "hidden" (the states after the route's last stage) or "candidates"
+    kind        "nothing" (fill the caches), "hidden" (the states after the last stage) or "candidates"
     every       rows of every position of the step, not only of the last one
     top         how many of the best logits a row returns; 0 means the whole vocabulary
     ids         token ids whose logits are returned besides (a repetition penalty's window)
@@ -57,6 +57,8 @@ def candidates_from_tensors(ids: Tensor, logits: Tensor, lse: Tensor, asked: Ten
     if len(asked.shape) != 2 or asked.shape[0] != ids.shape[0]:
         raise Malformed("asked logits of a wrong shape")
     found = Candidates(ids.numpy(), logits.numpy(), lse.numpy(), asked.numpy())
-    if np.isnan(found.logits).any() or not np.isfinite(found.lse).all() or (found.ids < 0).any():
-        raise Malformed("candidates hold NaN, an infinite normaliser or a negative id")
+    # NaN is not below infinity either
+    below_infinity = all((logits < np.inf).all() for logits in (found.logits, found.asked))
+    if not below_infinity or not np.isfinite(found.lse).all() or (found.ids < 0).any():
+        raise Malformed("candidates hold NaN, infinity, an infinite normaliser or a negative id")
     return found

@@ -13,30 +13,40 @@ from protocol import limits
 from protocol.errors import LocalProtocolError, Malformed, TooLarge
 from protocol.fields import pack_fields, parse_fields
 from protocol.messages import BY_TAG, Message
+from protocol.unpack import unpack
 
 LENGTH_BYTES: Final = 4
+# From here on msgpack's long form of bytes is also the shortest one, and a copy costs more than a list entry.
+_LARGE_BYTES: Final = 64 * 1024
 
 
 def encode(message: Message) -> bytes:
     """One frame. Raises: LocalProtocolError, if the message is above the frame limit."""
-    body: bytes = msgpack.packb({"t": message.tag, **pack_fields(message)})
-    if len(body) > limits.FRAME_BYTES:
-        raise LocalProtocolError(f"a {message.tag} message of {len(body)} bytes does not fit a frame")
-    return len(body).to_bytes(LENGTH_BYTES, "big") + body
+    pieces: list[bytes | memoryview] = []
+    _pack({"t": message.tag, **pack_fields(message)}, msgpack.Packer(), pieces)
+    size = sum(map(len, pieces))
+    if size > limits.FRAME_BYTES:
+        raise LocalProtocolError(f"a {message.tag} message of {size} bytes does not fit a frame")
+    return b"".join((size.to_bytes(LENGTH_BYTES, "big"), *pieces))
+
+
+def _pack(value: Any, packer: msgpack.Packer, pieces: list[bytes | memoryview]) -> None:
+    """Append the msgpack of `value`. Large bytes stand for themselves and are copied once, in the join."""
+    if isinstance(value, dict):
+        pieces.append(packer.pack_map_header(len(value)))
+        for key, entry in value.items():
+            pieces.append(packer.pack(key))
+            _pack(entry, packer, pieces)
+    elif isinstance(value, bytes | memoryview) and len(value) >= _LARGE_BYTES:
+        pieces.append(b"\xc6" + len(value).to_bytes(4, "big"))  # msgpack's bin 32
+        pieces.append(value)
+    else:
+        pieces.append(packer.pack(value))
 
 
 def decode(body: bytes | memoryview) -> Message:
     """The message in one frame's body. Raises: Malformed or TooLarge."""
-    try:
-        value: Any = msgpack.unpackb(
-            body,
-            max_map_len=64,
-            max_array_len=max(limits.MAP_RECORDS, limits.ASKED_IDS),
-            max_ext_len=0,
-            strict_map_key=True,
-        )
-    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
-        raise Malformed(f"not msgpack: {error}") from error
+    value: Any = unpack(body, max(limits.MAP_RECORDS, limits.ASKED_IDS))
     if not isinstance(value, dict):
         raise Malformed("a frame holds one map")
     tag = value.pop("t", None)
@@ -72,8 +82,8 @@ class FrameReader:
         end = LENGTH_BYTES + size
         if len(self._buffer) < end:
             return None
-        with memoryview(self._buffer) as view:
-            message = decode(view[LENGTH_BYTES:end])
+        with memoryview(self._buffer) as view, view[LENGTH_BYTES:end] as body:
+            message = decode(body)
         del self._buffer[:end]
         return message
 

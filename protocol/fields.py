@@ -63,7 +63,7 @@ def text(most_bytes: int = limits.TEXT_BYTES) -> Rule:
     """A string of at most `most_bytes` in UTF-8; longer ones are cut when sent."""
 
     def pack(value: str) -> str:
-        return value.encode()[:most_bytes].decode(errors="ignore")
+        return value.encode(errors="replace")[:most_bytes].decode(errors="ignore")
 
     def parse(value: Any) -> str:
         if not isinstance(value, str):
@@ -166,12 +166,13 @@ def rules_of(cls: type[Any]) -> dict[str, Rule]:
 
 def pack_fields(value: Any) -> dict[str, Any]:
     """The plain map of a dataclass whose fields were declared with `wire`."""
-    return {name: rule.pack(getattr(value, name)) for name, rule in rules_of(type(value)).items()}
+    rules = rules_of(type(value))  # type: ignore[arg-type]  # mypy does not see that classes are hashable
+    return {name: rule.pack(getattr(value, name)) for name, rule in rules.items()}
 
 
 def parse_fields(cls: type[Any], value: Any) -> Any:
     """The dataclass in a plain map, which has exactly its fields. Raises: Malformed or TooLarge."""
-    rules = rules_of(cls)
+    rules = rules_of(cls)  # type: ignore[arg-type]  # mypy does not see that classes are hashable
     if not isinstance(value, dict) or value.keys() != rules.keys():
         raise Malformed(f"{cls.__name__} has the fields {', '.join(rules)}")
     return cls(**{name: rule.parse(value[name]) for name, rule in rules.items()})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import tempfile
 from pathlib import Path
 from typing import Final
 
@@ -12,6 +13,7 @@ import base58
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from protocol import limits
 from protocol.errors import BadSignature, ConfigError, Malformed
 
 # identity multihash (0x00) of 36 bytes; protobuf PublicKey {Type: Ed25519 (1), Data: 32 bytes}
@@ -61,16 +63,16 @@ def load_or_create(path: Path) -> Identity:
 
 
 def _write_private(path: Path, data: bytes) -> None:
-    """Write a file that is 0600 from its first moment and appears whole (the loser of a race keeps the winner's)."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    """Write a file that is 0600 from the first and appears whole; the loser of a race keeps the winner's."""
+    # a file of our own: process ids are not unique where containers share a folder
+    descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
         with contextlib.suppress(FileExistsError):
             os.link(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        os.unlink(partial)
 
 
 def peer_id(public: bytes) -> str:
@@ -80,13 +82,18 @@ def peer_id(public: bytes) -> str:
 
 def public_key(peer: str) -> bytes:
     """The public key that a peer id holds. Raises: Malformed."""
+    if len(peer) > limits.PEER_ID_BYTES:  # decoding base58 takes quadratic time
+        raise Malformed("not a peer id")
     try:
         raw = base58.b58decode(peer)
     except ValueError as error:
         raise Malformed("not a peer id") from error
     if len(raw) != len(_PEER_ID_PREFIX) + KEY_BYTES or not raw.startswith(_PEER_ID_PREFIX):
         raise Malformed("not the peer id of an Ed25519 key")
-    return raw[len(_PEER_ID_PREFIX) :]
+    public = raw[len(_PEER_ID_PREFIX) :]
+    if peer_id(public) != peer:  # the decoder overlooks white space at the end: one key, one name
+        raise Malformed("not a peer id")
+    return public
 
 
 def verify(peer: str, domain: str, body: bytes, signature: bytes) -> None:

@@ -31,6 +31,11 @@ VOCABULARY: Final = 1 << 20
 ASKED_IDS: Final = 4096
 
 TEXT_BYTES: Final = 1024
+# Lists and maps in one frame, record or manifest; the fullest, an announcement with 16 links, has 21. Without
+# this bound a frame of empty lists becomes seventy times its size in memory.
+CONTAINERS: Final = 64
+# Keys of one map; an announcement has 19.
+MAP_KEYS: Final = 32
 PEER_ID_BYTES: Final = 64
 ADDRESSES: Final = 16
 ADDRESS_BYTES: Final = 256
@@ -53,8 +58,11 @@ CLOCK_SKEW_S: Final = 120.0
 # Config, tokenizer and chat template; the largest tokenizer.json in use is 33 MB.
 MODEL_FILE_BYTES: Final = 64 * MIB
 MODEL_FILES: Final = 16
+FILE_NAME_BYTES: Final = 128
 MODEL_FILES_BYTES: Final = 128 * MIB
 FILE_CHUNK_BYTES: Final = 256 * 1024
+# A file that comes slower than this is given up: such a link could not carry hidden states either.
+FILE_BYTES_PER_S: Final = 64 * 1024
 
 # Sessions one node keeps, and those that one peer may open on it.
 SESSIONS: Final = 256
@@ -64,8 +72,8 @@ SESSIONS_PER_PEER: Final = 64
 FIRST_MESSAGE_TIMEOUT_S: Final = 10.0
 # A map, a manifest or a chunk of a file from a living peer.
 CONTROL_TIMEOUT_S: Final = 5.0
-# A session to open at a living, reachable node (weights are loaded already).
-OPEN_TIMEOUT_S: Final = 5.0
+# A session to open at a living, reachable node: no weights are read and nothing is computed for it.
+OPEN_TIMEOUT_S: Final = 2.5
 # One hop's stream to the next, before the client is asked to bridge.
 LINK_TIMEOUT_S: Final = 3.0
 # A client that has sent nothing for this long, not even a ping, is gone.

@@ -1,7 +1,7 @@
 """Every message there is, one class each.
 
-A class attribute `tag` names the message on the wire; each field says by its rule what it may hold. What may be
-said when is in `protocol.session`; what a frame looks like in `protocol.codec`.
+A class attribute `tag` names the message on the wire; each field says by its rule what it may hold. What may
+be said when is in `protocol.session`; what a frame looks like in `protocol.codec`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class NextHop:
 
     peer: str = wire(text(limits.PEER_ID_BYTES))
     addrs: tuple[str, ...] = wire(sequence(text(limits.ADDRESS_BYTES), limits.ADDRESSES))
-    session: bytes = wire(_SESSION_ID)
+    session: bytes = wire(_SESSION_ID, repr=False)
 
 
 _NEXT_HOP = optional(struct(NextHop))
@@ -63,15 +63,18 @@ _NEXT_HOP = optional(struct(NextHop))
 
 @dataclass(frozen=True, slots=True)
 class Open(Message):
-    """Client to hop: keep a KV cache for these stages. The session id is a secret of client, hop and feeder."""
+    """Client to hop: keep a KV cache for these stages. The session id is a secret of client, hop and feeder.
+
+    If `bridged`, with no next hop, all hidden states come back, whatever a step wants.
+    """
 
     tag = "open"
-    session: bytes = wire(_SESSION_ID)
+    session: bytes = wire(_SESSION_ID, repr=False)
     model: bytes = wire(blob(32, exact=32))  # the model digest
     span: Span = wire(SPAN)
     max_tokens: int = wire(uint(limits.SESSION_TOKENS))
     next: NextHop | None = wire(_NEXT_HOP)  # None: outputs come back to the client
-    bridged: bool = wire(FLAG, default=False)  # with no next: all hidden states come back, whatever a step wants
+    bridged: bool = wire(FLAG, default=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +100,7 @@ class Attach(Message):
     """Previous hop to hop: this stream carries the steps of that session."""
 
     tag = "attach"
-    session: bytes = wire(_SESSION_ID)
+    session: bytes = wire(_SESSION_ID, repr=False)
 
 
 _WANT_RULES: dict[str, Rule] = {
@@ -137,7 +140,7 @@ class Step(Message):
 
 @dataclass(frozen=True, slots=True)
 class Output(Message):
-    """Hop to client: what the step wanted; `hidden` or `candidates` is set. `position` is that of the first row."""
+    """Hop to client: what the step wanted: `hidden` or `candidates`. `position` is the first row's."""
 
     tag = "output"
     number: int = wire(_NUMBER)
@@ -160,9 +163,9 @@ class Ack(Message):
 class Relink(Message):
     """Client to hop: from now on your outputs go to `next`; replay your journal into it first.
 
-    Journal entries of steps before `live_from` are sent as fills up to stage `fill_until`, the others as they were.
-    With `next` None, outputs come back to the client. If `bridged`, it has asked to carry them on itself: all hidden
-    states come back, those of the whole journal first.
+    Journal entries of steps before `live_from` are sent as fills up to stage `fill_until`, the others as
+    they were. With `next` None, outputs come back to the client. If `bridged`, it has asked to carry them on
+    itself: all hidden states come back, those of the whole journal first.
     """
 
     tag = "relink"
@@ -177,7 +180,7 @@ class LinkDown(Message):
     """Hop to client: the stream to the next hop cannot be opened or broke; the journal is kept."""
 
     tag = "link_down"
-    next: bytes = wire(_SESSION_ID)
+    next: bytes = wire(_SESSION_ID, repr=False)
     reason: str = wire(text())
 
 
@@ -208,7 +211,7 @@ class Close(Message):
 
 @dataclass(frozen=True, slots=True)
 class Error(Message):
-    """Either: this stream is over. `elsewhere` says whether another peer may succeed where this one failed."""
+    """Either: this stream is over. `elsewhere` says whether another peer may succeed."""
 
     tag = "error"
     code: str = wire(text(64))
@@ -253,7 +256,7 @@ class FileRequest(Message):
     """Give me one file that the manifest names."""
 
     tag = "file?"
-    name: str = wire(text(128))
+    name: str = wire(text(limits.FILE_NAME_BYTES))
 
 
 @dataclass(frozen=True, slots=True)

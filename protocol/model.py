@@ -11,6 +11,7 @@ import msgpack
 
 from protocol import limits
 from protocol.errors import Malformed, TooLarge
+from protocol.unpack import unpack
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -71,8 +72,9 @@ class ManifestFile:
 class Manifest:
     """What must agree between the nodes of one model; its hash is the model digest.
 
-    `tensors` is the SHA-256 over the sorted names of all tensors in the checkpoint, joined by newlines. Shapes
-    and dtypes follow from config.json, which is among `files` (with the tokenizer and the chat template).
+    `tensors` is the SHA-256 over the sorted names of all tensors in the checkpoint, joined by newlines.
+    Shapes and dtypes follow from config.json, which is among `files`, with the tokenizer and the chat
+    template.
     """
 
     blocks: int
@@ -110,26 +112,31 @@ def parse_manifest(data: bytes, digest: bytes) -> Manifest:
     if hashlib.sha256(data).digest() != digest:
         raise Malformed("the manifest does not hash to the model digest")
     try:
-        version, blocks, hidden_size, vocab_size, context, tensors, files = msgpack.unpackb(data)
+        version, blocks, hidden_size, vocab_size, context, tensors, files = unpack(data, limits.STAGES)
         manifest = Manifest(
             _uint(blocks, limits.STAGES - 2),
             _uint(hidden_size, limits.HIDDEN_SIZE),
             _uint(vocab_size, limits.VOCABULARY),
             _uint(context, limits.SESSION_TOKENS),
-            bytes(tensors),
-            tuple(_manifest_file(*f) for f in files[: limits.MODEL_FILES + 1]),
+            _sha256(tensors),
+            tuple(_manifest_file(*f) for f in _list(files)),
         )
-    except (ValueError, TypeError, msgpack.UnpackException) as error:
+    except (ValueError, TypeError) as error:
         raise Malformed(f"not a manifest: {error}") from error
     if version != 1:
         raise Malformed(f"manifest version {version!r}, this side reads version 1")
-    if len(manifest.files) > limits.MODEL_FILES or sum(f.size for f in manifest.files) > limits.MODEL_FILES_BYTES:
+    size = sum(f.size for f in manifest.files)
+    if len(manifest.files) > limits.MODEL_FILES or size > limits.MODEL_FILES_BYTES:
         raise TooLarge("the manifest names too many or too large files")
+    if len({f.name for f in manifest.files}) != len(manifest.files):
+        raise Malformed("the manifest names a file twice")
     return manifest
 
 
 def check_files(manifest: Manifest, contents: Mapping[str, bytes]) -> None:
     """Raises Malformed unless `contents` are exactly the manifest's files, byte for byte."""
+    if contents.keys() - {file.name for file in manifest.files}:
+        raise Malformed("there are files that the manifest does not name")
     for file in manifest.files:
         data = contents.get(file.name)
         if data is None or len(data) != file.size or hashlib.sha256(data).digest() != file.sha256:
@@ -142,10 +149,21 @@ def _uint(value: Any, most: int) -> int:
     return value
 
 
+def _sha256(value: Any) -> bytes:
+    if type(value) is not bytes or len(value) != 32:
+        raise ValueError("a digest has 32 bytes")
+    return value
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError("expected a list")
+    return value
+
+
 def _manifest_file(name: Any, size: Any, sha256: Any) -> ManifestFile:
-    safe = isinstance(name, str) and 0 < len(name) <= 128 and not set(name) & set("/\\\0") and name[0] != "."
-    if not safe:
+    if not isinstance(name, str) or not 0 < len(name.encode()) <= limits.FILE_NAME_BYTES:
+        raise ValueError("a file name is short text")
+    if name[0] == "." or set(name) & set("/\\") or not name.isprintable():
         raise ValueError(f"{name!r} is not a file name")
-    if type(sha256) is not bytes or len(sha256) != 32:
-        raise ValueError("a file digest has 32 bytes")
-    return ManifestFile(name, _uint(size, limits.MODEL_FILE_BYTES), sha256)
+    return ManifestFile(name, _uint(size, limits.MODEL_FILE_BYTES), _sha256(sha256))

@@ -1,21 +1,35 @@
 """Signed announcements: what a node says of itself, and how everybody checks it.
 
-A record is msgpack [version, body, signature]; the body is a msgpack map signed for `DOMAIN` by the key in the
-peer id it names. Nothing else in the body is read before the signature is checked, so a peer speaks only for itself.
+A record is msgpack [version, peer id, body, signature]; the body is a msgpack map signed for `DOMAIN` by the
+key in the peer id. Nothing in the body is read before the signature is checked, so a peer speaks only for
+itself.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import msgpack
 
 from protocol import limits
 from protocol.errors import LocalProtocolError, Malformed, TooLarge
-from protocol.fields import SPAN, blob, pack_fields, parse_fields, real, sequence, struct, text, uint, wire, word
+from protocol.fields import (
+    SPAN,
+    blob,
+    pack_fields,
+    parse_fields,
+    real,
+    sequence,
+    struct,
+    text,
+    uint,
+    wire,
+    word,
+)
 from protocol.identity import Identity, verify
 from protocol.model import Span
+from protocol.unpack import unpack
 
 DOMAIN: Final = "swarm announcement 1"
 VERSION: Final = 1
@@ -44,7 +58,8 @@ class Announcement:
     hidden_size: int = wire(uint(limits.HIDDEN_SIZE))
     span: Span = wire(SPAN)
     dtype: str = wire(word("f32", "f16", "bf16"))
-    weights: tuple[bytes, ...] = wire(sequence(blob(8, exact=8), limits.STAGES))  # one digest per stage served
+    # one digest per stage served
+    weights: tuple[bytes, ...] = wire(sequence(blob(8, exact=8), limits.STAGES))
     state: str = wire(word("joining", "serving", "draining", "gone"))
     decode_ms: float = wire(_PER_STEP_MS)  # per block and token, one token at a time
     prefill_ms: float = wire(_PER_STEP_MS)  # per block and token, in a chunk
@@ -77,7 +92,10 @@ class Record:
 
 
 def sign_record(identity: Identity, announcement: Announcement) -> Record:
-    """The announcement as others can check it. Raises: LocalProtocolError, if it is not of `identity` or too long."""
+    """The announcement as others can check it.
+
+    Raises: LocalProtocolError, if it is not of `identity` or too long.
+    """
     if announcement.peer != identity.peer:
         raise LocalProtocolError("a peer announces only itself")
     body: bytes = msgpack.packb(pack_fields(announcement))
@@ -95,7 +113,7 @@ def parse_record(data: bytes, now: float) -> Record:
     if len(data) > limits.RECORD_BYTES:
         raise TooLarge(f"an announcement of {len(data)} bytes, at most {limits.RECORD_BYTES} allowed")
     peer, body = _verified(data)
-    announcement: Announcement = parse_fields(Announcement, _unpack(body))
+    announcement: Announcement = parse_fields(Announcement, unpack(body, limits.STAGES))
     if announcement.peer != peer:
         raise Malformed("an announcement of another peer than its signer")
     _check_sense(announcement)
@@ -109,7 +127,7 @@ def newer(a: Announcement, b: Announcement) -> bool:
 
 
 def _verified(data: bytes) -> tuple[str, bytes]:
-    value = _unpack(data)
+    value = unpack(data, limits.STAGES)
     if not isinstance(value, list) or len(value) != 4 or value[0] != VERSION:
         raise Malformed("not an announcement of a version that this side reads")
     _, peer, body, signature = value
@@ -117,13 +135,6 @@ def _verified(data: bytes) -> tuple[str, bytes]:
         raise Malformed("an announcement is a peer id, a body and a signature")
     verify(peer, DOMAIN, body, signature)
     return peer, body
-
-
-def _unpack(data: bytes) -> Any:
-    try:
-        return msgpack.unpackb(data, max_ext_len=0, max_map_len=64, max_array_len=limits.STAGES)
-    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
-        raise Malformed(f"not msgpack: {error}") from error
 
 
 def _check_sense(said: Announcement) -> None:

@@ -1,7 +1,8 @@
 """Who may say what, when, on a session stream; as a table.
 
-A stream of `/swarm/session/1` is opened by a client (it says Open) or by the previous hop (it says Attach). The
-side that opened it is the OPENER, the other the HOP.
+A stream of `/swarm/session/1` is opened by a client (it says Open) or by the previous hop (it says Attach).
+The side that opened it is the OPENER, the other the HOP. Whoever has sent or received the message that leads
+to CLOSED reads no more: what was on its way then is nobody's fault.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ class StreamState:
         """We are about to send it. Raises: LocalProtocolError."""
         after = TRANSITIONS[self.state].get((self.side, type(message)))
         if after is None:
-            raise LocalProtocolError(f"{self.side.name} may not send {message.tag} in state {self.state.name}")
+            raise LocalProtocolError(f"{self.side.name} may not send {message.tag} in {self.state.name}")
         self.state = after
 
     def received(self, message: Message) -> None:

@@ -17,7 +17,9 @@ if sys.byteorder != "little":  # pragma: no cover - no big-endian machine runs t
     raise ImportError("tensors travel little-endian; this machine is big-endian")
 
 ITEM_BYTES: Final = {"f32": 4, "f16": 2, "bf16": 2, "i32": 4}
-_NUMPY: Final = {"f32": np.dtype("<f4"), "f16": np.dtype("<f2"), "i32": np.dtype("<i4")}
+_NUMPY: Final[dict[str, np.dtype[Any]]] = {
+    name: np.dtype(code) for name, code in (("f32", "<f4"), ("f16", "<f2"), ("i32", "<i4"))
+}
 MAX_DIMS: Final = 3
 
 
@@ -48,7 +50,8 @@ class Tensor:
         if self.dtype == "bf16":
             wide = np.frombuffer(self.data, "<u2").astype("<u4") << 16
             return wide.view("<f4").reshape(self.shape)
-        return np.frombuffer(self.data, _NUMPY[self.dtype]).reshape(self.shape)
+        flat: NDArray[Any] = np.frombuffer(self.data, _NUMPY[self.dtype])
+        return flat.reshape(self.shape)
 
     def pack(self) -> dict[str, Any]:
         """The msgpack map."""
@@ -62,7 +65,8 @@ def concat_rows(parts: list[Tensor]) -> Tensor:
         raise LocalProtocolError("rows of different kinds cannot be joined")
     if len(parts) == 1:
         return first
-    return Tensor(first.dtype, (sum(p.rows for p in parts), *first.shape[1:]), b"".join(p.data for p in parts))
+    shape = (sum(p.rows for p in parts), *first.shape[1:])
+    return Tensor(first.dtype, shape, b"".join(p.data for p in parts))
 
 
 def from_numpy(array: NDArray[Any]) -> Tensor:
@@ -72,7 +76,7 @@ def from_numpy(array: NDArray[Any]) -> Tensor:
     if name is None:
         raise LocalProtocolError(f"{array.dtype} does not travel")
     flat = np.ascontiguousarray(array).reshape(-1)  # a memoryview of an empty array cannot be cast to bytes
-    return Tensor(name, array.shape, memoryview(flat.view(np.uint8)))
+    return Tensor(name, array.shape, flat.view(np.uint8).data)
 
 
 def parse_tensor(value: Any) -> Tensor:

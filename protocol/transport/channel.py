@@ -10,7 +10,7 @@ import trio
 from protocol import limits
 from protocol.codec import FrameReader, encode
 from protocol.errors import Lost, Malformed, TimedOut
-from protocol.messages import Message
+from protocol.messages import Error, Message
 from protocol.session import StreamState
 from protocol.transport.base import Stream
 
@@ -62,7 +62,8 @@ class Channel:
     async def expect(self, kind: type[M], within_s: float) -> M:
         """The next message, which must be a `kind`.
 
-        Raises: TimedOut, after `within_s` seconds; Malformed, if it is another message; Lost, if there is none.
+        Raises: TimedOut, after `within_s` seconds; Lost, if there is none, or if the peer honestly says
+        Error; Malformed, if it is another message.
         """
         try:
             with trio.fail_after(within_s):
@@ -71,6 +72,8 @@ class Channel:
             raise TimedOut(f"{self.peer} did not answer within {within_s:g} s") from None
         if message is None:
             raise Lost(f"{self.peer} closed the stream")
+        if isinstance(message, Error) and not issubclass(kind, Error):
+            raise Lost(f"{self.peer} gave up: {message.code}: {message.message}")
         if not isinstance(message, kind):
             raise Malformed(f"{self.peer} answered {message.tag}, expected {kind.tag}")
         return message

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import trio
 
 from protocol import limits
-from protocol.errors import TooLarge
+from protocol.errors import Malformed, TooLarge
 from protocol.messages import (
     MAP_PROTOCOL,
     MODEL_PROTOCOL,
@@ -56,13 +56,17 @@ async def fetch_model(
 async def _fetch_file(channel: Channel, name: str, size: int) -> bytes:
     await channel.send(FileRequest(name))
     data = bytearray()
+    deadline = trio.current_time() + limits.CONTROL_TIMEOUT_S + size / limits.FILE_BYTES_PER_S
     while True:
-        chunk = await channel.expect(FileChunk, limits.CONTROL_TIMEOUT_S)
+        remaining_s = max(0.0, deadline - trio.current_time())
+        chunk = await channel.expect(FileChunk, min(remaining_s, limits.CONTROL_TIMEOUT_S))
         data += chunk.data
         if len(data) > size:
             raise TooLarge(f"{name} is longer than the manifest says")
         if chunk.last:
             return bytes(data)
+        if not chunk.data:
+            raise Malformed(f"an empty piece in the middle of {name}")
 
 
 async def _open(transport: Transport, peer: str, addrs: Sequence[str], protocol: str) -> Channel:

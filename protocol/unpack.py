@@ -1,0 +1,49 @@
+"""msgpack from strangers, within bounds: few bytes must not become many objects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgpack
+
+from protocol import limits
+from protocol.errors import Malformed
+
+
+def unpack(data: bytes | memoryview, most_entries: int) -> Any:
+    """The plain value in `data`; no list in it is longer than `most_entries`, no key stands twice in a map.
+
+    Raises: Malformed.
+    """
+    containers = 0
+
+    def count() -> None:
+        nonlocal containers
+        containers += 1
+        if containers > limits.CONTAINERS:
+            raise Malformed(f"more than {limits.CONTAINERS} lists and maps in one value")
+
+    def make_list(value: list[Any]) -> list[Any]:
+        count()
+        return value
+
+    def make_map(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+        count()
+        value = dict(pairs)
+        if len(value) != len(pairs):
+            raise Malformed("a key stands twice in a map")
+        return value
+
+    try:
+        return msgpack.unpackb(
+            data,
+            max_map_len=limits.MAP_KEYS,
+            max_array_len=most_entries,
+            max_str_len=limits.TEXT_BYTES,
+            max_ext_len=0,
+            strict_map_key=True,
+            list_hook=make_list,
+            object_pairs_hook=make_map,
+        )
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as error:
+        raise Malformed(f"not msgpack: {error}") from error
