@@ -1,0 +1,1 @@
+"""The parts of ``train_tiny.py``: questions, tokenizer, conversations, training and scoring."""
