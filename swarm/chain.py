@@ -1,0 +1,85 @@
+"""The open hops of a session, in order, and which boundaries the client feeds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import trio
+
+from protocol.journal import Journal
+from protocol.model import Span
+from swarm.hop import Feed, HopLink
+from swarm.recovery import Gap, Place, find_gaps
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSpec:
+    """What a session is about."""
+
+    digest: bytes
+    blocks: int
+    vocab_size: int
+    wanted: Span  # the stages that hops run
+    max_tokens: int
+    wait_s: float = 0.0  # how long to wait for somebody to serve stages that nobody serves
+
+
+@dataclass(slots=True, eq=False)
+class Chain:
+    """What the session and its mender share. `done`: steps that are through, the highest such number plus one."""
+
+    spec: SessionSpec
+    feed: Feed  # of the boundary before the first hop
+    links: list[HopLink] = field(default_factory=list)
+    done: int = 0
+    _changed: trio.Event = field(default_factory=trio.Event)
+
+    @property
+    def first(self) -> HopLink | None:
+        """The hop that the client feeds, once there is one."""
+        return self.links[0] if self.links else None
+
+    @property
+    def last(self) -> HopLink | None:
+        """The hop whose outputs are the session's."""
+        return self.links[-1] if self.links else None
+
+    @property
+    def broken(self) -> bool:
+        """Whether there is something to mend."""
+        return not self.links or any(link.failure or link.link_down for link in self.links)
+
+    def before(self, link: HopLink) -> HopLink | None:
+        """The hop before `link`, or None if that is the client (or `link` is no longer of the session)."""
+        index = self.links.index(link) if link in self.links else 0
+        return self.links[index - 1] if index else None
+
+    def behind(self, link: HopLink) -> HopLink | None:
+        """The hop behind `link`, or None if that is the client (or `link` is no longer of the session)."""
+        index = self.links.index(link) + 1 if link in self.links else len(self.links)
+        return self.links[index] if index < len(self.links) else None
+
+    def gaps(self) -> list[Gap]:
+        """What is to be replaced, left to right."""
+        places = [Place(h.hop.span, h.failure is None, h.feed is not None) for h in self.links]
+        return find_gaps(self.spec.wanted, places)
+
+    def advance(self, done: int) -> None:
+        """Every step below `done` is through."""
+        if done > self.done:
+            self.done = done
+            self.notify()
+
+    def notify(self) -> None:
+        """Wake whoever waits for a change."""
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def wait_changed(self) -> None:
+        """Until something happens to the chain."""
+        await self._changed.wait()
+
+
+def new_chain(spec: SessionSpec) -> Chain:
+    """A session without hops yet."""
+    return Chain(spec, Feed(Journal(spec.max_tokens)))

@@ -1,0 +1,178 @@
+"""The client's view of the swarm: whose announcements it holds, who answers, how far away they are."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import trio
+
+from protocol.book import RecordBook
+from protocol.errors import (
+    ConfigError,
+    NoRoute,
+    PeerUnavailable,
+    RemoteProtocolError,
+    SwarmError,
+    Unreachable,
+)
+from protocol.model import Span
+from protocol.records import Announcement
+from protocol.transport.base import PeerAddrs, Transport
+from protocol.transport.exchange import exchange_maps
+from swarm.bans import Bans
+from swarm.route import Network, Route, missing_stages, plan_route
+
+# Peers asked at once; bounds sockets and wake-ups in a swarm of thousands.
+PROBES_AT_ONCE: Final = 32
+# Peers asked in one round; more make no better route for one client.
+PROBES: Final = 128
+# How long a round of probes may hold up its caller; who answers later is noted in the background.
+PROBE_ROUND_S: Final = 1.0
+# Under this DHT key every node is to be found, under its model's digest the nodes of one model.
+DHT_KEY: Final = "swarm"
+
+
+class View:
+    """Owns the record book, the round-trip times and the bans of one client. Probes run in `nursery`."""
+
+    def __init__(self, transport: Transport, nursery: trio.Nursery, rng: random.Random) -> None:
+        self.transport = transport
+        self.book = RecordBook()
+        self.bans = Bans()
+        self.rtt_ms: dict[str, float] = {}
+        self.nursery = nursery
+        self._rng = rng
+        self._limiter = trio.CapacityLimiter(PROBES_AT_ONCE)
+        self._doors: dict[str, PeerAddrs] = {}  # first contacts, asked again whenever the map is
+
+    async def enter(self, addrs: Sequence[str]) -> None:
+        """Make contact through the addresses given; one that answers is enough.
+
+        Raises: ConfigError, if none answers and one is malformed; Unreachable, if none answers.
+        """
+        failures: list[SwarmError] = []
+
+        async def knock(addr: str, scope: trio.CancelScope) -> None:
+            try:
+                door = PeerAddrs(await self.transport.connect(addr), (addr,))
+                await self._probe(door)
+            except SwarmError as error:
+                failures.append(error)
+                return
+            self._doors[door.peer] = door
+            scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            for addr in addrs:
+                nursery.start_soon(knock, addr, nursery.cancel_scope)
+        if self._doors:
+            return
+        for error in failures:
+            if isinstance(error, ConfigError):
+                raise error
+        raise Unreachable("no node answers: " + "; ".join(str(error) for error in failures))
+
+    async def refresh(self) -> None:
+        """Ask who is known for their maps, in parallel; waits at most PROBE_ROUND_S for them."""
+        self.book.expire(time.time())
+        known = dict(self._doors)
+        known.update({a.peer: PeerAddrs(a.peer, a.addrs) for a in self.book.alive(time.time())})
+        await self._round(list(known.values()))
+
+    async def measure(self, digest: bytes, wanted: Span) -> None:
+        """Probe the nodes of a model until those that answered cover `wanted`, or a round is over."""
+
+        def enough() -> bool:
+            answered = [a.span for a in self.nodes(digest) if a.peer in self.rtt_ms]
+            return not missing_stages(wanted, answered)
+
+        unknown = [PeerAddrs(a.peer, a.addrs) for a in self.nodes(digest) if a.peer not in self.rtt_ms]
+        await self._round(unknown, enough)
+
+    async def search_dht(self, digest: bytes) -> None:
+        """Look for peers in the DHT and ask them for their maps: the slow way, when the map has a hole."""
+        for key in (digest.hex(), DHT_KEY):
+            await self._round(await self.transport.dht.providers(key))
+
+    def nodes(self, digest: bytes) -> list[Announcement]:
+        """Nodes of the model that are not banned and agree with the majority on the weights."""
+        now = trio.current_time()
+        alive = [a for a in self.book.alive(time.time()) if a.digest == digest]
+        return [a for a in agreeing(alive) if not self.bans.banned(a.peer, now)]
+
+    def plan(self, digest: bytes, wanted: Span, tokens: int) -> Route:
+        """The best route now for a session of `tokens`. Raises: NoRoute."""
+        return plan_route(wanted, self.nodes(digest), Network(self.rtt_ms), tokens=tokens, rng=self._rng)
+
+    def choose_model(self, name: str | None) -> Announcement:
+        """An announcement of the model asked for: by name, by the first digits of its digest, or the only one.
+
+        Raises: ConfigError, naming the models there are; NoRoute, if nobody serves any.
+        """
+        models = {a.digest: a for a in self.book.alive(time.time())}
+        if not models:
+            raise NoRoute("nobody in this swarm serves a model yet")
+        wanted = [a for a in models.values() if name is None or _is_called(name, a)]
+        if len(wanted) == 1:
+            return wanted[0]
+        names = ", ".join(sorted(f"{a.model} ({a.digest.hex()[:8]})" for a in models.values()))
+        if not wanted:
+            raise ConfigError(f"nobody serves the model {name!r}; this swarm serves {names}")
+        raise ConfigError(f"this swarm serves several models, {names}: choose one by name or digest")
+
+    async def _round(self, peers: Sequence[PeerAddrs], enough: Callable[[], bool] = lambda: False) -> None:
+        chosen = [p for p in peers if p.peer != self.transport.peer]
+        if len(chosen) > PROBES:
+            chosen = self._rng.sample(chosen, PROBES)
+        if not chosen or enough():
+            return
+        left, finished = len(chosen), trio.Event()
+
+        async def ask(peer: PeerAddrs) -> None:
+            nonlocal left
+            try:
+                async with self._limiter:
+                    await self._probe(peer)
+            except (PeerUnavailable, RemoteProtocolError) as error:
+                self.rtt_ms.pop(peer.peer, None)
+                now = trio.current_time()
+                if not self.bans.banned(peer.peer, now):  # a probe that fails again is no new failure
+                    self.bans.ban(peer.peer, now, honest=isinstance(error, PeerUnavailable))
+            left -= 1
+            if left == 0 or enough():
+                finished.set()
+
+        for peer in chosen:
+            self.nursery.start_soon(ask, peer)
+        with trio.move_on_after(PROBE_ROUND_S):
+            await finished.wait()
+
+    async def _probe(self, peer: PeerAddrs) -> None:
+        """Exchange maps with one peer. Raises: PeerUnavailable, RemoteProtocolError."""
+        data, rtt_s = await exchange_maps(self.transport, peer.peer, peer.addrs)
+        self.rtt_ms[peer.peer] = min(1000 * rtt_s, self.rtt_ms.get(peer.peer, float("inf")))
+        self.bans.forgive(peer.peer)
+        self.book.merge(data, time.time())
+
+
+def agreeing(nodes: Sequence[Announcement]) -> list[Announcement]:
+    """The nodes of one model that serve, at each of their stages, the weights that most nodes serve there.
+
+    Two nodes with different bytes for one block cannot both be the model; a tie is broken by the digest itself, so
+    that all clients with one map choose alike.
+    """
+    votes: dict[int, Counter[bytes]] = {}
+    for node in nodes:
+        for stage, digest in zip(node.span, node.weights, strict=True):
+            votes.setdefault(stage, Counter())[digest] += 1
+    chosen = {stage: max(count, key=lambda digest: (count[digest], digest)) for stage, count in votes.items()}
+    return [n for n in nodes if all(chosen[s] == w for s, w in zip(n.span, n.weights, strict=True))]
+
+
+def _is_called(name: str, said: Announcement) -> bool:
+    hexadecimal = len(name) >= 4 and said.digest.hex().startswith(name.lower())
+    return hexadecimal or name in (said.model, said.model.rsplit("/", 1)[-1])

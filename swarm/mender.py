@@ -1,0 +1,202 @@
+"""Mends a session's chain of hops: replaces the dead, bridges what cannot reach its neighbour.
+
+For each gap it plans hops, opens them linked to each other and to the living hop behind, and has them filled from
+the journal of the boundary before. Opening a session is mending a chain that has no hops yet.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import trio
+
+from protocol.errors import Busy, NoRoute, PeerUnavailable, RemoteProtocolError, SwarmError
+from protocol.journal import Journal
+from protocol.messages import NextHop, Open, Relink
+from protocol.model import Span
+from swarm.bans import FIRST_BAN_S
+from swarm.chain import Chain
+from swarm.discovery import View
+from swarm.events import Bridged, OnEvent, Rerouted, Waiting
+from swarm.hop import Feed, HopLink, open_hop
+from swarm.recovery import Gap
+from swarm.route import Hop, Route, serve_command
+
+# Between looks at the map while nobody serves some stages.
+RETRY_EVERY_S: Final = 0.5
+# The last resort before a session fails; the user waits for it.
+DHT_SEARCH_S: Final = 4.0
+# A living hop answers a ping within this, or is taken for dead where its neighbour says so too.
+ANSWER_S: Final = 1.0
+
+
+class Mender:
+    """`on_open` is told of each new hop, before anything is sent to it."""
+
+    def __init__(
+        self, chain: Chain, view: View, on_event: OnEvent, on_open: Callable[[HopLink], None]
+    ) -> None:
+        self.reroutes: list[Rerouted] = []
+        self._chain = chain
+        self._view = view
+        self._on_event = on_event
+        self._on_open = on_open
+
+    async def mend(self, route: Route | None = None) -> None:
+        """Return when all hops live; `route` is tried first. Raises: NoRoute."""
+        chain, began = self._chain, trio.current_time()
+        refusals: dict[str, str] = {}
+        while True:
+            await self._bridge_broken_links()
+            gaps = chain.gaps()
+            if not gaps:
+                return
+            try:
+                chosen = route or self._plan(gaps[0].stages)
+                route = None
+                opened = await self._open_all(chosen.hops, self._behind(gaps[0]), refusals)
+                if opened is not None:
+                    await self._splice(gaps[0], opened, began)
+            except NoRoute as error:
+                await self._look_further(error, gaps[0].stages, began, refusals)
+
+    def lose(self, link: HopLink, reason: str, *, honest: bool) -> None:
+        """A hop of the chain failed: end it and ban its peer."""
+        if link.failure is None and link in self._chain.links:
+            self._view.bans.ban(link.hop.peer, trio.current_time(), honest=honest)
+        link.fail(reason)
+        self._chain.notify()
+
+    # -- finding and opening hops
+
+    def _plan(self, stages: Span) -> Route:
+        spec = self._chain.spec
+        return self._view.plan(spec.digest, stages, spec.max_tokens)
+
+    def _has_route(self, stages: Span) -> bool:
+        try:
+            self._plan(stages)
+        except NoRoute:
+            return False
+        return True
+
+    async def _look_further(
+        self, error: NoRoute, stages: Span, began: float, refusals: dict[str, str]
+    ) -> None:
+        """Ask the whole swarm again; raises `error` if there is still no route and no time to wait."""
+        spec = self._chain.spec
+        waited_s = trio.current_time() - began
+        await self._view.refresh()
+        if self._has_route(stages):
+            return
+        if waited_s < spec.wait_s:
+            self._on_event(Waiting(error.missing, str(error), spec.wait_s - waited_s))
+            await trio.sleep(RETRY_EVERY_S)
+            return
+        with trio.move_on_after(DHT_SEARCH_S):
+            await self._view.search_dht(spec.digest)
+        if not self._has_route(stages):
+            raise explained(error, refusals, spec.blocks) from None
+
+    def _behind(self, gap: Gap) -> HopLink | None:
+        links = self._chain.links
+        return links[gap.last] if gap.last < len(links) else None
+
+    async def _open_all(
+        self, hops: Sequence[Hop], behind: HopLink | None, refusals: dict[str, str]
+    ) -> list[HopLink] | None:
+        """Open all hops at once, each linked to the next and the last to `behind`; None if one failed."""
+        spec = self._chain.spec
+        places = [NextHop(hop.peer, hop.addrs, secrets.token_bytes(16)) for hop in hops]
+        following = [*places[1:], behind.address() if behind is not None else None]
+        opened: list[HopLink | None] = [None] * len(hops)
+
+        async def open_one(index: int) -> None:
+            hop = hops[index]
+            request = Open(places[index].session, spec.digest, hop.span, spec.max_tokens, following[index])
+            try:
+                opened[index] = await open_hop(self._view.transport, hop, request)
+            except (PeerUnavailable, RemoteProtocolError) as error:
+                self._note_refusal(hop, error, refusals)
+
+        async with trio.open_nursery() as nursery:
+            for index in range(len(hops)):
+                nursery.start_soon(open_one, index)
+        links = [link for link in opened if link is not None]
+        if len(links) == len(hops):
+            return links
+        for link in links:
+            link.fail("not needed")
+        return None
+
+    def _note_refusal(self, hop: Hop, error: SwarmError, refusals: dict[str, str]) -> None:
+        refusals[hop.peer] = str(error)
+        busy = isinstance(error, Busy)
+        honest = isinstance(error, PeerUnavailable) and not busy
+        least_s = max(1.0, error.retry_after_s) if isinstance(error, Busy) else FIRST_BAN_S
+        self._view.bans.ban(hop.peer, trio.current_time(), honest=honest, least_s=least_s)
+
+    # -- putting them in place
+
+    async def _splice(self, gap: Gap, opened: list[HopLink], began: float) -> None:
+        """Put new hops in the gap and have them filled: by the hop before, or by us where we feed them."""
+        chain, behind = self._chain, self._behind(gap)
+        dead = chain.links[gap.first : gap.last]
+        feed = chain.feed if gap.first == 0 else dead[0].feed
+        chain.links[gap.first : gap.last] = opened
+        opened[0].feed = feed
+        if behind is not None:
+            behind.feed = None
+        for link in opened:
+            self._on_open(link)
+        fill_until = opened[-1].hop.span.stop
+        if feed is not None:
+            async with feed.lock:
+                for step in feed.journal.replay(chain.done, fill_until):
+                    await opened[0].send(step)
+        else:
+            before = chain.links[gap.first - 1]
+            before.link_down = None
+            await before.send(Relink(opened[0].address(), False, chain.done, fill_until))
+        self._report(dead, opened, trio.current_time() - began)
+
+    def _report(self, dead: Sequence[HopLink], opened: Sequence[HopLink], seconds: float) -> None:
+        peers = tuple(link.hop.peer for link in opened)
+        for link in dead:
+            moved = Rerouted(link.hop.peer, link.hop.span, link.failure or "", peers, seconds)
+            self.reroutes.append(moved)
+            self._on_event(moved)
+
+    async def _bridge_broken_links(self) -> None:
+        """Where a living hop cannot reach the next living one, carry what passes between them."""
+        chain = self._chain
+        for before in list(chain.links):
+            reason, behind = before.link_down, chain.behind(before)
+            if before.failure or reason is None or behind is None:
+                continue
+            before.link_down = None
+            if behind.feed is not None or not await self._answers(behind):
+                continue
+            behind.feed = Feed(Journal(chain.spec.max_tokens))
+            await before.send(Relink(None, True, chain.done, 0))
+            self._on_event(Bridged((before.hop.peer, behind.hop.peer), reason))
+
+    async def _answers(self, link: HopLink) -> bool:
+        """Whether a hop answers a ping soon; one that does not is given up."""
+        asked_at = trio.current_time()
+        await link.ping()
+        with trio.move_on_after(ANSWER_S):
+            while link.failure is None and link.pong_at < asked_at:
+                await self._chain.wait_changed()
+        if link.failure is None and link.pong_at < asked_at:
+            self.lose(link, "does not answer", honest=True)
+        return link.failure is None
+
+
+def explained(error: NoRoute, refusals: dict[str, str], blocks: int) -> NoRoute:
+    """The error with what nodes said when asked, and the commands that would help."""
+    reasons = "".join(f"; {peer} says: {why}" for peer, why in refusals.items())
+    commands = " and ".join(serve_command(Span(*pair), blocks) for pair in error.missing)
+    return NoRoute(f"{error}{reasons}. To serve them, run on another machine: {commands}", error.missing)

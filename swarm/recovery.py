@@ -1,0 +1,51 @@
+"""Which stages of a session need new hops, and who fills their caches; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from protocol.model import Span
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One hop of a session as recovery sees it."""
+
+    span: Span
+    alive: bool
+    fed_by_client: bool  # the client holds the journal of the boundary before it
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Stages without a living hop: hops `first` to `last` (exclusive) are to be replaced.
+
+    The keeper of the journal is hop `first - 1`, or the client if `first` is 0 or `from_client`.
+    """
+
+    first: int
+    last: int
+    stages: Span
+    from_client: bool
+
+
+def find_gaps(wanted: Span, places: Sequence[Place]) -> list[Gap]:
+    """Maximal runs of dead hops, left to right; a session without hops is one gap over all of `wanted`.
+
+    Since every hop keeps the journal of the boundary after it, a living hop before a gap can fill it, whatever
+    died further on; where the client feeds the first dead hop, the client can. So each gap has a living keeper.
+    """
+    if not places:
+        return [Gap(0, 0, wanted, True)]
+    gaps, index = [], 0
+    while index < len(places):
+        if places[index].alive:
+            index += 1
+            continue
+        first = index
+        while index < len(places) and not places[index].alive:
+            index += 1
+        stages = Span(places[first].span.start, places[index - 1].span.stop)
+        gaps.append(Gap(first, index, stages, first == 0 or places[first].fed_by_client))
+    return gaps

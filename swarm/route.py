@@ -1,0 +1,215 @@
+"""From a map of the swarm to a route: pure, so `rng` and every measurement are arguments.
+
+The route is the least expected time per token, found by Dijkstra's algorithm over states (stage, peer): a peer
+computes some of its stages, then either goes on or hands over to another that serves the next one. Costs are linear
+in the stages used, so an optimal hand-over lies where some span starts or ends; only those stages are states.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Final
+
+from protocol.errors import NoRoute
+from protocol.model import Span, describe_stages
+from protocol.records import Announcement
+
+# What one more hop costs besides distance: framing, wake-ups and thread hand-over at the hop.
+HOP_MS: Final = 1.0
+# Where nobody measured: a long but usual internet path. Measured peers win against unmeasured ones.
+UNKNOWN_ONE_WAY_MS: Final = 100.0
+# Costs are scattered by up to this share, so that clients with one map do not all herd to one peer.
+SCATTER: Final = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """One peer's part of a route. `expected_ms` per token: the way to it, its queue and its computing."""
+
+    peer: str
+    addrs: tuple[str, ...]
+    span: Span
+    expected_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Hops that together cover the stages the client does not run itself; prints as a table."""
+
+    hops: tuple[Hop, ...]
+    blocks: int
+    expected_ms: float  # per token, the way back included
+
+    @property
+    def peers(self) -> tuple[str, ...]:
+        """The peers used, each once, in order."""
+        return tuple(dict.fromkeys(hop.peer for hop in self.hops))
+
+    def __str__(self) -> str:
+        rows = [("hop", "peer", "layers", "ms")]
+        for number, hop in enumerate(self.hops, 1):
+            stages = describe_stages(hop.span, self.blocks)
+            rows.append((str(number), hop.peer, stages, f"{hop.expected_ms:.1f}"))
+        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows
+        ]
+        return "\n".join([*(line.rstrip() for line in lines), f"expected: {self.expected_ms:.1f} ms a token"])
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """What is known of distances. `rtt_ms`: client to peer, measured; nodes announce theirs to each other."""
+
+    rtt_ms: Mapping[str, float] = field(default_factory=dict)
+
+    def one_way_ms(self, a: Announcement | None, b: Announcement | None) -> float:
+        """Expected one-way time between two nodes, or a node and the client (None)."""
+        if a is None or b is None:
+            node = a or b
+            rtt = self.rtt_ms.get(node.peer) if node else 0.0
+            return UNKNOWN_ONE_WAY_MS if rtt is None else rtt / 2
+        for here, there in ((a, b), (b, a)):
+            for link in here.links:
+                if link.peer == there.peer:
+                    return link.rtt_ms / 2
+        return (self.one_way_ms(None, a) + self.one_way_ms(None, b)) / 2
+
+
+def missing_stages(wanted: Span, spans: Iterable[Span]) -> list[Span]:
+    """The parts of `wanted` that no span covers, in order."""
+    missing, at = [], wanted.start
+    for span in sorted(spans):
+        if span.start > at:
+            if span.start >= wanted.stop:
+                break
+            missing.append(Span(at, span.start))
+        at = max(at, span.stop)
+    if at < wanted.stop:
+        missing.append(Span(at, wanted.stop))
+    return missing
+
+
+def plan_route(
+    wanted: Span,
+    nodes: Sequence[Announcement],
+    network: Network,
+    *,
+    tokens: int,
+    rng: random.Random,
+) -> Route:
+    """The quickest route over `wanted` through nodes with room for `tokens` in their KV caches.
+
+    Raises: NoRoute, naming the stages that nobody (or nobody with room) serves.
+    """
+    able = [n for n in nodes if n.state == "serving" and n.kv_tokens >= tokens]
+    missing = missing_stages(wanted, (n.span for n in able))
+    if missing:
+        raise _no_route(missing, nodes, tokens)
+    search = _Search(wanted, able, network, rng)
+    return search.run()
+
+
+def _no_route(missing: list[Span], nodes: Sequence[Announcement], tokens: int) -> NoRoute:
+    blocks = nodes[0].blocks if nodes else None
+    names = [describe_stages(span, blocks) if blocks else f"stages {span}" for span in missing]
+    full = [n for n in nodes if n.kv_tokens < tokens and any(s in n.span for span in missing for s in span)]
+    what = " and ".join(names)
+    if full:
+        room = max(n.kv_tokens for n in full)
+        text = f"nobody who serves {what} has room for {tokens} tokens (at most {room} are free)"
+    else:
+        text = f"nobody serves {what}"
+    return NoRoute(text, [(span.start, span.stop) for span in missing])
+
+
+_State = tuple[int, int]  # (stage reached, index of the node there); (wanted.start, -1) is the client
+
+
+class _Search:
+    """Dijkstra's algorithm from the client through the nodes and back."""
+
+    def __init__(
+        self, wanted: Span, nodes: Sequence[Announcement], network: Network, rng: random.Random
+    ) -> None:
+        self.wanted, self.nodes, self.network = wanted, nodes, network
+        edges = {wanted.start, wanted.stop}
+        edges.update(stage for n in nodes for stage in (n.span.start, n.span.stop))
+        self.stops = sorted(stage for stage in edges if wanted.start <= stage <= wanted.stop)
+        self.following = dict(pairwise(self.stops))
+        self.scatter = [1.0 + rng.uniform(0.0, SCATTER) for _ in nodes]
+        self.serving: dict[int, list[int]] = {
+            stage: [i for i, n in enumerate(nodes) if stage in n.span] for stage in self.stops
+        }
+
+    def run(self) -> Route:
+        """The route; one exists, since every stage is covered."""
+        start: _State = (self.wanted.start, -1)
+        best: dict[_State, float] = {start: 0.0}
+        came: dict[_State, _State] = {}
+        queue: list[tuple[float, _State]] = [(0.0, start)]
+        goal, goal_cost = start, float("inf")
+        while queue:
+            cost, state = heapq.heappop(queue)
+            if cost > best[state] or cost >= goal_cost:
+                continue
+            stage, at = state
+            if stage == self.wanted.stop:
+                back = cost + self.network.one_way_ms(self.nodes[at], None)
+                if back < goal_cost:
+                    goal, goal_cost = state, back
+                continue
+            for follower in self.serving[stage]:
+                reached = (self.following[stage], follower)
+                total = cost + self._edge_ms(stage, at, follower)
+                if total < best.get(reached, float("inf")):
+                    best[reached], came[reached] = total, state
+                    heapq.heappush(queue, (total, reached))
+        return self._route(goal, goal_cost, best, came)
+
+    def _edge_ms(self, stage: int, at: int, follower: int) -> float:
+        """Time to compute from `stage` to the next stop at `follower`, coming from node `at`."""
+        node = self.nodes[follower]
+        cost = compute_ms(node, Span(stage, self.following[stage]))
+        if follower != at:
+            came_from = self.nodes[at] if at >= 0 else None
+            cost += HOP_MS + node.queue_ms + self.network.one_way_ms(came_from, node)
+        return cost * self.scatter[follower]
+
+    def _route(
+        self, goal: _State, cost: float, best: Mapping[_State, float], came: Mapping[_State, _State]
+    ) -> Route:
+        states = [goal]
+        while states[-1] in came:
+            states.append(came[states[-1]])
+        states.reverse()
+        hops: list[Hop] = []
+        for before, after in pairwise(states):
+            node, spent = self.nodes[after[1]], best[after] - best[before]
+            if hops and before[1] == after[1]:
+                last = hops.pop()
+                hops.append(
+                    Hop(node.peer, node.addrs, Span(last.span.start, after[0]), last.expected_ms + spent)
+                )
+            else:
+                hops.append(Hop(node.peer, node.addrs, Span(before[0], after[0]), spent))
+        return Route(tuple(hops), self.nodes[goal[1]].blocks, cost)
+
+
+def compute_ms(node: Announcement, span: Span) -> float:
+    """Expected time to compute one token through `span` at `node`; embedding counts as nothing."""
+    blocks = min(span.stop, node.blocks + 1) - max(span.start, 1)
+    head = node.head_ms if span.stop == node.stages else 0.0
+    return max(blocks, 0) * node.decode_ms + head
+
+
+def serve_command(span: Span, blocks: int, model: str = "MODEL", join: str = "ADDRESS") -> str:
+    """The command by which somebody serves `span`."""
+    first, last = max(span.start, 1) - 1, min(span.stop, blocks + 1) - 1
+    if first >= last:  # an end alone: serve it with the block beside it
+        first, last = (0, 1) if span.start == 0 else (blocks - 1, blocks)
+    return f"swarm node --model {model} --layers {first}:{last} --join {join}"
