@@ -8,7 +8,7 @@ import trio
 
 from protocol.journal import Journal
 from protocol.model import Span
-from swarm.hop import Feed, HopLink
+from swarm.hop import HopLink
 from swarm.recovery import Gap, Place, find_gaps
 
 
@@ -29,7 +29,7 @@ class Chain:
     """What the session and its mender share. `done`: steps that are through, the highest such number plus one."""
 
     spec: SessionSpec
-    feed: Feed  # of the boundary before the first hop
+    journal: Journal  # of the boundary before the first hop
     links: list[HopLink] = field(default_factory=list)
     done: int = 0
     _changed: trio.Event = field(default_factory=trio.Event)
@@ -82,4 +82,4 @@ class Chain:
 
 def new_chain(spec: SessionSpec) -> Chain:
     """A session without hops yet."""
-    return Chain(spec, Feed(Journal(spec.max_tokens)))
+    return Chain(spec, Journal(spec.max_tokens))

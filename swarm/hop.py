@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import trio
 
@@ -29,14 +29,6 @@ from protocol.transport.channel import Channel
 from swarm.route import Hop
 
 
-@dataclass(slots=True)
-class Feed:
-    """A boundary that the client feeds: its journal, and the lock that keeps what is sent in the journal's order."""
-
-    journal: Journal
-    lock: trio.Lock = field(default_factory=trio.Lock)
-
-
 @dataclass(frozen=True, slots=True)
 class StepCost:
     """What a hop says a step cost it."""
@@ -47,14 +39,14 @@ class StepCost:
 
 
 class HopLink:
-    """The client's end of a hop. `feed` is set while the client itself sends the hop its inputs."""
+    """The client's end of a hop. `feed`, the journal of what it was sent, is set while the client itself feeds it."""
 
     def __init__(self, hop: Hop, session: bytes, channel: Channel) -> None:
         now = trio.current_time()
         self.hop = hop
         self.session = session
         self.channel = channel
-        self.feed: Feed | None = None
+        self.feed: Journal | None = None
         self.failure: str | None = None
         self.link_down: str | None = None  # why this hop cannot reach the next one
         self.acked = 0  # steps computed: the highest number acknowledged, plus one
@@ -63,6 +55,7 @@ class HopLink:
         self.heard_at = now
         self.pong_at = now
         self.costs: deque[StepCost] = deque(maxlen=4096)
+        self._outbox, self._posted = trio.open_memory_channel[Message](float("inf"))
         self._pings = 0
         self._ponged = 0
 
@@ -75,23 +68,32 @@ class HopLink:
         if self.failure is None:
             self.failure = reason
         self.channel.stream.reset()
+        self._outbox.close()
+
+    def post(self, message: Message) -> None:
+        """Have a message sent after those posted before. What waits is in a journal as well, which bounds it."""
+        if self.failure is None:
+            self._outbox.send_nowait(message)
+
+    async def send_posted(self) -> None:
+        """Send what is posted, until the stream ends."""
+        async for message in self._posted:
+            await self._send(message)
 
     async def close(self) -> None:
         """Say that the session is over, and free the stream."""
         if self.failure is None:
-            await self.send(Close())
+            await self._send(Close())
             await self.channel.stream.aclose()
 
-    async def send(self, message: Message) -> None:
-        """Send, or note that the hop is lost; the journal has what it did not get."""
-        if self.failure is None:
-            try:
-                await self.channel.send(message)
-            except PeerUnavailable as error:
-                self.fail(str(error))
-            except LocalProtocolError:
-                if self.failure is None:  # else the stream closed while this waited its turn
-                    raise
+    async def _send(self, message: Message) -> None:
+        try:
+            await self.channel.send(message)
+        except PeerUnavailable as error:
+            self.fail(str(error))
+        except LocalProtocolError:
+            if self.failure is None:  # else the stream closed while this waited its turn
+                raise
 
     @property
     def ping_is_out(self) -> bool:
@@ -101,7 +103,7 @@ class HopLink:
     async def ping(self) -> None:
         """Ask for a pong."""
         self._pings += 1
-        await self.send(Ping(self._pings))
+        await self._send(Ping(self._pings))
 
     def note_pong(self, pong: Pong) -> None:
         """Take what a pong says."""

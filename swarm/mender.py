@@ -20,7 +20,7 @@ from swarm.bans import FIRST_BAN_S
 from swarm.chain import Chain
 from swarm.discovery import View
 from swarm.events import Bridged, OnEvent, Rerouted, Waiting
-from swarm.hop import Feed, HopLink, open_hop
+from swarm.hop import HopLink, open_hop
 from swarm.recovery import Gap
 from swarm.route import Hop, Route, serve_command
 
@@ -58,7 +58,7 @@ class Mender:
                 route = None
                 opened = await self._open_all(chosen.hops, self._behind(gaps[0]), refusals)
                 if opened is not None:
-                    await self._splice(gaps[0], opened, began)
+                    self._splice(gaps[0], opened, began)
             except NoRoute as error:
                 await self._look_further(error, gaps[0].stages, began, refusals)
 
@@ -140,11 +140,11 @@ class Mender:
 
     # -- putting them in place
 
-    async def _splice(self, gap: Gap, opened: list[HopLink], began: float) -> None:
+    def _splice(self, gap: Gap, opened: list[HopLink], began: float) -> None:
         """Put new hops in the gap and have them filled: by the hop before, or by us where we feed them."""
         chain, behind = self._chain, self._behind(gap)
         dead = chain.links[gap.first : gap.last]
-        feed = chain.feed if gap.first == 0 else dead[0].feed
+        feed = chain.journal if gap.first == 0 else dead[0].feed
         chain.links[gap.first : gap.last] = opened
         opened[0].feed = feed
         if behind is not None:
@@ -153,13 +153,12 @@ class Mender:
             self._on_open(link)
         fill_until = opened[-1].hop.span.stop
         if feed is not None:
-            async with feed.lock:
-                for step in feed.journal.replay(chain.done, fill_until):
-                    await opened[0].send(step)
+            for step in feed.replay(chain.done, fill_until):
+                opened[0].post(step)
         else:
             before = chain.links[gap.first - 1]
             before.link_down = None
-            await before.send(Relink(opened[0].address(), False, chain.done, fill_until))
+            before.post(Relink(opened[0].address(), False, chain.done, fill_until))
         self._report(dead, opened, trio.current_time() - began)
 
     def _report(self, dead: Sequence[HopLink], opened: Sequence[HopLink], seconds: float) -> None:
@@ -179,8 +178,8 @@ class Mender:
             before.link_down = None
             if behind.feed is not None or not await self._answers(behind):
                 continue
-            behind.feed = Feed(Journal(chain.spec.max_tokens))
-            await before.send(Relink(None, True, chain.done, 0))
+            behind.feed = Journal(chain.spec.max_tokens)
+            before.post(Relink(None, True, chain.done, 0))
             self._on_event(Bridged((before.hop.peer, behind.hop.peer), reason))
 
     async def _answers(self, link: HopLink) -> bool:

@@ -12,21 +12,25 @@ from typing import Final, Protocol
 import numpy as np
 import trio
 
+from protocol import limits
 from protocol.candidates import NOTHING, Candidates, Want
 from protocol.errors import ConfigError, Lost, Malformed, PeerUnavailable, RemoteProtocolError, SwarmError
+from protocol.journal import Journal
 from protocol.messages import Ack, Error, LinkDown, Message, Output, Pong, Step
 from protocol.model import Manifest
 from protocol.tensors import Tensor, from_numpy
 from swarm.chain import SessionSpec, new_chain
 from swarm.discovery import View
 from swarm.events import OnEvent, Rerouted
-from swarm.hop import Feed, HopLink
+from swarm.hop import HopLink
 from swarm.mender import Mender
 from swarm.route import Route
 from swarm.watch import Ask, GiveUp, Unlinked, look
 
 # Tokens of a prompt that travel together: small enough that hops work at once, large enough for full matmuls.
 PREFILL_CHUNK: Final = 128
+# Steps on their way at once; a hop that holds STEPS_IN_FLIGHT reads no more, and so would answer no ping.
+STEPS_OUT: Final = limits.STEPS_IN_FLIGHT // 2
 WATCH_EVERY_S: Final = 0.25
 # Repairs within one step; each bans a peer or finds none, so more than this means that peers play with us.
 REPAIRS: Final = 32
@@ -60,6 +64,7 @@ class Session:
         self._wants: dict[int, Want] = {}  # of the steps that are out
         self._results: dict[int, Output] = {}
         self._fatal: SwarmError | None = None
+        self._mended = 0  # repairs within this step
         self._waiting_since: float | None = None
         self._watching = trio.CancelScope()
 
@@ -115,7 +120,7 @@ class Session:
         want = want or Want()
         position = self.length if position is None else position
         self._check(tokens, position)
-        self._fatal = None
+        self._fatal, self._mended = None, 0
         self._waiting_since = trio.current_time()
         try:
             numbers = await self._send_chunks(tokens, position, want)
@@ -153,7 +158,9 @@ class Session:
             number, self._next_number = self._next_number, self._next_number + 1
             self._wants[number] = chunk_want
             step = Step(number, position + start, rows, chunk_want)
-            await self._send(self._chain.feed, self._chain.first, step)
+            while step.number - self._chain.done >= STEPS_OUT:
+                await self._progress()
+            self._send(self._chain.journal, self._chain.first, step)
         return range(first, self._next_number)
 
     def _hop_want(self, want: Want, *, last: bool) -> Want:
@@ -162,29 +169,29 @@ class Session:
             return NOTHING
         return Want("hidden", every=want.every) if self._ends is not None else want
 
-    async def _send(self, feed: Feed, link: HopLink | None, step: Step) -> None:
+    def _send(self, journal: Journal, link: HopLink | None, step: Step) -> None:
         """Note a step in the journal of a boundary and send it to the hop behind, if that lives."""
-        async with feed.lock:
-            feed.journal.append(step.number, step.position, step.inputs, step.want)
-            if link is not None and link.feed is feed:
-                await link.send(step)
+        journal.append(step.number, step.position, step.inputs, step.want)
+        if link is not None and link.feed is journal:
+            link.post(step)
 
     # -- receiving
 
     def _start_reading(self, link: HopLink) -> None:
         self._nursery.start_soon(self._read, link)
+        self._nursery.start_soon(link.send_posted)
 
     async def _read(self, link: HopLink) -> None:
         """Take what a hop says until its stream ends."""
         try:
             while (message := await link.channel.receive()) is not None:
                 link.heard_at = trio.current_time()
-                await self._take(link, message)
+                self._take(link, message)
             self._mender.lose(link, "closed the stream", honest=True)
         except (PeerUnavailable, RemoteProtocolError) as error:
             self._mender.lose(link, str(error), honest=isinstance(error, PeerUnavailable))
 
-    async def _take(self, link: HopLink, message: Message) -> None:
+    def _take(self, link: HopLink, message: Message) -> None:
         match message:
             case Ack():
                 link.note_ack(message)
@@ -195,7 +202,7 @@ class Session:
                     self._results[message.number] = message
                     self._chain.advance(message.number + 1)
             case Output():
-                await self._carry(link, message)
+                self._carry(link, message)
             case Pong():
                 link.note_pong(message)
                 self._chain.notify()
@@ -224,7 +231,7 @@ class Session:
             self._fatal = Malformed(f"{link.hop.peer} refused the step: {error.message}")
         self._mender.lose(link, error.message, honest=error.code == "leaving")
 
-    async def _carry(self, link: HopLink, output: Output) -> None:
+    def _carry(self, link: HopLink, output: Output) -> None:
         """Take hidden states over a boundary that the client bridges."""
         behind = self._chain.behind(link)
         if behind is None or behind.feed is None or output.hidden is None:
@@ -232,26 +239,28 @@ class Session:
         want = self._wants.get(output.number, NOTHING)
         step = Step(output.number, output.position, output.hidden, want)
         # what is through already only fills the journal: the hop behind has computed it
-        await self._send(behind.feed, behind if output.number >= self._chain.done else None, step)
+        self._send(behind.feed, behind if output.number >= self._chain.done else None, step)
 
     async def _results_of(self, numbers: range) -> list[Output]:
-        """Wait until all these steps are through, mending what breaks meanwhile; the outputs there are, in order."""
-        repairs = 0
-        chain = self._chain
-        while chain.done < numbers.stop:
-            if self._fatal is not None:
-                raise self._fatal
-            if chain.broken:
-                repairs += 1
-                if repairs > REPAIRS:
-                    raise Lost(f"gave up after {REPAIRS} repairs within one step")
-                await self._mender.mend()
-            else:
-                await chain.wait_changed()
+        """Wait until all these steps are through; the outputs there are, in order."""
+        while self._chain.done < numbers.stop:
+            await self._progress()
         found = [self._results[n] for n in numbers if n in self._results]
         self._results.clear()
         self._wants.clear()
         return found
+
+    async def _progress(self) -> None:
+        """Wait for something to happen, and mend what broke."""
+        if self._fatal is not None:
+            raise self._fatal
+        if not self._chain.broken:
+            await self._chain.wait_changed()
+            return
+        self._mended += 1
+        if self._mended > REPAIRS:
+            raise Lost(f"gave up after {REPAIRS} repairs within one step")
+        await self._mender.mend()
 
     async def _candidates(self, output: Output, want: Want) -> Candidates:
         if self._ends is None:
