@@ -25,7 +25,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import TracebackType
 
 from tests.support.processes import Process, Processes
@@ -98,9 +97,7 @@ class Netlab:
 
     def __enter__(self) -> "Netlab":
         with ExitStack() as undo:
-            folder = undo.enter_context(TemporaryDirectory(prefix="netlab-"))
-            self.control_path = str(Path(folder, "control"))
-            settings = Settings(self.hosts, self.control_path, self._mtu, **asdict(self._conditions))
+            settings = Settings(self.hosts, self._mtu, **asdict(self._conditions))
             switch = subprocess.Popen(
                 [sys.executable, "-I", SWITCH, json.dumps(asdict(settings))],
                 stdin=subprocess.PIPE,
@@ -115,7 +112,7 @@ class Netlab:
             )
             if "error" in answer:
                 raise OSError(f"no lab: {answer['error']}")
-            self.names = answer["names"]
+            self.names, self.control_path = answer["names"], answer["control_path"]
             undo.callback(self._processes.close)
             self._owned = undo.pop_all()
         return self

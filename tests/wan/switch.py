@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from tempfile import TemporaryDirectory
 
 SUBNET = "10.77.0"
 QUEUE_S = 0.5  # what a link holds back before it drops: the buffer of a home router, generously
@@ -145,7 +146,6 @@ class Settings:
     """What the program is started with, as JSON in its first argument."""
 
     hosts: int
-    control_path: str
     mtu: int
     rtt_ms: float
     mbit: float
@@ -254,7 +254,9 @@ def main() -> None:
         try:
             conditions = Conditions(settings.rtt_ms, settings.mbit, settings.loss)
             control = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
-            control.bind(settings.control_path)
+            folder = undo.enter_context(TemporaryDirectory(prefix="netlab-"))
+            control_path = os.path.join(folder, "control")
+            control.bind(control_path)
             control.listen()
             taps = []
             for host, name in enumerate(names, start=1):
@@ -264,7 +266,7 @@ def main() -> None:
         except (OSError, ValueError) as error:
             print(json.dumps({"error": str(error)}), flush=True)
             return
-        print(json.dumps({"names": names}), flush=True)
+        print(json.dumps({"names": names, "control_path": control_path}), flush=True)
         fabric = Fabric(settings.hosts, conditions, random.Random())
         serve(fabric, taps, control, settings.mtu + ETHERNET_BYTES)
 

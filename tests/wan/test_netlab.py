@@ -133,14 +133,16 @@ def test_a_killed_owner_leaves_nothing_behind(
 ) -> None:
     """When whoever made the lab is killed outright, the switch removes the namespaces by itself."""
     program = (
-        "import time\nfrom tests.wan.netlab import Netlab\n"
-        "with Netlab(hosts=2) as lab:\n    print('names', *lab.names)\n    time.sleep(600)"
+        "import os, time\nfrom tests.wan.netlab import Netlab\n"
+        "with Netlab(hosts=2) as lab:\n    print('control', os.path.dirname(lab.control_path)); print('names', *lab.names)\n    time.sleep(600)"
     )
     owner = processes.start([sys.executable, "-c", program], cwd=ROOT, name="owner")
     names = set(owner.wait_for_line("names (.*)", deadline(30))[1].split())
+    folder = Path(owner.wait_for_line("control (.*)", deadline(30))[1])
     assert names <= namespaces()
+    assert folder.exists()
     owner.kill9()
-    wait_until(lambda: not names & namespaces(), deadline(30))
+    wait_until(lambda: not names & namespaces() and not folder.exists(), deadline(30))
 
 
 def test_the_command_line_runs_a_command_and_changes_the_network() -> None:
