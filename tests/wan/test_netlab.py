@@ -134,7 +134,9 @@ def test_a_killed_owner_leaves_nothing_behind(
     """When whoever made the lab is killed outright, the switch removes the namespaces by itself."""
     program = (
         "import os, time\nfrom tests.wan.netlab import Netlab\n"
-        "with Netlab(hosts=2) as lab:\n    print('control', os.path.dirname(lab.control_path)); print('names', *lab.names)\n    time.sleep(600)"
+        "with Netlab(hosts=2) as lab:\n"
+        "    print('control', os.path.dirname(lab.control_path)); print('names', *lab.names)\n"
+        "    time.sleep(600)"
     )
     owner = processes.start([sys.executable, "-c", program], cwd=ROOT, name="owner")
     names = set(owner.wait_for_line("names (.*)", deadline(30))[1].split())
