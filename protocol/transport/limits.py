@@ -28,3 +28,60 @@ STREAM_WINDOW = 1 * MIB
 CONNECTION_WINDOW = 5 * MIB
 # Unacknowledged and unsent bytes a stream accepts before `send` waits.
 SEND_BUFFER = 512 * KIB
+
+# --- the endpoint -------------------------------------------------------------------------------------------
+# What the kernel may hold for us while Python is busy: 4 MiB is 3,000 Ethernet packets, about 50 ms of work.
+SOCKET_BUFFER = 4 * MIB
+# Datagrams taken from the socket before the first is answered: more makes batches better and waits longer.
+RECEIVE_BATCH = 64
+# Datagrams that wait because the kernel's buffer is full; beyond that they are lost, which QUIC repairs.
+SEND_BACKLOG = 1024
+# A connection costs about 150 KiB of Python objects at rest and keep-alives; 1,024 are 150 MiB.
+MAX_CONNECTIONS = 1024
+# A peer that restarts has a new connection before its old one times out; more than a few is an attack or a bug.
+MAX_CONNECTIONS_PER_PEER = 4
+# Handshakes cost about 3 ms of CPU each: 128 unfinished ones bound memory and what a flood can start.
+MAX_HANDSHAKES = 128
+HANDSHAKE_TIMEOUT_S = 5.0
+# Streams the peer may have open at once; sessions, DHT queries and map exchanges of one peer stay far below.
+MAX_INCOMING_STREAMS = 256
+# A stream that was closed but whose last bytes the peer does not take is reset after this.
+LINGER_TIMEOUT_S = 30.0
+# While streams are open and nothing comes, the silence is probed after this, then after as long again each time,
+# so that a killed process is noticed soon after it died and an idle connection costs next to nothing.
+FIRST_PROBE_S = 0.25
+# Reports that nobody listens at the peer's port, without a packet from it in between, before it counts as dead:
+# one may be forged or belong to a restart of something else; PINGs provoke the next within this time.
+REFUSALS_TO_DIE = 3
+REFUSAL_PROBE_S = 0.03
+
+# --- py-libp2p's host and the DHT ---------------------------------------------------------------------------
+# Silence after which a stream of identify or Kademlia is given up: their messages are small and immediate.
+HOST_STREAM_TIMEOUT_S = 10.0
+# Incoming streams of one connection that have not said yet which protocol they want.
+MAX_PROPOSALS_PER_STREAM = 4
+# One question to one DHT node: an answer takes a round trip; a dead node behind a silent address costs this.
+DHT_QUERY_TIMEOUT_S = 1.5
+# One whole lookup. Kademlia needs log2(nodes) rounds at most; in 1,000 nodes five of 0.3 s each, and two that fail.
+DHT_LOOKUP_TIMEOUT_S = 5.0
+# Questions in flight in one lookup: a third of the nodes may be dead without a lookup waiting for them.
+DHT_CONCURRENCY = 10
+# Kademlia's k: nodes that hold a value, and answers that end a lookup (specification "Kademlia DHT").
+DHT_REPLICAS = 20
+# Answers with a value after which the newest of them is taken.
+DHT_GET_QUORUM = 5
+# A signed announcement is about 1 KiB; a node stores at most this many of them (64 MiB).
+DHT_MAX_VALUE = 16 * KIB
+DHT_MAX_VALUES = 4096
+# Keys are at most 128 bytes for go-libp2p and py-libp2p alike.
+DHT_MAX_KEY = 128
+# Providers kept: per key as Kademlia's k says, the oldest making room; a key and its providers cost about 4 KiB.
+DHT_MAX_PROVIDED_KEYS = 4096
+# An answer holds 20 closer nodes and 20 providers with their addresses: about 20 KiB.
+DHT_MAX_MESSAGE = 256 * KIB
+# DHT streams served at once; py-libp2p's 12 turns a burst of honest puts away.
+DHT_MAX_INCOMING = 64
+# Announcements of providers taken from one peer in 10 s; py-libp2p's 10 is less than a node with many models makes.
+DHT_MAX_PROVIDES_PER_10_S = 100
+# How long an address learnt from another node is tried.
+DHT_ADDRESS_LIFE_S = 3600

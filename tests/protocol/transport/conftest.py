@@ -11,8 +11,11 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from protocol.transport.base import Transport
+from protocol.transport.libp2p import open_transport
 from protocol.transport.memory import Network
 from protocol.transport.validator import AcceptAll, DhtValidator
+
+LOOPBACK = ("/ip4/127.0.0.1/udp/0/quic-v1",)
 
 
 class Implementation(Protocol):
@@ -56,7 +59,21 @@ class InMemory:
             yield transport
 
 
-@pytest.fixture(params=[InMemory], ids=["memory"])
+class Libp2p:
+    """Peers on loopback."""
+
+    dead_addr = "/ip4/127.0.0.1/udp/9/quic-v1"
+
+    @asynccontextmanager
+    async def peer(self, validate: DhtValidator) -> AsyncIterator[Transport]:
+        """A peer with a port of its own."""
+        async with open_transport(
+            Ed25519PrivateKey.generate(), listen=LOOPBACK, validate=validate
+        ) as transport:
+            yield transport
+
+
+@pytest.fixture(params=[InMemory, Libp2p], ids=["memory", "libp2p"])
 def net(request: pytest.FixtureRequest) -> Peers:
     """Each implementation in turn."""
     return Peers(request.param())

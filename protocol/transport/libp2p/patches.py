@@ -1,0 +1,37 @@
+"""What has to be changed inside py-libp2p 0.8.1, each with the finding it answers.
+
+Most of its faults are avoided by not using the code at fault: its QUIC transport, its dialler, its stream
+negotiation and its DHT client are replaced (see `host`, `transport`, `dht`). What is left are constants of
+modules. They are set when a transport is opened, never at import, and setting them again changes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from libp2p.kad_dht import kad_dht, peer_routing, provider_store, value_store
+
+from protocol.transport.limits import DHT_QUERY_TIMEOUT_S
+
+
+def apply_patches() -> None:
+    """Apply all of them."""
+    _dead_nodes_cost_little()
+    _quiet_unless_asked()
+
+
+def _dead_nodes_cost_little() -> None:
+    """A dead node costs each query of the routing table's refresh 10 s, and a refresh makes hundreds."""
+    for module in (kad_dht, peer_routing, provider_store, value_store):
+        module.QUERY_TIMEOUT = DHT_QUERY_TIMEOUT_S  # type: ignore[attr-defined]
+
+
+def _quiet_unless_asked() -> None:
+    """Every dead node and every stream that ends costs warnings and errors: thousands an hour in a small swarm.
+
+    A level that the application has set for these loggers is left alone.
+    """
+    for name in ("libp2p", "quic"):
+        named = logging.getLogger(name)
+        if named.level == logging.NOTSET:
+            named.setLevel(logging.CRITICAL)

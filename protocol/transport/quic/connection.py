@@ -1,0 +1,399 @@
+"""One QUIC connection to one verified peer: its streams, its timers, its end.
+
+Everything here runs between two checkpoints, so nothing needs a lock, and datagrams of one turn leave in order.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import trio
+from aioquic.quic import events
+
+from protocol.errors import BadSignature, Lost, PeerUnavailable, TimedOut, Unreachable
+from protocol.transport.limits import (
+    FIRST_PROBE_S,
+    HANDSHAKE_TIMEOUT_S,
+    LINGER_TIMEOUT_S,
+    MAX_INCOMING_STREAMS,
+    NEGOTIATION_TIMEOUT_S,
+    REFUSAL_PROBE_S,
+    REFUSALS_TO_DIE,
+)
+from protocol.transport.quic.engine import ALPN, Datagrams, Engine
+from protocol.transport.quic.identity import verify_certificate
+from protocol.transport.quic.mtu import MtuSearch
+from protocol.transport.quic.stream import QuicStream
+from protocol.transport.quic.udp import Addr, SendError
+
+if TYPE_CHECKING:
+    from protocol.transport.quic.endpoint import Endpoint
+    from protocol.transport.quic.port import Port
+
+logger = logging.getLogger(__name__)
+
+_BAD_CERTIFICATE = 0x100 + 42  # CRYPTO_ERROR and TLS's alert
+_APPLICATION_RESET = 0
+_HEADERS = 28  # IPv4 and UDP; with IPv6's 48 a refused packet is noticed when it is sent
+_BLACK_HOLE_TIMEOUTS = 3  # this often in a row nothing passed: perhaps because it was too large
+
+
+class Connection:
+    """Made by the endpoint; usable once `wait_ready` has returned."""
+
+    def __init__(self, endpoint: Endpoint, port: Port, engine: Engine, expected_peer: str | None) -> None:
+        now = trio.current_time()
+        self.engine = engine
+        self.peer = ""
+        self.closed = trio.Event()
+        self.error: PeerUnavailable | None = None
+        self.on_closed: list[Callable[[], None]] = []
+        self.cids: set[bytes] = {engine.host_cid}
+        self.timer_at: float | None = None  # the endpoint's: when it will call on_timer
+        self._endpoint = endpoint
+        self._port = port
+        self._expected_peer = expected_peer
+        self._ready = trio.Event()
+        self._streams: dict[int, QuicStream] = {}
+        self._ending: dict[int, float] = {}  # stream -> when to reset it
+        self._need_room: set[QuicStream] = set()
+        self._stream_credit = trio.Event()
+        self._accept_send, self._accept_receive = trio.open_memory_channel[QuicStream](MAX_INCOMING_STREAMS)
+        self._mtu = MtuSearch(endpoint.largest_datagram)
+        self._handshake_until = now + HANDSHAKE_TIMEOUT_S
+        self._heard_at = self._probed_at = self._active_at = now
+        self._refusals = 0
+        self._refused_at = 0.0
+        self._refusal_gap_s = REFUSAL_PROBE_S
+
+    # --- for the user
+
+    @property
+    def is_dialler(self) -> bool:
+        """Whether this end dialled."""
+        return self.engine.configuration.is_client
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the peer is verified and the connection lives."""
+        return self._ready.is_set() and self.error is None
+
+    @property
+    def addr(self) -> Addr | None:
+        """Where the peer's packets come from."""
+        return self.engine.get_peer_address()
+
+    @property
+    def datagram_size(self) -> int:
+        """The largest datagram known to pass, in bytes."""
+        return self._mtu.current
+
+    @property
+    def open_streams(self) -> int:
+        """Streams that either end has not finished with."""
+        return len(self._streams)
+
+    async def wait_ready(self) -> None:
+        """Wait until the peer is verified. Raises: what ended the attempt."""
+        await self._ready.wait()
+        if self.error is not None:
+            raise type(self.error)(str(self.error))
+
+    async def open_stream(self) -> QuicStream:
+        """A new stream; nothing is sent until its first `send`.
+
+        Raises: Lost, if the connection has ended; TimedOut, if the peer allows no more streams.
+        """
+        with trio.move_on_after(NEGOTIATION_TIMEOUT_S):
+            while self.error is None and not self.engine.may_open_stream():
+                await self._stream_credit.wait()
+        if self.error is not None:
+            raise Lost(str(self.error))
+        if not self.engine.may_open_stream():
+            raise TimedOut(f"peer {self.peer} allows no more streams")
+        stream_id = self.engine.get_next_available_stream_id()
+        self.engine.send_stream_data(stream_id, b"")  # takes the number
+        stream = self._streams[stream_id] = QuicStream(self, stream_id)
+        return stream
+
+    async def accept_stream(self) -> QuicStream:
+        """The next stream that the peer opens. Raises: Lost, once the connection has ended."""
+        try:
+            return await self._accept_receive.receive()
+        except trio.EndOfChannel:
+            raise Lost(str(self.error)) from None
+
+    def close(self, why: str = "", code: int = 0) -> None:
+        """Say goodbye and end the connection at once."""
+        if self.error is None:
+            self.engine.close(error_code=code, reason_phrase=why)
+            self.flush()
+
+    # --- for its streams
+
+    def write(self, stream_id: int, data: bytes | memoryview, end: bool = False) -> None:
+        """Send `data`; what does not fit the window waits inside."""
+        if self.error is not None:
+            return
+        try:
+            self.engine.send_stream_data(stream_id, data, end)  # type: ignore[arg-type]
+        except (ValueError, RuntimeError):
+            return  # aioquic has finished with the stream: the peer stopped it, and its error is on its way
+        self._active_at = trio.current_time()
+        self.flush()
+
+    def stop(self, stream_id: int) -> None:
+        """Tell the peer that its bytes are not wanted any more."""
+        if self.error is None and self.engine.has_stream(stream_id):
+            self.engine.stop_stream(stream_id, _APPLICATION_RESET)
+            self.flush()
+
+    def abort(self, stream_id: int, stop: bool) -> None:
+        """Reset our direction, and the peer's if `stop`."""
+        if self.error is None and self.engine.has_stream(stream_id):
+            self.engine.reset_stream(stream_id, _APPLICATION_RESET)
+            if stop:
+                self.engine.stop_stream(stream_id, _APPLICATION_RESET)
+            self.flush()
+
+    def consumed(self, stream_id: int, size: int, in_all: int | None) -> None:
+        """A reader has taken `size` bytes, `in_all` of this stream (None: it wants no more)."""
+        if self.error is None and size:
+            granted = in_all is not None and self.engine.grant(stream_id, in_all)
+            if self.engine.consume(size) or granted:
+                self.flush()
+
+    def wants_room(self, stream: QuicStream) -> None:
+        """Tell `stream` when its send buffer has emptied."""
+        self._need_room.add(stream)
+
+    def release(self, stream: QuicStream, linger_s: float = LINGER_TIMEOUT_S) -> None:
+        """`stream` is over here: forget it once the peer has acknowledged everything, or reset it."""
+        if self.error is None and stream.stream_id in self._streams:
+            self._ending[stream.stream_id] = trio.current_time() + linger_s
+            self._forget_ended()
+
+    # --- for the endpoint
+
+    def datagrams_received(self, datagrams: list[tuple[bytes, Addr]], now: float) -> None:
+        """Everything that came for this connection in one turn."""
+        for data, addr in datagrams:
+            self.engine.receive_datagram(data, addr, now)
+        self._heard_at = now
+        self._refusals = 0
+        self._handle_events()
+        if self.error is None:
+            if self.is_ready:
+                self.engine.acknowledge_soon(len(datagrams), now)
+            self.flush()
+            self._after_turn()
+
+    def on_timer(self, now: float) -> None:
+        """A deadline that `next_timer` gave has passed."""
+        due = self.engine.get_timer()
+        if due is not None and due <= now:
+            self.engine.handle_timer(now)
+            self._handle_events()
+        if self.error is not None:
+            return
+        if not self._ready.is_set() and now >= self._handshake_until:
+            self._end(TimedOut("the handshake took too long"))
+            return
+        if now >= self._next_probe_at():
+            self._probed_at = now
+            self._refusal_gap_s *= 2
+            self.engine.send_ping(0)
+        if self.engine.probe_timeouts >= _BLACK_HOLE_TIMEOUTS and self._mtu.current > 1200:
+            self._too_big(now)
+        self.flush()
+        self._after_turn()
+
+    def next_timer(self) -> float:
+        """When `on_timer` has to be called, if nothing happens before."""
+        due = self.engine.get_timer()
+        own = self._next_probe_at() if self._ready.is_set() else self._handshake_until
+        if self._ending:
+            own = min(own, *self._ending.values())
+        return own if due is None else min(due, own)
+
+    def send_error(self, error: SendError, now: float) -> None:
+        """The system reports on a datagram that this connection sent."""
+        if error.errno == errno.EMSGSIZE:
+            if self._mtu.current + _HEADERS > error.mtu:
+                self._too_big(now)
+        elif not self._ready.is_set():
+            self._end(Unreachable(f"nobody listens at {error.addr[0]} port {error.addr[1]}"))
+        elif error.refused and now >= self._refused_at + REFUSAL_PROBE_S / 2:
+            # A hint, not a proof: ask again, and believe it when it is repeated with nothing heard in between.
+            self._refusals += 1
+            self._refused_at = self._probed_at = now
+            self._refusal_gap_s = REFUSAL_PROBE_S
+            if self._refusals >= REFUSALS_TO_DIE:
+                self._end(Lost(f"nobody listens any more where peer {self.peer} was"))
+            else:
+                self._endpoint.schedule(self)
+
+    def flush(self) -> None:
+        """Send everything that may be sent now."""
+        now = trio.current_time()
+        if self.is_ready:
+            self.engine.acknowledge_with_data(now)
+        self._transmit(self.engine.datagrams_to_send(now), now)
+        self._handle_events()
+        if self.error is None:
+            self._endpoint.schedule(self)
+
+    def end(self, error: PeerUnavailable) -> None:
+        """End without a word to the peer."""
+        self._end(error)
+
+    # --- inside
+
+    def _transmit(self, datagrams: Datagrams, now: float) -> None:
+        for data, addr in datagrams:
+            number = self._port.send(data, addr)
+            if number == errno.EMSGSIZE:
+                self._too_big(now)
+            elif number and not self._ready.is_set():
+                self._end(Unreachable(f"cannot send to {addr[0]}: {errno.errorcode.get(number, number)}"))
+                return
+
+    def _handle_events(self) -> None:
+        while self.error is None and (event := self.engine.next_event()) is not None:
+            if isinstance(event, events.StreamDataReceived):
+                self._active_at = self._heard_at
+                stream = self._stream(event.stream_id)
+                if stream is not None:
+                    stream.data_received(event.data, event.end_stream)
+            elif isinstance(event, events.StreamReset):
+                stream = self._stream(event.stream_id)
+                if stream is not None:
+                    stream.reset_received(self.engine.received_bytes(event.stream_id))
+            elif isinstance(event, events.StopSendingReceived):
+                stream = self._stream(event.stream_id)
+                if stream is not None:
+                    stream.stop_received()
+            elif isinstance(event, events.HandshakeCompleted):
+                self._handshake_completed(event)
+            elif isinstance(event, events.ConnectionIdIssued):
+                self._endpoint.route(event.connection_id, self)
+            elif isinstance(event, events.ConnectionIdRetired):
+                self._endpoint.unroute(event.connection_id, self)
+        if self.error is None and self.engine.ended is not None:
+            if self.engine.close_is_pending:
+                now = trio.current_time()
+                self._transmit(self.engine.datagrams_to_send(now), now)
+            self._end(self._why_ended(self.engine.ended))
+
+    def _why_ended(self, reason: str) -> PeerUnavailable:
+        if self._ready.is_set():
+            return Lost(f"the connection to {self.peer} has ended: {reason}")
+        return Unreachable(f"no connection: {reason}")
+
+    def _handshake_completed(self, event: events.HandshakeCompleted) -> None:
+        certificate = self.engine.peer_certificate
+        try:
+            if certificate is None:
+                raise BadSignature("the peer has no certificate")
+            if event.alpn_protocol != ALPN:
+                raise BadSignature("the peer does not speak libp2p")
+            peer = verify_certificate(certificate)
+            if self._expected_peer is not None and peer != self._expected_peer:
+                raise BadSignature(f"it is peer {peer} that answers, not {self._expected_peer}")
+        except BadSignature as error:
+            logger.info("refused %s: %s", self.addr, error)
+            self.engine.close(error_code=_BAD_CERTIFICATE, reason_phrase="certificate refused")
+            now = trio.current_time()
+            self._transmit(self.engine.datagrams_to_send(now), now)
+            self._end(Unreachable(str(error)))
+            return
+        self.peer = peer
+        self._ready.set()
+        self._endpoint.connection_ready(self)
+
+    def _stream(self, stream_id: int) -> QuicStream | None:
+        """The stream, made and handed out if the peer has just opened it."""
+        stream = self._streams.get(stream_id)
+        if stream is None and not self.engine.is_ours(stream_id) and self.engine.has_stream(stream_id):
+            stream = self._streams[stream_id] = QuicStream(self, stream_id)
+            try:
+                self._accept_send.send_nowait(stream)
+            except (trio.WouldBlock, trio.BrokenResourceError):
+                stream.reset()
+        return stream
+
+    def _after_turn(self) -> None:
+        if self.error is not None:
+            return
+        if self._need_room:
+            self._need_room = {stream for stream in self._need_room if not stream.room_made()}
+        if self.engine.may_open_stream() and self._stream_credit.statistics().tasks_waiting:
+            self._stream_credit.set()
+            self._stream_credit = trio.Event()
+        self._forget_ended()
+        if self.is_ready and self.engine.handshake_confirmed:
+            self._probe_mtu()
+
+    def _forget_ended(self) -> None:
+        now = trio.current_time()
+        for stream_id, until in list(self._ending.items()):
+            if not self.engine.has_stream(stream_id):
+                self._ending.pop(stream_id, None)
+                self._streams.pop(stream_id, None)
+            elif now >= until:
+                self._ending[stream_id] = now + LINGER_TIMEOUT_S
+                self.abort(stream_id, stop=True)
+
+    def _next_probe_at(self) -> float:
+        """When to send a PING: soon after the last activity while streams wait, then ever more rarely."""
+        if self._refusals:
+            return self._probed_at + self._refusal_gap_s
+        gap = keepalive = self._endpoint.keepalive_s
+        if self._streams:
+            gap = min(keepalive, max(FIRST_PROBE_S, self._heard_at - self._active_at))
+        return max(self._heard_at, self._probed_at) + gap
+
+    def _probe_mtu(self) -> None:
+        now = trio.current_time()
+        size = self._mtu.next_probe(now)
+        if size is None:
+            return
+        if size > self.engine.largest_datagram:
+            self._mtu.refused(now)
+            return
+
+        def delivered(arrived: bool, size: int = size) -> None:
+            if arrived:
+                self._mtu.acknowledged(size)
+                self.engine.set_datagram_size(self._mtu.current)
+            else:
+                self._mtu.lost(size, trio.current_time())
+
+        for data, addr in self.engine.probe_datagram_size(size, now, delivered):
+            if self._port.send(data, addr):
+                self._mtu.refused(now)
+        self._endpoint.schedule(self)
+
+    def _too_big(self, now: float) -> None:
+        self._mtu.too_big(now)
+        self.engine.set_datagram_size(self._mtu.current)
+
+    def _end(self, error: PeerUnavailable) -> None:
+        if self.error is not None:
+            return
+        self.error = error
+        for stream in list(self._streams.values()):
+            stream.lost(error)
+        self._streams.clear()
+        self._ending.clear()
+        self._need_room.clear()
+        self._accept_send.close()
+        self._stream_credit.set()
+        self._ready.set()
+        self.closed.set()
+        self._endpoint.connection_ended(self)
+        for callback in self.on_closed:
+            callback()

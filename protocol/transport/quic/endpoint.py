@@ -1,0 +1,283 @@
+"""The endpoint: one UDP port that accepts and dials, and the table of connections behind it."""
+
+from __future__ import annotations
+
+import heapq
+import ipaddress
+import itertools
+import logging
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import trio
+from aioquic.quic.configuration import QuicConfiguration
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from protocol.errors import TimedOut, Unreachable
+from protocol.transport.limits import (
+    CONNECTION_WINDOW,
+    DIAL_TIMEOUT_S,
+    IDLE_TIMEOUT_S,
+    KEEPALIVES_PER_IDLE_TIMEOUT,
+    MAX_CONNECTIONS,
+    MAX_CONNECTIONS_PER_PEER,
+    MAX_HANDSHAKES,
+    STREAM_WINDOW,
+)
+from protocol.transport.peer_id import peer_id_of
+from protocol.transport.quic.connection import Connection
+from protocol.transport.quic.engine import ALPN, CID_BYTES, VERSIONS, Engine
+from protocol.transport.quic.first_packet import Initial, parse_initial, refuse, version_negotiation
+from protocol.transport.quic.identity import make_certificate
+from protocol.transport.quic.mtu import CANDIDATES
+from protocol.transport.quic.port import Batch, Port
+from protocol.transport.quic.udp import Addr, SendError
+
+logger = logging.getLogger(__name__)
+
+
+class Endpoint:
+    """Made by `open_endpoint`. `on_connection` hears of each verified connection, dialled or accepted."""
+
+    def __init__(self, identity: Ed25519PrivateKey, idle_timeout_s: float, largest_datagram: int) -> None:
+        self.peer = peer_id_of(identity.public_key())
+        self.keepalive_s = idle_timeout_s / KEEPALIVES_PER_IDLE_TIMEOUT
+        self.largest_datagram = largest_datagram
+        self.accepting = False
+        self.max_connections = MAX_CONNECTIONS
+        self.on_connection: Callable[[Connection], None] = lambda connection: None
+        self.ports: list[Port] = []
+        self._certificate, self._key = make_certificate(identity)
+        self._idle_timeout_s = idle_timeout_s
+        self._nursery: trio.Nursery | None = None
+        self._routes: dict[bytes, Connection] = {}
+        self._connections: dict[Connection, None] = {}
+        self._by_peer: dict[str, list[Connection]] = {}
+        self._timers: list[tuple[float, int, Connection]] = []
+        self._timer_numbers = itertools.count()
+        self._sleeping_until = 0.0
+        self._timer_changed = trio.Event()
+
+    # --- for the user
+
+    def connection(self, peer: str) -> Connection | None:
+        """A living connection to `peer`: the one made first."""
+        connections = self._by_peer.get(peer)
+        return connections[0] if connections else None
+
+    @property
+    def connections(self) -> list[Connection]:
+        """All connections, verified or still shaking hands."""
+        return list(self._connections)
+
+    def statistics(self) -> dict[str, int]:
+        """How much the tables hold."""
+        return {
+            "connections": len(self._connections),
+            "routes": len(self._routes),
+            "peers": len(self._by_peer),
+            "streams": sum(connection.open_streams for connection in self._connections),
+        }
+
+    def bind(self, host: str, port: int) -> Port:
+        """Open a port. Raises: OSError, if it is taken."""
+        assert self._nursery is not None
+        opened = Port(host, port, self._on_batch)
+        self.ports.append(opened)
+        self._nursery.start_soon(opened.run)
+        return opened
+
+    async def dial(self, host: str, port: int, peer: str | None = None) -> Connection:
+        """A verified connection to whoever is at an IP address, who must be `peer` if that is given.
+
+        Raises: Unreachable, TimedOut.
+        """
+        if len(self._connections) >= self.max_connections:
+            raise Unreachable(f"this endpoint has {self.max_connections} connections already")
+        connection = self._start_dial(host, port, peer)
+        try:
+            with trio.fail_after(DIAL_TIMEOUT_S):
+                await connection.wait_ready()
+        except trio.TooSlowError:
+            raise TimedOut(f"nobody answers at {host} port {port}") from None
+        finally:
+            if not connection.is_ready:
+                connection.close("dial abandoned")
+        return connection
+
+    # --- for connections
+
+    def schedule(self, connection: Connection) -> None:
+        """Call the connection's `on_timer` when it wants; a later wish than the known one waits for that."""
+        when = connection.next_timer()
+        if connection.timer_at is None or when < connection.timer_at - 1e-4:
+            connection.timer_at = when
+            heapq.heappush(self._timers, (when, next(self._timer_numbers), connection))
+            if when < self._sleeping_until:
+                self._timer_changed.set()
+
+    def route(self, cid: bytes, connection: Connection) -> None:
+        """Packets to `cid` are for `connection`."""
+        connection.cids.add(cid)
+        self._routes[cid] = connection
+
+    def unroute(self, cid: bytes, connection: Connection) -> None:
+        """`cid` is used no more."""
+        connection.cids.discard(cid)
+        self._routes.pop(cid, None)
+
+    def connection_ready(self, connection: Connection) -> None:
+        """The peer is verified."""
+        known = self._by_peer.setdefault(connection.peer, [])
+        known.append(connection)
+        self.on_connection(connection)
+        if len(known) > MAX_CONNECTIONS_PER_PEER:
+            known[0].close("replaced by a newer connection")
+
+    def connection_ended(self, connection: Connection) -> None:
+        """Forget `connection`."""
+        self._connections.pop(connection, None)
+        for cid in connection.cids:
+            self._routes.pop(cid, None)
+        known = self._by_peer.get(connection.peer, [])
+        if connection in known:
+            known.remove(connection)
+            if not known:
+                del self._by_peer[connection.peer]
+
+    # --- inside
+
+    def _start_dial(self, host: str, port: int, peer: str | None) -> Connection:
+        ipv6 = ipaddress.ip_address(host).version == 6
+        through = next((known for known in self.ports if known.is_ipv6 == ipv6), None)
+        try:
+            through = through or self.bind("::" if ipv6 else "0.0.0.0", 0)
+        except OSError as error:
+            raise Unreachable(f"cannot send to {host}: {error.strerror}") from None
+        engine = Engine(self._configuration(is_client=True))
+        connection = self._add(through, engine, peer)
+        engine.connect((host, port, 0, 0) if ipv6 else (host, port), trio.current_time())
+        connection.flush()
+        return connection
+
+    def _configuration(self, is_client: bool) -> QuicConfiguration:
+        return QuicConfiguration(
+            alpn_protocols=[ALPN],
+            certificate=self._certificate,
+            private_key=self._key,
+            connection_id_length=CID_BYTES,
+            idle_timeout=self._idle_timeout_s,
+            is_client=is_client,
+            max_data=CONNECTION_WINDOW,
+            max_stream_data=STREAM_WINDOW,
+            supported_versions=list(VERSIONS),
+            verify_mode=ssl.CERT_NONE,  # there are no authorities; `identity` verifies both ends
+        )
+
+    def _add(self, port: Port, engine: Engine, peer: str | None) -> Connection:
+        connection = Connection(self, port, engine, peer)
+        self._connections[connection] = None
+        self._routes[engine.host_cid] = connection
+        return connection
+
+    def _on_batch(self, port: Port, batch: Batch, errors: list[SendError]) -> None:
+        now = trio.current_time()
+        turns: dict[Connection, list[tuple[bytes, Addr]]] = {}
+        for data, addr in batch:
+            connection = self._find(port, data, addr)
+            if connection is not None:
+                turns.setdefault(connection, []).append((data, addr))
+        for connection, datagrams in turns.items():
+            connection.datagrams_received(datagrams, now)
+        told: set[Addr] = set()
+        for error in errors:
+            if error.addr not in told:
+                told.add(error.addr)
+                for connection in self.connections:
+                    if connection.addr == error.addr:
+                        connection.send_error(error, now)
+
+    def _find(self, port: Port, data: bytes, addr: Addr) -> Connection | None:
+        if len(data) < 1 + CID_BYTES:
+            return None
+        if not data[0] & 0x80:
+            return self._routes.get(data[1 : 1 + CID_BYTES])
+        initial = parse_initial(data)
+        if initial is None:
+            return None
+        known = self._routes.get(initial.destination_cid)
+        if known is not None or not self.accepting:
+            return known
+        return self._accept(port, initial, len(data), addr)
+
+    def _accept(self, port: Port, initial: Initial, size: int, addr: Addr) -> Connection | None:
+        if not initial.version_is_spoken:
+            answer = version_negotiation(initial, size)
+        elif not initial.opens_connection(size):
+            return None
+        elif self._is_full():
+            answer = refuse(initial)
+        else:
+            engine = Engine(self._configuration(is_client=False), initial.destination_cid)
+            connection = self._add(port, engine, None)
+            self.route(initial.destination_cid, connection)
+            self.schedule(connection)
+            return connection
+        if answer:
+            port.send(answer, addr)
+        return None
+
+    def _is_full(self) -> bool:
+        if len(self._connections) >= self.max_connections:
+            return True
+        return sum(not connection.is_ready for connection in self._connections) >= MAX_HANDSHAKES
+
+    async def _run_timers(self) -> None:
+        while True:
+            now = trio.current_time()
+            while self._timers and self._timers[0][0] <= now:
+                when, _, connection = heapq.heappop(self._timers)
+                if connection.timer_at == when:
+                    connection.timer_at = None
+                    if connection.error is None:
+                        connection.on_timer(now)
+                    if connection.error is None:
+                        self.schedule(connection)
+            self._timer_changed = trio.Event()
+            self._sleeping_until = self._timers[0][0] if self._timers else float("inf")
+            with trio.move_on_at(self._sleeping_until):
+                await self._timer_changed.wait()
+
+    def close_connections(self) -> None:
+        """Say goodbye to everybody."""
+        for connection in self.connections:
+            connection.close("going away")
+            connection.end(Unreachable("this endpoint is closed"))
+
+    def _close_all(self) -> None:
+        self.close_connections()
+        for port in self.ports:
+            port.close()
+
+
+@asynccontextmanager
+async def open_endpoint(
+    identity: Ed25519PrivateKey,
+    *,
+    idle_timeout_s: float = IDLE_TIMEOUT_S,
+    largest_datagram: int = CANDIDATES[-1],
+) -> AsyncIterator[Endpoint]:
+    """An endpoint that dials; `bind` a port and set `accepting` for one that also listens.
+
+    Leaving says goodbye on every connection.
+    """
+    endpoint = Endpoint(identity, idle_timeout_s, largest_datagram)
+    async with trio.open_nursery() as nursery:
+        endpoint._nursery = nursery
+        nursery.start_soon(endpoint._run_timers)
+        try:
+            yield endpoint
+        finally:
+            endpoint._close_all()
+            nursery.cancel_scope.cancel()

@@ -1,0 +1,90 @@
+"""What a stranger's first packet says, and the two answers that need no connection. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aioquic.quic.crypto import CryptoPair
+from aioquic.quic.packet import (
+    QuicErrorCode,
+    QuicFrameType,
+    QuicPacketType,
+    encode_quic_version_negotiation,
+)
+from aioquic.quic.packet_builder import QuicPacketBuilder
+
+from protocol.transport.quic.engine import VERSIONS
+
+_MAX_CID_BYTES = 20  # RFC 9000, section 17.2
+_SMALLEST_FIRST_DATAGRAM = 1200  # RFC 9000, section 14.1
+_SMALLEST_FIRST_CID = 8  # RFC 9000, section 7.2
+
+
+@dataclass(frozen=True, slots=True)
+class Initial:
+    """The readable part of a packet with a long header."""
+
+    first_byte: int
+    version: int
+    destination_cid: bytes
+    source_cid: bytes
+
+    @property
+    def version_is_spoken(self) -> bool:
+        """Whether we know how to go on reading."""
+        return self.version in VERSIONS
+
+    def opens_connection(self, datagram_bytes: int) -> bool:
+        """Whether a server may start a connection for it."""
+        return (
+            self.first_byte & 0x70 == 0x40  # the fixed bit, and type Initial of version 1
+            and datagram_bytes >= _SMALLEST_FIRST_DATAGRAM
+            and len(self.destination_cid) >= _SMALLEST_FIRST_CID
+        )
+
+
+def parse_initial(data: bytes) -> Initial | None:
+    """The long header at the start of `data`, of any version; None if it is none."""
+    if len(data) < 7 or not data[0] & 0x80:
+        return None
+    destination_end = 6 + data[5]
+    if data[5] > _MAX_CID_BYTES or len(data) <= destination_end:
+        return None
+    source_end = destination_end + 1 + data[destination_end]
+    if data[destination_end] > _MAX_CID_BYTES or len(data) < source_end:
+        return None
+    version = int.from_bytes(data[1:5], "big")
+    return Initial(data[0], version, data[6:destination_end], data[destination_end + 1 : source_end])
+
+
+def version_negotiation(initial: Initial, datagram_bytes: int) -> bytes | None:
+    """The versions we speak, for a first packet of another; nothing for what is too small or an answer itself."""
+    if initial.version == 0 or datagram_bytes < _SMALLEST_FIRST_DATAGRAM:
+        return None
+    return encode_quic_version_negotiation(
+        source_cid=initial.destination_cid,
+        destination_cid=initial.source_cid,
+        supported_versions=list(VERSIONS),
+    )
+
+
+def refuse(initial: Initial) -> bytes:
+    """CONNECTION_REFUSED, without any state and without the cost of a handshake."""
+    crypto = CryptoPair()
+    crypto.setup_initial(cid=initial.destination_cid, is_client=False, version=initial.version)
+    builder = QuicPacketBuilder(
+        host_cid=initial.destination_cid,
+        is_client=False,
+        max_datagram_size=_SMALLEST_FIRST_DATAGRAM,
+        peer_cid=initial.source_cid,
+        version=initial.version,
+    )
+    builder.start_packet(QuicPacketType.INITIAL, crypto)
+    frame = builder.start_frame(QuicFrameType.TRANSPORT_CLOSE, capacity=64)
+    reason = b"too many connections"
+    frame.push_uint_var(QuicErrorCode.CONNECTION_REFUSED)
+    frame.push_uint_var(QuicFrameType.PADDING)
+    frame.push_uint_var(len(reason))
+    frame.push_bytes(reason)
+    datagrams, _ = builder.flush()
+    return datagrams[0]

@@ -1,0 +1,99 @@
+"""A UDP socket in trio: batches in, batches out, the system's error reports."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections import deque
+from collections.abc import Callable
+
+import trio
+
+from protocol.transport.limits import RECEIVE_BATCH, SEND_BACKLOG
+from protocol.transport.quic.udp import Addr, SendError, open_udp, read_errors
+
+_LARGEST = 65_535
+Batch = list[tuple[bytes, Addr]]
+
+
+class Port:
+    """One bound socket. `run` has to run while it is used; `close` ends it."""
+
+    def __init__(
+        self, host: str, port: int, on_batch: Callable[[Port, Batch, list[SendError]], None]
+    ) -> None:
+        """Raises: OSError, if the address cannot be bound."""
+        self._socket = open_udp(host, port)
+        self._on_batch = on_batch
+        self._backlog: deque[tuple[bytes, Addr]] = deque()
+        self._backlogged = trio.Event()
+        self.host, self.port = self._socket.getsockname()[:2]
+
+    @property
+    def is_ipv6(self) -> bool:
+        """Whether it speaks IPv6 (and only that)."""
+        return self._socket.family == socket.AF_INET6
+
+    def send(self, data: bytes, addr: Addr) -> int:
+        """Send at once, or when the kernel has room again; 0, or the error number if it cannot be sent."""
+        if self._backlog:
+            if len(self._backlog) < SEND_BACKLOG:
+                self._backlog.append((data, addr))
+            return 0  # beyond the backlog it is lost, which QUIC repairs
+        number = self._try_send(data, addr)
+        if number in (errno.EAGAIN, errno.ENOBUFS):
+            self._backlog.append((data, addr))
+            self._backlogged.set()
+            return 0
+        return number
+
+    async def run(self) -> None:
+        """Receive and send until cancelled or closed."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._send_backlog)
+            try:
+                while True:
+                    await trio.lowlevel.wait_readable(self._socket)
+                    self._receive_batch()
+            except trio.ClosedResourceError:
+                nursery.cancel_scope.cancel()
+
+    def close(self) -> None:
+        """Give the port back. What is in the backlog is lost."""
+        trio.lowlevel.notify_closing(self._socket)
+        self._socket.close()
+
+    def _receive_batch(self) -> None:
+        batch: Batch = []
+        while len(batch) < RECEIVE_BATCH:
+            try:
+                batch.append(self._socket.recvfrom(_LARGEST))
+            except BlockingIOError:
+                break
+            except OSError:
+                continue  # a report about an earlier datagram, which the error queue tells in full
+        self._on_batch(self, batch, read_errors(self._socket))
+
+    def _try_send(self, data: bytes, addr: Addr) -> int:
+        number = 0
+        for _ in range(2):
+            try:
+                self._socket.sendto(data, addr)
+                return 0
+            except OSError as error:
+                number = error.errno or errno.EIO
+                # ECONNREFUSED is about an earlier datagram, perhaps to somebody else: this one was not sent yet
+                if number != errno.ECONNREFUSED:
+                    break
+        return number
+
+    async def _send_backlog(self) -> None:
+        while True:
+            await self._backlogged.wait()
+            self._backlogged = trio.Event()
+            while self._backlog:
+                await trio.lowlevel.wait_writable(self._socket)
+                while self._backlog:
+                    if self._try_send(*self._backlog[0]) in (errno.EAGAIN, errno.ENOBUFS):
+                        break
+                    self._backlog.popleft()

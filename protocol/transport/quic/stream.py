@@ -1,0 +1,232 @@
+"""One QUIC stream: bytes in, bytes out, and the ways it ends."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import TYPE_CHECKING
+
+import trio
+
+from protocol.errors import LocalProtocolError, Lost, PeerUnavailable
+from protocol.transport.limits import SEND_BUFFER
+
+if TYPE_CHECKING:
+    from protocol.transport.quic.connection import Connection
+
+
+class Waiter:
+    """At most one task that sleeps until it is woken; cheaper than an Event for every wait."""
+
+    def __init__(self) -> None:
+        self._task: trio.lowlevel.Task | None = None
+
+    async def wait(self) -> None:
+        """Sleep until `wake`."""
+        if self._task is not None:
+            raise LocalProtocolError("two tasks use one direction of a stream at once")
+        self._task = trio.lowlevel.current_task()
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._task = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def wake(self) -> None:
+        """Wake the task that waits, if one does."""
+        task, self._task = self._task, None
+        if task is not None:
+            trio.lowlevel.reschedule(task)
+
+
+class QuicStream:
+    """See `protocol.transport.base.Stream`; `receive` can also be told how much to give at most."""
+
+    def __init__(self, connection: Connection, stream_id: int) -> None:
+        self.connection = connection
+        self.stream_id = stream_id
+        self._chunks: deque[bytes] = deque()
+        self._consumed = 0  # bytes the reader has taken, or that were thrown away
+        self._arrived = 0
+        self._fin_received = False
+        self._fin_sent = False
+        self._closed = False
+        self._receive_error: PeerUnavailable | None = None
+        self._send_error: PeerUnavailable | None = None
+        self._reader = Waiter()
+        self._writer = Waiter()
+
+    @property
+    def peer(self) -> str:
+        """The verified id of the peer at the other end."""
+        return self.connection.peer
+
+    async def send(self, data: bytes | bytearray | memoryview) -> None:
+        """Send all of `data`; waits while the receiver is slow.
+
+        Raises: Lost, if the stream or its connection has ended; LocalProtocolError, after `finish`.
+        """
+        view = memoryview(data).cast("B") if data else memoryview(b"")
+        while True:
+            self._check_sendable()
+            room = SEND_BUFFER - self.connection.engine.unacknowledged_bytes(self.stream_id)
+            if room > 0 or not view:
+                if view:
+                    self.connection.write(self.stream_id, view[:room])
+                    view = view[room:]
+                if not view:
+                    # after the flush, so that the packet is on its way before other tasks run
+                    await trio.lowlevel.checkpoint()
+                    return
+            else:
+                self.connection.wants_room(self)
+                await self._writer.wait()
+
+    async def receive(self, max_bytes: int | None = None) -> bytes:
+        """The next bytes, at least one; b"" once the peer has finished sending.
+
+        Raises: Lost, if the stream was reset or its connection ended.
+        """
+        waited = False
+        while not self._chunks:
+            if self._fin_received and not self._closed:
+                break
+            if self._receive_error is not None:
+                raise type(self._receive_error)(str(self._receive_error))
+            await self._reader.wait()
+            waited = True
+        if not waited:
+            await trio.lowlevel.checkpoint()
+            if self._receive_error is not None and not self._chunks and not self._fin_received:
+                raise type(self._receive_error)(str(self._receive_error))
+        return self._take(max_bytes)
+
+    async def finish(self) -> None:
+        """Half-close: no more will be sent; receiving goes on."""
+        if not self._fin_sent and self._send_error is None:
+            self._fin_sent = True
+            self.connection.write(self.stream_id, b"", end=True)
+            self._release_if_done()
+        await trio.lowlevel.checkpoint()
+
+    async def aclose(self) -> None:
+        """Finish sending, discard what still arrives, free the stream. Safe to call twice."""
+        self.close_soon()
+        await trio.lowlevel.checkpoint()
+
+    def close_soon(self) -> None:
+        """`aclose`, without a checkpoint."""
+        if self._closed:
+            return
+        self._close(Lost("the stream was closed"))
+        if not self._fin_sent:
+            self._fin_sent = True
+            self.connection.write(self.stream_id, b"", end=True)
+        if not self._fin_received:
+            self.connection.stop(self.stream_id)
+        self.connection.release(self)
+
+    def reset(self) -> None:
+        """End both directions at once; the peer's next receive raises Lost. Never blocks. Safe twice."""
+        if self._closed:
+            return
+        self._close(Lost("the stream was reset"))
+        self._fin_sent = True
+        self.connection.abort(self.stream_id, stop=not self._fin_received)
+        self.connection.release(self)
+
+    # --- what the connection tells
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether this end has closed or reset it."""
+        return self._closed
+
+    @property
+    def waits(self) -> bool:
+        """Whether the peer may still send."""
+        return not (self._closed or self._fin_received or self._receive_error)
+
+    def data_received(self, data: bytes, fin: bool) -> None:
+        """The next bytes in order, and whether they are the last."""
+        self._arrived += len(data)
+        if self._closed:
+            self._discard()
+        elif data:
+            self._chunks.append(data)
+        if fin:
+            self._fin_received = True
+            self._release_if_done()
+        self._reader.wake()
+
+    def reset_received(self, used: int | None) -> None:
+        """The peer has reset its direction after sending `used` bytes."""
+        self._chunks.clear()
+        self._arrived = max(self._arrived, used or 0)
+        self._discard()
+        if not self._closed:
+            self._receive_error = Lost("the peer reset the stream")
+        self._fin_received = False
+        self._reader.wake()
+
+    def stop_received(self) -> None:
+        """The peer takes no more; aioquic has reset our direction."""
+        if self._send_error is None:
+            self._send_error = Lost("the peer closed the stream")
+        self._writer.wake()
+
+    def room_made(self) -> bool:
+        """Wake the sender if there is room again; True if so."""
+        if self.connection.engine.unacknowledged_bytes(self.stream_id) > SEND_BUFFER // 2:
+            return False
+        self._writer.wake()
+        return True
+
+    def lost(self, error: PeerUnavailable) -> None:
+        """The connection has ended. What arrived before a clean finish can still be read."""
+        self._send_error = self._send_error or error
+        if not self._fin_received:
+            self._receive_error = self._receive_error or error
+        self._reader.wake()
+        self._writer.wake()
+
+    # --- inside
+
+    def _release_if_done(self) -> None:
+        """Both directions have ended well: the connection need not know us when all is acknowledged."""
+        if self._fin_sent and self._fin_received and not self._closed:
+            self.connection.release(self, linger_s=math.inf)
+
+    def _check_sendable(self) -> None:
+        if self._send_error is not None:
+            raise type(self._send_error)(str(self._send_error))
+        if self._fin_sent:
+            raise LocalProtocolError("send after finish")
+
+    def _take(self, max_bytes: int | None) -> bytes:
+        if not self._chunks:
+            return b""
+        data = self._chunks.popleft() if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._chunks.clear()
+        if max_bytes is not None and len(data) > max_bytes:
+            self._chunks.append(data[max_bytes:])
+            data = data[:max_bytes]
+        self._consumed += len(data)
+        self.connection.consumed(self.stream_id, len(data), self._consumed)
+        return data
+
+    def _discard(self) -> None:
+        """Give the connection's credit for bytes that nobody will read; the stream's own ends with it."""
+        unread = self._arrived - self._consumed
+        self._consumed = self._arrived
+        self.connection.consumed(self.stream_id, unread, None)
+
+    def _close(self, error: Lost) -> None:
+        self._closed = True
+        self._chunks.clear()
+        self._discard()
+        self._receive_error = self._receive_error or error
+        self._send_error = self._send_error or error
+        self._reader.wake()
+        self._writer.wake()
