@@ -85,7 +85,7 @@ class Journal:
         """The steps that bring a new holder of the next boundary up to date.
 
         Entries of steps before `live_from` come as fills up to stage `fill_until`, as many whole entries
-        together as fit in `chunk_rows` rows, under the highest number among them; the others come as they were.
+        together as fit in `chunk_rows` rows, under the highest number among them; others come as they were.
         """
         steps: list[Step] = []
         together: list[Entry] = []

@@ -76,5 +76,10 @@ CONTROL_TIMEOUT_S: Final = 5.0
 OPEN_TIMEOUT_S: Final = 2.5
 # One hop's stream to the next, before the client is asked to bridge.
 LINK_TIMEOUT_S: Final = 3.0
+# A hop's stream to the next may arrive before the client's does; so many such streams wait, so long.
+ATTACH_WAIT_S: Final = 2.0
+ATTACH_WAITERS: Final = 64
+# Saying why, to a peer that may not be reading.
+GOODBYE_TIMEOUT_S: Final = 1.0
 # A client that has sent nothing for this long, not even a ping, is gone.
 SESSION_IDLE_S: Final = 900.0

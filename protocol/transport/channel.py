@@ -31,18 +31,35 @@ class Channel:
         self._state = state
         self._reader = FrameReader(frame_limit)
         self._sending = trio.Lock()
+        self._torn = False  # a send was cancelled inside a frame
 
     @property
     def peer(self) -> str:
         """The verified id of the peer at the other end."""
         return self.stream.peer
 
+    @property
+    def frame_limit(self) -> int:
+        """The largest frame taken from now on, in bytes; a peer may be allowed more once it is known."""
+        return self._reader.limit
+
+    @frame_limit.setter
+    def frame_limit(self, limit: int) -> None:
+        self._reader.limit = limit
+
     async def send(self, message: Message) -> None:
         """Send one message. Raises: Lost; LocalProtocolError, if the session's table forbids it now."""
         async with self._sending:
+            if self._torn:
+                raise Lost("a message was cut short by its sender")
             if self._state is not None:
                 self._state.sent(message)
-            await self.stream.send(encode(message))
+            frame = encode(message)
+            try:
+                await self.stream.send(frame)
+            except trio.Cancelled:
+                self._torn = True
+                raise
 
     async def receive(self) -> Message | None:
         """The next message; None once the peer has finished. Raises: Lost, Malformed, TooLarge."""

@@ -1,0 +1,120 @@
+"""Where a session's results go: into the journal, then to the next hop or back to the client."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from node.link import Link
+from node.steps import Computed, KeptOutputs, Shape, output_of
+from protocol.journal import Entry, Journal
+from protocol.messages import LinkDown, Message, NextHop, Output, Relink, Step
+from protocol.tensors import Tensor
+from protocol.transport.base import Transport
+
+logger = logging.getLogger(__name__)
+
+Tell = Callable[[Message], Awaitable[None]]
+
+
+class Sender:
+    """Used by one task, which emits in the order of computing; `drop_link` alone may be called by another."""
+
+    def __init__(self, shape: Shape, transport: Transport, tell: Tell, *, bridged: bool) -> None:
+        self.emitted = 0  # the highest number plus one
+        self._shape = shape
+        self._transport = transport
+        self._tell = tell
+        self._bridged = bridged
+        self._live_from = 0  # steps before this number were fills, which nobody waits for
+        self._journal = None if shape.has_head else Journal(shape.max_tokens)
+        self._kept = KeptOutputs()
+        self._link: Link | None = None
+
+    def start_link(self, nursery: trio.Nursery, target: NextHop) -> Link:
+        """From now on results go to `target`; the stream is opened in the background."""
+        self._link = link = Link(target)
+        nursery.start_soon(self._run_link, link)
+        return link
+
+    def drop_link(self) -> None:
+        """Close the stream to the next hop; results are kept in the journal until `relink`."""
+        if self._link is not None:
+            self._link.abandon()
+
+    async def emit(self, done: Computed) -> None:
+        """Keep a result and send it on. Raises: Malformed, if the client wants what this hop does not have."""
+        if self._journal is not None and isinstance(done.result, Tensor):
+            self._journal.append(done.number, done.position, done.result, done.want)
+        self.emitted = done.number + 1
+        if done.fill_until is not None:
+            self._live_from = self.emitted
+        await self._deliver(done)
+
+    async def emit_again(self, number: int) -> None:
+        """What step `number` gave goes where results go now; nothing is computed."""
+        if number < self._live_from:
+            return
+        if self._link is None:
+            output = self._kept.find(number)
+            if output is not None:
+                await self._tell(output)
+            return
+        entry = None if self._journal is None else self._journal.find(number)
+        if entry is not None:
+            await self._deliver(_live(entry))
+
+    async def relink(self, nursery: trio.Nursery, relink: Relink) -> None:
+        """Turn to another next hop, or to the client, and bring it up to date. Raises: Malformed, as `emit`."""
+        self._bridged = relink.bridged and relink.next is None
+        if relink.next is not None:
+            await self._replay_to(self.start_link(nursery, relink.next), relink)
+        else:
+            self._link = None
+            await self._replay_to_client(relink)
+
+    async def _deliver(self, done: Computed) -> None:
+        if self._link is None:
+            await self._deliver_to_client(done)
+        elif isinstance(done.result, Tensor):
+            step = Step(done.number, done.position, done.result, done.want, done.fill_until)
+            if self._goes_on(step):
+                await self._link.send(step)
+
+    def _goes_on(self, step: Step) -> bool:
+        return step.fill_until is None or self._shape.span.stop < step.fill_until
+
+    async def _deliver_to_client(self, done: Computed) -> None:
+        output = output_of(done, bridged=self._bridged)
+        if output is not None:
+            self._kept.keep(output)
+            await self._tell(output)
+
+    async def _replay_to(self, link: Link, relink: Relink) -> None:
+        assert self._journal is not None, "no hop after the head"
+        for step in self._journal.replay(relink.live_from, relink.fill_until):
+            if self._goes_on(step) and not await link.send(step):
+                return  # the journal keeps the rest for the next relink
+
+    async def _replay_to_client(self, relink: Relink) -> None:
+        if self._journal is None:
+            for output in self._kept.since(relink.live_from):
+                await self._tell(output)
+            return
+        for entry in self._journal.entries:
+            if self._bridged:
+                await self._tell(Output(entry.number, entry.position, hidden=entry.rows))
+            elif entry.number >= relink.live_from:
+                await self._deliver_to_client(_live(entry))
+
+    async def _run_link(self, link: Link) -> None:
+        reason = await link.run(self._transport)
+        if reason is not None and self._link is link:
+            logger.info("the link to %s is down: %s", link.target.peer, reason)
+            await self._tell(LinkDown(link.target.session, reason))
+
+
+def _live(entry: Entry) -> Computed:
+    return Computed(entry.number, entry.position, entry.want, None, entry.rows)

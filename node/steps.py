@@ -1,0 +1,212 @@
+"""What a step may be, what becomes of its result. Pure."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from protocol import limits
+from protocol.candidates import NOTHING, Candidates, Want
+from protocol.errors import Malformed
+from protocol.messages import Output, Step
+from protocol.model import Manifest, Span
+from protocol.tensors import ITEM_BYTES, Tensor, check_finite, concat_rows
+
+# What a frame holds besides its tensor: the other fields, and the ids that a step asks for.
+FRAME_EXTRA_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The sizes of one session's steps."""
+
+    span: Span
+    manifest: Manifest
+    dtype: str
+    max_tokens: int
+
+    @property
+    def takes_tokens(self) -> bool:
+        """Whether inputs are token ids."""
+        return self.span.start == 0
+
+    @property
+    def has_head(self) -> bool:
+        """Whether results are candidates."""
+        return self.span.stop == self.manifest.stages
+
+    @property
+    def blocks(self) -> int:
+        """Transformer blocks in the span."""
+        return len(self.span) - self.takes_tokens - self.has_head
+
+    @property
+    def frame_bytes(self) -> int:
+        """The largest frame that a step needs."""
+        tensor_bytes = limits.STEP_TOKENS * self.manifest.hidden_size * ITEM_BYTES["f32"]
+        return min(limits.FRAME_BYTES, tensor_bytes + FRAME_EXTRA_BYTES)
+
+    def check(self, step: Step) -> None:
+        """Raises Malformed for a step that this session cannot have, wherever it stands."""
+        rows, dims = step.inputs.rows, step.inputs.shape[1:]
+        if not 1 <= rows <= limits.STEP_TOKENS:
+            raise Malformed(f"a step of {rows} rows; 1 to {limits.STEP_TOKENS} are allowed")
+        if self.takes_tokens and (step.inputs.dtype != "i32" or dims):
+            raise Malformed("a span that begins with the embedding takes int32 [tokens]")
+        if not self.takes_tokens and (step.inputs.dtype == "i32" or dims != (self.manifest.hidden_size,)):
+            raise Malformed(f"this span takes hidden states [tokens, {self.manifest.hidden_size}]")
+        if step.position + rows > self.max_tokens:
+            raise Malformed(f"position {step.position + rows} is past the {self.max_tokens} tokens asked for")
+        if self._answer_bytes(step) > limits.FRAME_BYTES - FRAME_EXTRA_BYTES:
+            raise Malformed(
+                "what the step wants does not fit a frame; ask for fewer rows or fewer candidates"
+            )
+
+    def _answer_bytes(self, step: Step) -> int:
+        if not self.has_head:
+            return step.inputs.rows * self.manifest.hidden_size * ITEM_BYTES[self.dtype]
+        if step.want.kind != "candidates" or step.fill_until is not None:
+            return 0
+        vocab_size = self.manifest.vocab_size
+        a_row = 8 * min(step.want.top or vocab_size, vocab_size) + 4 * len(step.want.ids)
+        return a_row * (step.inputs.rows if step.want.every else 1)
+
+
+class Gate:
+    """Follows the numbers and positions of a session's steps as they arrive."""
+
+    def __init__(self, shape: Shape) -> None:
+        self._shape = shape
+        self.received = 0  # the highest number plus one
+        self._length = 0
+
+    def admit(self, step: Step) -> bool:
+        """Whether the step is new; False for one that came before. Raises: Malformed."""
+        if step.number < self.received:
+            return False
+        self._shape.check(step)
+        if step.position > self._length:
+            raise Malformed(f"position {step.position}, but only {self._length} tokens came before")
+        self.received = step.number + 1
+        self._length = step.position + step.inputs.rows
+        return True
+
+
+def effective_want(step: Step, *, has_head: bool) -> Want:
+    """What the engine is asked for: fills and hidden states need no candidates."""
+    if has_head and step.fill_until is None and step.want.kind == "candidates":
+        return step.want
+    return NOTHING
+
+
+def piece_want(want: Want, *, last: bool) -> Want:
+    """What a piece of a step is asked for: the last row of the step is in its last piece."""
+    return want if last or want.every else NOTHING
+
+
+Result = Tensor | Candidates | None
+
+
+def join(parts: list[Result]) -> Result:
+    """The result of a step from those of its pieces."""
+    hidden = [part for part in parts if isinstance(part, Tensor)]
+    if hidden:
+        return concat_rows(hidden)
+    found = [part for part in parts if isinstance(part, Candidates)]
+    if len(found) <= 1:
+        return found[0] if found else None
+    return Candidates(
+        np.concatenate([part.ids for part in found]),
+        np.concatenate([part.logits for part in found]),
+        np.concatenate([part.lse for part in found]),
+        np.concatenate([part.asked for part in found]),
+    )
+
+
+def check_result(result: Result) -> None:
+    """Raises Malformed if the result holds numbers that nobody can go on with."""
+    if isinstance(result, Tensor):
+        check_finite(result)
+    elif result is not None and (np.isnan(result.logits).any() or not np.isfinite(result.lse).all()):
+        raise Malformed("the logits hold NaN or infinite values")
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """A step's result, with what decides where it goes."""
+
+    number: int
+    position: int
+    want: Want
+    fill_until: int | None
+    result: Result
+
+
+def output_of(done: Computed, *, bridged: bool) -> Output | None:
+    """What goes back to the client where there is no next hop.
+
+    Raises: Malformed, if the step wants candidates of a span that has no head.
+    """
+    if done.fill_until is not None:
+        return None
+    if isinstance(done.result, Tensor):
+        return _hidden_output(done, done.result, bridged=bridged)
+    if done.want.kind == "hidden":
+        raise Malformed("this hop ends with the head: it returns candidates, not hidden states")
+    if done.want.kind == "nothing" or done.result is None:
+        return None
+    return Output(done.number, done.position, candidates=done.result)
+
+
+def _hidden_output(done: Computed, hidden: Tensor, *, bridged: bool) -> Output | None:
+    if bridged or (done.want.kind == "hidden" and done.want.every):
+        return Output(done.number, done.position, hidden=hidden)
+    if done.want.kind == "nothing":
+        return None
+    if done.want.kind == "candidates":
+        raise Malformed("this hop ends before the head: it returns hidden states, not candidates")
+    last = hidden.rows - 1
+    return Output(done.number, done.position + last, hidden=hidden.row_slice(last, last + 1))
+
+
+class KeptOutputs:
+    """The last outputs, to be sent again when their steps are; bounded in number and in bytes."""
+
+    def __init__(self, most: int = limits.OUTPUTS_KEPT, most_bytes: int = limits.FRAME_BYTES) -> None:
+        self._most = most
+        self._most_bytes = most_bytes
+        self._bytes = 0
+        self._kept: OrderedDict[int, Output] = OrderedDict()
+
+    def keep(self, output: Output) -> None:
+        """Remember an output; the oldest make room, the newest always stays."""
+        self._bytes += _size_of(output) - _size_of(self._kept.pop(output.number, None))
+        self._kept[output.number] = output
+        while len(self._kept) > 1 and (len(self._kept) > self._most or self._bytes > self._most_bytes):
+            self._bytes -= _size_of(self._kept.popitem(last=False)[1])
+
+    def find(self, number: int) -> Output | None:
+        """The output of step `number`, if it is remembered."""
+        return self._kept.get(number)
+
+    def since(self, number: int) -> list[Output]:
+        """Those of step `number` and later ones, in order."""
+        return [output for kept, output in self._kept.items() if kept >= number]
+
+
+def _size_of(output: Output | None) -> int:
+    if output is None:
+        return 0
+    if output.hidden is not None:
+        return len(output.hidden.data)
+    found = output.candidates
+    return (
+        0 if found is None else found.ids.nbytes + found.logits.nbytes + found.lse.nbytes + found.asked.nbytes
+    )
+
+
+def as_fill(step: Step) -> Step:
+    """A fill wants nothing, whatever it says."""
+    return step if step.fill_until is None else replace(step, want=NOTHING)

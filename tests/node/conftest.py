@@ -1,0 +1,66 @@
+"""Hops over a memory network."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import trio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from node.compute import Executor
+from node.kv import KvBudget
+from node.sessions import Hop
+from protocol.messages import NextHop
+from protocol.model import Span
+from protocol.transport.memory import Network
+from protocol.transport.memory.transport import MemoryTransport
+from tests.node.fakes import Client, FakeEngine, InlineExecutor
+
+
+class Node:
+    """A hop with a fake engine, and what it is made of."""
+
+    def __init__(self, transport: MemoryTransport, span: Span, executor: Executor, kv_tokens: int) -> None:
+        self.transport = transport
+        self.engine = FakeEngine(span)
+        self.budget = KvBudget(kv_tokens)
+        self.hop = Hop(self.engine, transport, self.budget, executor=executor)
+        self.hop.serve()
+
+    def as_next(self, client: Client) -> NextHop:
+        """This node as the next hop, in the session that `client` has here."""
+        return NextHop(self.transport.peer, self.transport.addrs, client.session)
+
+
+class Swarm:
+    """Nodes and clients on one network."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self.network = Network(rng=random.Random(1))
+        self._nursery = nursery
+
+    async def transport(self) -> MemoryTransport:
+        """A new peer."""
+        made, here = trio.open_memory_channel[MemoryTransport](1)
+        self._nursery.start_soon(self._hold_transport, made)
+        return await here.receive()
+
+    async def _hold_transport(self, made: trio.MemorySendChannel[MemoryTransport]) -> None:
+        async with self.network.transport(Ed25519PrivateKey.generate()) as transport:
+            made.send_nowait(transport)
+            await trio.sleep_forever()
+
+    async def node(self, span: Span, *, executor: Executor | None = None, kv_tokens: int = 1000) -> Node:
+        """A new node that serves `span`."""
+        return Node(await self.transport(), span, executor or InlineExecutor(), kv_tokens)
+
+    async def client(self, node: Node) -> Client:
+        """A stream of a new peer to `node`."""
+        return await Client.to(await self.transport(), node.transport)
+
+
+@pytest.fixture
+def swarm(nursery: trio.Nursery) -> Swarm:
+    """A network of its own for each test."""
+    return Swarm(nursery)

@@ -1,0 +1,89 @@
+"""The scheduler: order inside a session, short before long, and no starving."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from node.scheduler import SHORT_BEFORE_LONG, Piece, Scheduler
+
+
+def drain(scheduler: Scheduler) -> list[Piece]:
+    """Run everything, one at a time."""
+    pieces = []
+    while (piece := scheduler.take()) is not None:
+        pieces.append(piece)
+        scheduler.finish(piece.session)
+    return pieces
+
+
+def test_one_piece_of_a_session_at_a_time() -> None:
+    """The second step of a session waits for the first, another session's does not."""
+    scheduler = Scheduler()
+    scheduler.add(1, 0, 1)
+    scheduler.add(1, 1, 1)
+    scheduler.add(2, 0, 1)
+    assert scheduler.take() == Piece(1, 0, 0, 1, True)
+    assert scheduler.take() == Piece(2, 0, 0, 1, True)
+    assert scheduler.take() is None
+    scheduler.finish(1)
+    assert scheduler.take() == Piece(1, 1, 0, 1, True)
+
+
+def test_a_decode_step_goes_between_the_pieces_of_a_prefill() -> None:
+    """A long step is cut, and a short one that came later need not wait for all of it."""
+    scheduler = Scheduler(piece_rows=16)
+    scheduler.add(1, 0, 40)
+    first = scheduler.take()
+    assert first == Piece(1, 0, 0, 16, False)
+    scheduler.add(2, 0, 1)
+    scheduler.finish(1)
+    assert drain(scheduler) == [
+        Piece(2, 0, 0, 1, True),
+        Piece(1, 0, 16, 32, False),
+        Piece(1, 0, 32, 40, True),
+    ]
+
+
+def test_a_prefill_never_starves() -> None:
+    """Behind endless decode steps, a long step still has its turn."""
+    scheduler = Scheduler()
+    scheduler.add(0, 0, 100)
+    for number in range(100):
+        scheduler.add(1, number, 1)
+        scheduler.add(2, number, 1)
+    order = [piece.session for piece in drain(scheduler)]
+    assert order.index(0) == SHORT_BEFORE_LONG
+
+
+def test_a_dropped_session_leaves_nothing() -> None:
+    """Its waiting steps are gone; what ran is finished without harm."""
+    scheduler = Scheduler()
+    scheduler.add(1, 0, 100)
+    scheduler.add(1, 1, 1)
+    assert scheduler.take() is not None
+    scheduler.drop(1)
+    scheduler.finish(1)
+    assert (scheduler.take(), len(scheduler)) == (None, 0)
+
+
+JOBS = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 50)), max_size=40)
+
+
+@given(JOBS, st.integers(1, 20))
+def test_every_row_runs_once_and_in_order(jobs: list[tuple[int, int]], piece_rows: int) -> None:
+    """Whatever is added, each session's rows run once, in the order of its steps, in bounded pieces."""
+    scheduler = Scheduler(piece_rows)
+    for number, (session, rows) in enumerate(jobs):
+        scheduler.add(session, number, rows)
+    seen: dict[int, list[tuple[int, int]]] = {}
+    for piece in drain(scheduler):
+        assert piece.stop - piece.start <= max(piece_rows, 8)
+        seen.setdefault(piece.session, []).extend(
+            (piece.number, row) for row in range(piece.start, piece.stop)
+        )
+    expected: dict[int, list[tuple[int, int]]] = {}
+    for number, (session, rows) in enumerate(jobs):
+        expected.setdefault(session, []).extend((number, row) for row in range(rows))
+    assert seen == expected
+    assert len(scheduler) == 0
