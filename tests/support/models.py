@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of many families, with a byte-level tokenizer, for tests to load as users load models.
+"""Tiny random checkpoints of many families, with a byte-level tokenizer, for tests to load as users load them.
 
 They are written the way published checkpoints are (`save_pretrained`), so that everything from the index to
 the names of expert tensors is as on the hub. Every parameter is perturbed, norms and biases too, so that a
@@ -112,7 +112,8 @@ def random_model(config: Any, *, seed: int) -> PreTrainedModel:
                 weight.copy_(noise / math.sqrt(weight.shape[-1]))
                 if "lm_head" in name or "embed_out" in name:
                     weight.mul_(4.0)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def make_model(

@@ -1,0 +1,238 @@
+"""Keys and values of one session, for the blocks of one span, in the shape that transformers' layers expect.
+
+A cache has a slot for every layer of the model, by absolute index. The span's slots hold tensors in buffers that
+grow ahead of need (transformers concatenates the whole cache for every token); the others only know the length,
+which masks are made from.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from transformers.cache_utils import (
+    CacheLayerMixin,
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionCacheLayerMixin,
+)
+
+from protocol.errors import UnsupportedModel
+from protocol.model import Span
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+_FIRST_TOKENS: Final = 64
+# Doubling up to here; beyond, the copy for another step of this size costs 0.1 % of the attention it serves.
+_MOST_AHEAD: Final = 1024
+
+
+class _Buffers:
+    """Keys and values [1, heads, capacity, width], of which the first `held` rows count."""
+
+    __slots__ = ("capacity", "held", "keys", "values")
+
+    def __init__(self) -> None:
+        self.held = self.capacity = 0
+        self.keys: torch.Tensor | None = None
+        self.values: torch.Tensor | None = None
+
+    def append(
+        self, keys: torch.Tensor, values: torch.Tensor, past: int | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add rows; views of the last `past` rows before them (None: of all) and of the new ones."""
+        held, count = self.held, keys.shape[-2]
+        stop = held + count
+        if self.keys is None or self.values is None or stop > self.capacity:
+            self._grow(keys, values, stop)
+        assert self.keys is not None
+        assert self.values is not None
+        self.keys.narrow(2, held, count).copy_(keys)
+        self.values.narrow(2, held, count).copy_(values)
+        self.held = stop
+        first = 0 if past is None else max(held - past, 0)
+        return self.keys.narrow(2, first, stop - first), self.values.narrow(2, first, stop - first)
+
+    def _grow(self, keys: torch.Tensor, values: torch.Tensor, tokens: int) -> None:
+        ahead = min(max(self.capacity, _FIRST_TOKENS), _MOST_AHEAD)
+        self.capacity = max(tokens, self.capacity + ahead)
+        self.keys = self._moved(self.keys, keys)
+        self.values = self._moved(self.values, values)
+
+    def _moved(self, old: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor:
+        new = like.new_empty(*like.shape[:2], self.capacity, like.shape[3])
+        if old is not None:
+            new.narrow(2, 0, self.held).copy_(old.narrow(2, 0, self.held))
+        return new
+
+    def bytes_per_token(self) -> int:
+        """Memory that one row takes."""
+        both = (self.keys, self.values)
+        return sum(t.shape[1] * t.shape[3] * t.element_size() for t in both if t is not None)
+
+
+class _FullSlot(DynamicLayer):
+    """A layer that attends to everything."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.buffers = _Buffers()
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self.is_initialized = True
+        self.keys, self.values = self.buffers.append(key_states, value_states, None)
+        return self.keys, self.values
+
+    def get_seq_length(self) -> int:
+        return self.buffers.held
+
+
+class _WindowSlot(DynamicSlidingWindowLayer):
+    """A layer that attends to a window. All rows are kept, so that any position can be gone back to."""
+
+    def __init__(self, sliding_window: int) -> None:
+        self.buffers = _Buffers()
+        super().__init__(sliding_window=sliding_window)
+
+    @property
+    def cumulative_length(self) -> int:
+        """Rows held; the base class makes its mask sizes from it."""
+        return self.buffers.held
+
+    @cumulative_length.setter
+    def cumulative_length(self, value: int) -> None:
+        pass  # the base class sets 0 as it begins
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self.is_initialized = True
+        past = self.sliding_window - 1
+        self.keys, self.values = self.buffers.append(key_states, value_states, past)
+        return self.keys, self.values
+
+
+class _FullShadow(DynamicLayer):
+    """The slot of a layer that is not run here."""
+
+    def __init__(self, caches: LayerCaches) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._caches = caches
+
+    def get_seq_length(self) -> int:
+        return self._caches.length
+
+
+class _WindowShadow(DynamicSlidingWindowLayer):
+    """The slot of a layer with a window that is not run here."""
+
+    def __init__(self, caches: LayerCaches, sliding_window: int) -> None:
+        self._caches = caches
+        super().__init__(sliding_window=sliding_window)
+
+    @property
+    def cumulative_length(self) -> int:
+        """Rows it would hold."""
+        return self._caches.length
+
+    @cumulative_length.setter
+    def cumulative_length(self, value: int) -> None:
+        pass  # the base class sets 0 as it begins
+
+
+class LayerCaches(DynamicCache):
+    """Slots for all layers of a model; those in `owned` hold tensors.
+
+    `length` is the number of positions before the forward that is running, and the same for all slots.
+    """
+
+    def __init__(self, config: PreTrainedConfig, owned: frozenset[int]) -> None:
+        super().__init__(config=config)
+        self.length = 0
+        self._owned = owned
+        # Without types of layers in the configuration transformers would add slots as they are used.
+        self.layer_class_to_replicate = None
+        blocks = config.get_text_config(decoder=True).num_hidden_layers
+        count = max(blocks, 1 + max(owned, default=0))
+        kinds = [*self.layers, *(DynamicLayer() for _ in range(count - len(self.layers)))]
+        self.layers = [self._slot(kind, index in owned) for index, kind in enumerate(kinds)]
+
+    def _slot(self, kind: Any, owned: bool) -> Any:
+        if type(kind) is DynamicSlidingWindowLayer:
+            window = kind.sliding_window
+            return _WindowSlot(window) if owned else _WindowShadow(self, window)
+        if type(kind) is DynamicLayer:
+            return _FullSlot() if owned else _FullShadow(self)
+        if isinstance(kind, CacheLayerMixin) and not owned:
+            return _FullShadow(self)
+        return kind
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.length
+
+    def has_previous_state(self, layer_idx: int | None = None, state_idx: int | None = None) -> bool:
+        if layer_idx is None or layer_idx not in self._owned:
+            return self.length > 0
+        return bool(super().has_previous_state(layer_idx, state_idx))
+
+    def can_cut(self) -> bool:
+        """Whether every slot can go back to any position."""
+        kept = (self.layers[index] for index in self._owned if index < len(self.layers))
+        return all(isinstance(slot, _FullSlot | _WindowSlot) or _holds_nothing(slot) for slot in kept)
+
+    def cut(self, position: int) -> None:
+        """Forget every row from `position` on, also those of a forward that failed half-way."""
+        for index in self._owned:
+            slot = self.layers[index]
+            if isinstance(slot, _FullSlot | _WindowSlot):
+                slot.buffers.held = min(position, slot.buffers.held)
+        self.length = position
+
+    def bytes_per_token(self) -> int:
+        """Memory that one position takes; fixed-size recurrent states count nothing."""
+        return sum(self._slot_bytes(self.layers[index]) for index in self._owned)
+
+    def _slot_bytes(self, slot: Any) -> int:
+        if isinstance(slot, _FullSlot | _WindowSlot):
+            return slot.buffers.bytes_per_token()
+        tensors: list[torch.Tensor | None]
+        tensors = [getattr(slot, name, None) for name in ("keys", "values", "indexer_keys")]
+        return sum(t.nbytes for t in tensors if t is not None) // max(self.length, 1)
+
+
+def _holds_nothing(slot: Any) -> bool:
+    return not isinstance(slot, CacheLayerMixin | LinearAttentionCacheLayerMixin)
+
+
+class SpanCache:
+    """One session's cache for the stages of `span`. Owned by whoever asked the engine for it; close it."""
+
+    def __init__(self, config: PreTrainedConfig, span: Span, owned: frozenset[int]) -> None:
+        self.span = span
+        self._config = config
+        self._owned = owned
+        self.layers = LayerCaches(config, owned)
+
+    @property
+    def length(self) -> int:
+        """Positions held."""
+        return self.layers.length
+
+    def cut(self, position: int) -> None:
+        """Go back to `position`, which is at most `length`.
+
+        Raises: UnsupportedModel, where a layer keeps a recurrent state, which cannot be wound back, unless to 0.
+        """
+        if position < self.layers.length and not self.layers.can_cut():
+            if position:
+                raise UnsupportedModel("a model with recurrent layers cannot go back to an earlier position")
+            self.layers = LayerCaches(self._config, self._owned)
+        self.layers.cut(position)
+
+    def close(self) -> None:
+        """Give the memory back. Safe to call twice."""
+        self.layers = LayerCaches(self._config, frozenset())

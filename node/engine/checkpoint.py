@@ -1,0 +1,206 @@
+"""A Hugging Face checkpoint, in a folder or on the hub, of which only the wanted stages are fetched and read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from node.engine import shards
+from node.engine.shards import StoredTensor
+from node.engine.sources import Source, open_source
+from protocol import limits
+from protocol.errors import BadCheckpoint, UnsupportedModel
+from protocol.model import Manifest, ManifestFile, Span
+from protocol.tensors import ITEM_BYTES
+
+if TYPE_CHECKING:
+    from node.engine.skeleton import Layout
+    from node.engine.weights import StageTensors
+
+MODEL_FILES: Final = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+)
+# Under which names configurations keep the longest sequence, where transformers has no one name for it.
+_CONTEXT_NAMES: Final = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+
+
+class Checkpoint:
+    """A checkpoint that is open: its small files are read, of its weights only the names are known.
+
+    `config` is transformers' configuration; nothing else outside `node.engine` should need it.
+    """
+
+    def __init__(self, source: Source) -> None:
+        """Use `open`."""
+        self._source = source
+        self.name = source.name
+        self._files = self._read_files()
+        self._shards = self._find_shards()
+        self.config = self._read_config()
+        self.manifest = self._manifest()
+        self.digest = self.manifest.digest
+        self.stages = self.manifest.stages
+        self._headers: dict[Path, dict[str, StoredTensor]] = {}
+
+    @classmethod
+    def open(cls, model: str, *, span: Span | None = None, cache_dir: str | None = None) -> Checkpoint:
+        """Open `model`, a folder or a hub id ("org/name"), and make sure of the weights of `span`.
+
+        Raises:
+            ConfigError: no such folder, or the hub cannot give it.
+            BadCheckpoint: files are missing or damaged; names them.
+            UnsupportedModel: a model that this engine cannot split.
+        """
+        checkpoint = cls(open_source(model, cache_dir))
+        if span is not None:
+            checkpoint.require(span)
+        return checkpoint
+
+    def file(self, name: str) -> bytes:
+        """The bytes of a file of the manifest. Raises: KeyError, if it is not in the manifest."""
+        return self._files[name]
+
+    def require(self, span: Span) -> None:
+        """Make sure that every tensor of the span can be read; fetches what the hub has to give.
+
+        Raises: BadCheckpoint, naming the missing files or tensors.
+        """
+        for stage in span:
+            missing = self._stage_tensors[stage].missing
+            if missing:
+                more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+                raise BadCheckpoint(f"{self.name}: no tensors for {', '.join(missing[:3])}{more}")
+            for name, path in self.places(stage).items():
+                self._stored(name, path)
+
+    def places(self, stage: int) -> dict[str, Path]:
+        """The stored tensors of a stage and their files. Raises: BadCheckpoint, naming a missing file."""
+        return {name: self._shard(name) for name in sorted(self._stage_tensors[stage].stored)}
+
+    def stage_bytes(self, stage: int, dtype: str) -> int:
+        """Bytes that the weights of one stage take when it is loaded alone in `dtype`. Reads no weights.
+
+        A head that is tied to the embedding counts it: alone, it has to load it.
+        """
+        sizes = [self.layout.sizes[name] for name in self.layout.stages[stage]]
+        return sum(count * (ITEM_BYTES[dtype] if floating else 8) for count, floating in sizes)
+
+    def stage_digests(self, span: Span) -> tuple[bytes, ...]:
+        """For each stage of the span 8 bytes of the SHA-256 over its tensors as stored. Reads only these.
+
+        Raises: BadCheckpoint.
+        """
+        return tuple(self._stage_digest(stage) for stage in span)
+
+    def _stage_digest(self, stage: int) -> bytes:
+        places = self.places(stage)
+        return shards.digest_tensors({n: (p, self._stored(n, p)) for n, p in places.items()})[:8]
+
+    @property
+    def dtype(self) -> str | None:
+        """The dtype that the checkpoint says it is stored in ("f32", "f16", "bf16"); None if it does not say."""
+        names = {"torch.float32": "f32", "torch.float16": "f16", "torch.bfloat16": "bf16"}
+        return names.get(str(self.config.get_text_config(decoder=True).dtype or self.config.dtype))
+
+    @cached_property
+    def layout(self) -> Layout:
+        """How the model is put together. Raises: UnsupportedModel."""
+        return self._analysis[0]
+
+    @property
+    def _stage_tensors(self) -> tuple[StageTensors, ...]:
+        return self._analysis[1]
+
+    @cached_property
+    def _analysis(self) -> tuple[Layout, tuple[StageTensors, ...]]:
+        # Here, not above: the modules of transformers behind these take seconds to import.
+        from node.engine.skeleton import build_skeleton, trace
+        from node.engine.weights import sort_tensors
+
+        model = build_skeleton(self.config, "f32")
+        layout = trace(model)
+        return layout, sort_tensors(model, layout, self._shards)
+
+    def _read_files(self) -> dict[str, bytes]:
+        files = {}
+        for name in MODEL_FILES:
+            path = self._source.find(name)
+            if path is not None:
+                files[name] = path.read_bytes()
+            elif name == "config.json":
+                raise BadCheckpoint(
+                    f"{self.name}: no config.json, so this is no model of transformers' format"
+                )
+        return files
+
+    def _find_shards(self) -> dict[str, str]:
+        """Tensor name -> file name, for the whole checkpoint."""
+        index = self._source.find(shards.INDEX_FILE)
+        if index is not None:
+            return shards.parse_index(index.read_bytes(), f"{self.name}/{shards.INDEX_FILE}")
+        names = self._source.tensor_names(shards.SINGLE_FILE)
+        if not names:
+            wanted = f"neither {shards.SINGLE_FILE} nor {shards.INDEX_FILE}"
+            raise BadCheckpoint(f"{self.name}: {wanted}; weights in other formats are not read")
+        return dict.fromkeys(names, shards.SINGLE_FILE)
+
+    def _read_config(self) -> Any:
+        try:
+            raw = json.loads(self._files["config.json"])
+            kind = raw["model_type"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadCheckpoint(
+                f"{self.name}: config.json does not say what model this is: {error!r}"
+            ) from error
+        if raw.get("quantization_config"):
+            method = raw["quantization_config"].get("quant_method", "an unnamed method")
+            raise UnsupportedModel(
+                f"{self.name} is quantised ({method}); only unquantised checkpoints are served"
+            )
+        from transformers import AutoConfig
+
+        folder = self._source.find("config.json")
+        assert folder is not None
+        try:
+            return AutoConfig.from_pretrained(folder.parent, trust_remote_code=False, local_files_only=True)
+        except Exception as error:
+            raise UnsupportedModel(
+                f"{self.name}: transformers has no model type {kind!r} of its own"
+            ) from error
+
+    def _manifest(self) -> Manifest:
+        config = self.config.get_text_config(decoder=True)
+        lengths = [getattr(config, name, None) for name in _CONTEXT_NAMES]
+        context = next((n for n in lengths if isinstance(n, int) and n > 0), limits.SESSION_TOKENS)
+        files = [ManifestFile(n, len(data), hashlib.sha256(data).digest()) for n, data in self._files.items()]
+        return Manifest(
+            blocks=config.num_hidden_layers,
+            hidden_size=config.hidden_size,
+            vocab_size=config.vocab_size,
+            context=min(context, limits.SESSION_TOKENS),
+            tensors=shards.names_digest(self._shards),
+            files=tuple(files),
+        )
+
+    def _shard(self, tensor: str) -> Path:
+        file = self._shards[tensor]
+        path = self._source.find(file)
+        if path is None:
+            raise BadCheckpoint(f"{self.name}: {file} is missing, which holds {tensor}")
+        return path
+
+    def _stored(self, name: str, path: Path) -> StoredTensor:
+        if path not in self._headers:
+            self._headers[path] = shards.read_header(path)
+        found = self._headers[path].get(name)
+        if found is None:
+            raise BadCheckpoint(f"{path}: has no tensor {name}, though the index says so")
+        return found

@@ -1,0 +1,58 @@
+"""Candidates from logits: the best of each row, those asked for, and the normaliser."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from protocol.candidates import Candidates, Want
+from protocol.errors import Malformed
+
+
+def check_want(want: Want, vocab_size: int) -> None:
+    """Raises Malformed if the head cannot return what is wanted."""
+    if want.kind not in ("nothing", "candidates"):
+        raise Malformed(f"the head returns candidates, not {want.kind!r}")
+    if want.top < 0 or any(not 0 <= token < vocab_size for token in want.ids):
+        raise Malformed(f"logits wanted outside the vocabulary of {vocab_size}")
+    if not (math.isfinite(want.temperature) and want.temperature > 0):
+        raise Malformed(f"a temperature of {want.temperature}")
+
+
+def candidates(logits: torch.Tensor, want: Want) -> Candidates:
+    """What `want` asks of logits [rows, vocabulary]. Ties go to the lower id, on every machine alike.
+
+    Raises: Malformed, if the states that came in are so large that the logits overflow.
+    """
+    logits = logits.float()
+    scaled = logits if want.temperature == 1.0 else logits / want.temperature
+    lse = torch.logsumexp(scaled, 1)
+    if not bool(lse.isfinite().all()):
+        raise Malformed("the hidden states lead to logits that are not finite")
+    vocab_size = logits.shape[1]
+    top = min(want.top or vocab_size, vocab_size)
+    if top == 1:
+        ids = logits.argmax(1, keepdim=True)  # torch: the first of equal ones
+    elif top == vocab_size:
+        ids = logits.sort(dim=1, descending=True, stable=True).indices
+    else:
+        ids = _top(logits, top)
+    asked = logits[:, list(want.ids)] if want.ids else logits[:, :0]
+    return Candidates(
+        ids.to(torch.int32).cpu().numpy(),
+        logits.gather(1, ids).cpu().numpy(),
+        lse.cpu().numpy(),
+        asked.cpu().numpy(),
+    )
+
+
+def _top(logits: torch.Tensor, top: int) -> torch.Tensor:
+    """Ids [rows, top]. topk leaves open which of equal logits it takes, so it only gives the threshold."""
+    least = logits.topk(top, dim=1, sorted=False).values.amin(1, keepdim=True)
+    rows = []
+    for row, bar in zip(logits, least, strict=True):
+        ids = (row >= bar).nonzero()[:, 0]  # rising
+        order = row[ids].sort(descending=True, stable=True).indices[:top]
+        rows.append(ids[order])
+    return torch.stack(rows)

@@ -1,0 +1,130 @@
+"""Where a checkpoint's files come from: a folder, or the Hugging Face hub. Foreign errors end here."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final, Protocol
+
+from node.engine import shards
+from protocol.errors import BadCheckpoint, ConfigError
+
+_HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+class Source(Protocol):
+    """A checkpoint's files by name."""
+
+    @property
+    def name(self) -> str:
+        """Short, to show to people."""
+
+    def find(self, file: str) -> Path | None:
+        """The file on this machine, fetched if need be; None if the checkpoint has no such file."""
+
+    def tensor_names(self, file: str) -> list[str]:
+        """The tensors in a safetensors file, without fetching its weights; none if there is no such file.
+
+        Raises: BadCheckpoint, ConfigError.
+        """
+
+
+class FolderSource:
+    """A folder on this machine."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.name = folder.resolve().name
+
+    def find(self, file: str) -> Path | None:
+        """See `Source`."""
+        path = self.folder / file
+        return path if path.is_file() else None
+
+    def tensor_names(self, file: str) -> list[str]:
+        """See `Source`."""
+        path = self.find(file)
+        return list(shards.read_header(path)) if path is not None else []
+
+
+class HubSource:
+    """A repository on the hub; files are kept in huggingface_hub's cache and are all of one revision."""
+
+    def __init__(self, repo: str, cache_dir: str | None) -> None:
+        self.name = repo
+        self._cache_dir = cache_dir
+        self._revision: str | None = None
+
+    def find(self, file: str) -> Path | None:
+        """See `Source`. Raises: ConfigError, one line, if the hub cannot give it."""
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import (
+            EntryNotFoundError,
+            GatedRepoError,
+            HfHubHTTPError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+            OfflineModeIsEnabled,
+            RepositoryNotFoundError,
+        )
+
+        try:
+            found = hf_hub_download(self.name, file, revision=self._revision, cache_dir=self._cache_dir)
+        except GatedRepoError as error:
+            reason = "it is gated: accept its licence on the hub and log in with `hf auth login`"
+            raise ConfigError(f"{self.name} cannot be fetched: {reason}") from error
+        except RepositoryNotFoundError as error:
+            raise ConfigError(f"{self.name}: neither a folder here nor a public model on the hub") from error
+        except (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError) as error:
+            if self._revision is not None and self._is_offline():
+                return None
+            reason = f"{file} is not in the cache and the hub cannot be reached"
+            raise ConfigError(f"{self.name}: no folder of that name, and {reason}") from error
+        except EntryNotFoundError:
+            return None
+        except (HfHubHTTPError, HFValidationError, OSError) as error:
+            raise ConfigError(f"{self.name} cannot be fetched: {_first_line(error)}") from error
+        path = Path(found)
+        # Every file after the first comes from the commit that the first came from.
+        self._revision = self._revision or path.parent.name
+        return path
+
+    def tensor_names(self, file: str) -> list[str]:
+        """See `Source`; asks the hub for the header alone unless the file is here already."""
+        from huggingface_hub import HfApi, try_to_load_from_cache
+        from huggingface_hub.errors import HfHubHTTPError, SafetensorsParsingError
+
+        here = try_to_load_from_cache(self.name, file, cache_dir=self._cache_dir, revision=self._revision)
+        if isinstance(here, str):
+            return list(shards.read_header(Path(here)))
+        try:
+            metadata = HfApi().parse_safetensors_file_metadata(self.name, file, revision=self._revision)
+        except SafetensorsParsingError as error:
+            raise BadCheckpoint(f"{self.name}/{file}: corrupt safetensors header") from error
+        except (HfHubHTTPError, OSError) as error:
+            raise ConfigError(f"{self.name} cannot be fetched: {_first_line(error)}") from error
+        return list(metadata.tensors)
+
+    @staticmethod
+    def _is_offline() -> bool:
+        from huggingface_hub.constants import is_offline_mode
+
+        return is_offline_mode()
+
+
+def open_source(model: str, cache_dir: str | None) -> Source:
+    """The source that `model` names: a folder, or else a hub id. Raises: ConfigError."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return FolderSource(folder)
+    if folder.exists():
+        raise ConfigError(
+            f"{model} is a file; a model is a folder with config.json, or a hub id like org/name"
+        )
+    if _HUB_ID.fullmatch(model):
+        return HubSource(model, cache_dir)
+    raise ConfigError(f"{model}: no such folder, and not a hub id like org/name")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

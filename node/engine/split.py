@@ -1,0 +1,160 @@
+"""Some stages of a model, with weights, and the family's own forward to run any span of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from node.engine import weights
+from node.engine.cache import LayerCaches, SpanCache
+from node.engine.forward import Forward
+from node.engine.gates import Gates
+from node.engine.skeleton import DTYPES, build_skeleton, text_config
+from protocol.errors import BadCheckpoint
+from protocol.model import Span
+
+if TYPE_CHECKING:
+    from node.engine.checkpoint import Checkpoint
+
+
+class _Zero(nn.Module):
+    """In place of an embedding that is not loaded: its part of a sum is nothing."""
+
+    def __init__(self, zero: torch.Tensor) -> None:
+        super().__init__()
+        self._zero = zero
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return self._zero
+
+
+class _Same(nn.Module):
+    """In place of anything else that is not loaded: what comes in goes out."""
+
+    def forward(self, states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return states
+
+
+class SplitModel:
+    """The stages `stages` of a checkpoint's model, loaded. Not for two threads at once."""
+
+    def __init__(self, checkpoint: Checkpoint, stages: frozenset[int], dtype: str, device: str) -> None:
+        """Raises: BadCheckpoint, UnsupportedModel."""
+        self.config = checkpoint.config
+        self.stages = stages
+        self.dtype = DTYPES[dtype]
+        self.device = torch.device(device)
+        self.blocks = checkpoint.stages - 2
+        self.vocab_size = int(text_config(self.config).vocab_size)
+        self.hidden_size = int(text_config(self.config).hidden_size)
+        self._layout = layout = checkpoint.layout
+        self._model = build_skeleton(self.config, dtype)
+        self._model.requires_grad_(False)
+        self._load(checkpoint, dtype)
+        owner, _, name = layout.stack.rpartition(".")
+        decoder = self._model.get_submodule(owner)
+        width: Any = self._model.get_input_embeddings().embedding_dim
+        self._slots = self._cache_slots(getattr(decoder, name))
+        self._stub()
+        self._gates = Gates(getattr(decoder, name), layout.returns)
+        self._forward = Forward(self._model, decoder)
+        self._dummy: torch.Tensor = torch.zeros(1, 1, width, dtype=self.dtype, device=self.device)
+
+    def _load(self, checkpoint: Checkpoint, dtype: str) -> None:
+        loaded: set[str] = set()
+        needed: set[str] = set()
+        # One stage at a time: where dtypes differ, only one stage is in memory as stored and as loaded.
+        for stage in sorted(self.stages):
+            places = {n: p for n, p in checkpoint.places(stage).items() if n not in loaded}
+            if places:
+                loaded |= weights.load_tensors(self._model, places, dtype, self.device)
+            needed |= self._layout.stages[stage]
+        weights.tie(self._model, self._layout, needed, loaded)
+        weights.fill_buffers(self._model, self._running(), self.device)
+        empty = [n for n in sorted(needed) if n not in loaded and self._is_meta(n)]
+        if empty:
+            raise BadCheckpoint(f"{checkpoint.name}: no tensors for {', '.join(empty[:3])}")
+        self.weight_bytes = self._weight_bytes()
+
+    def _is_meta(self, name: str) -> bool:
+        tensor: torch.Tensor = self._model.get_parameter_or_buffer(name)
+        return tensor.device.type == "meta"
+
+    def _weight_bytes(self) -> int:
+        distinct = {id(p): p for p in self._model.parameters() if p.device.type != "meta"}
+        return sum(p.nbytes for p in distinct.values())
+
+    def _running(self) -> Iterator[nn.Module]:
+        """The modules that a span here runs."""
+        layout = self._layout
+        paths = set(layout.shared)
+        paths |= layout.before if 0 in self.stages else frozenset()
+        paths |= layout.after if self.blocks + 1 in self.stages else frozenset()
+        yield from (self._model.get_submodule(path) for path in sorted(paths))
+        for stage in sorted(self.stages & set(range(1, self.blocks + 1))):
+            yield from self._model.get_submodule(f"{layout.stack}.{stage - 1}").modules()
+
+    def _cache_slots(self, layers: nn.ModuleList) -> dict[int, frozenset[int]]:
+        """Block -> the cache slots that it uses: its own index, but for families with two attentions a layer."""
+        slots = {}
+        for index, layer in enumerate(layers):
+            own = {getattr(module, "layer_idx", None) for module in layer.modules()}
+            slots[index] = frozenset(i for i in own if type(i) is int) or frozenset([index])
+        return slots
+
+    def _stub(self) -> None:
+        layout = self._layout
+        absent = set() if 0 in self.stages else set(layout.before)
+        absent |= set() if self.blocks + 1 in self.stages else set(layout.after)
+        zero = torch.zeros((), dtype=self.dtype, device=self.device)
+        for path in absent:
+            parent, _, leaf = path.rpartition(".")
+            stub = _Zero(zero) if isinstance(self._model.get_submodule(path), nn.Embedding) else _Same()
+            setattr(self._model.get_submodule(parent), leaf, stub)
+
+    def layers_of(self, span: Span) -> range:
+        """The decoder layers, from 0, of a span."""
+        return range(max(span.start, 1) - 1, min(span.stop, self.blocks + 1) - 1)
+
+    def has_head(self, span: Span) -> bool:
+        """Whether the span ends with the head."""
+        return span.stop == self.blocks + 2
+
+    def new_cache(self, span: Span) -> SpanCache:
+        """An empty cache for one session over stages of this model."""
+        slots: frozenset[int] = frozenset().union(*(self._slots[i] for i in self.layers_of(span)))
+        return SpanCache(self.config, span, slots)
+
+    def hidden(self, span: Span, caches: LayerCaches, inputs: torch.Tensor) -> torch.Tensor:
+        """Hidden states [1, tokens, hidden] after the last block of the span (after the embedding, if it has none).
+
+        inputs: ids [1, tokens], int64, if the span begins with stage 0; else hidden states [1, tokens, hidden].
+        """
+        self._enter(span, inputs)
+        self._forward.hidden(caches, caches.length, self._offered(span, inputs))
+        caches.length += inputs.shape[1]
+        return self._gates.take()
+
+    def logits(self, span: Span, caches: LayerCaches, inputs: torch.Tensor, rows: int) -> torch.Tensor:
+        """Logits [1, rows, vocabulary] of the last `rows` rows (0: of all); inputs as for `hidden`."""
+        self._enter(span, inputs)
+        try:
+            logits = self._forward.logits(caches, caches.length, self._offered(span, inputs), rows)
+        finally:
+            self._gates.set(0, 0, None)
+        caches.length += inputs.shape[1]
+        return logits
+
+    def _enter(self, span: Span, inputs: torch.Tensor) -> None:
+        layers = self.layers_of(span)
+        self._gates.set(layers.start, layers.stop, None if span.start == 0 else inputs)
+
+    def _offered(self, span: Span, inputs: torch.Tensor) -> torch.Tensor:
+        """What the family's forward begins with: the ids, or zeros of the same length that nothing depends on."""
+        if span.start == 0:
+            return inputs
+        # Not expanded from one row: some families write into the embeddings that they are given.
+        return self._dummy.repeat(1, inputs.shape[1], 1)
