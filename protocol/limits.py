@@ -42,8 +42,9 @@ ADDRESS_BYTES: Final = 256
 # Links to neighbours with their round-trip times, in one announcement.
 LINKS: Final = 16
 
-# An announcement: addresses 16 x 256, digests 1024 x 8, links 16 x 64, and names.
-RECORD_BYTES: Final = 16 * 1024
+# An announcement with every field at its limit takes 16,546 bytes: addresses 16 x 259, digests 1024 x 10,
+# links 16 x 88, and the rest.
+RECORD_BYTES: Final = 17 * 1024
 # Announcements in one map; 4,096 nodes of 1 KiB make 4 MiB, the size of a control frame.
 MAP_RECORDS: Final = 4096
 # Announcements a peer may make us hold altogether.
