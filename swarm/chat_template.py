@@ -26,14 +26,16 @@ from jinja2.visitor import NodeTransformer
 from protocol.errors import ConfigError, Malformed, SwarmError, TooLarge
 
 # The longest published templates, with tools and images, have some 30 KB.
-TEMPLATE_CHARS: Final = 256 * 1024
+TEMPLATE_CHARS: Final = 128 * 1024
 # Characters and list items that one rendering may make in all. Some templates build their text by appending, so
 # a long conversation makes many times its own size.
 MADE: Final = 32_000_000
 MADE_PER_INPUT: Final = 512
 # Turns of loops and calls; usual templates need some ten per message.
 TURNS: Final = 200_000
-SECONDS: Final = 3.0
+SECONDS: Final = 2.0
+# Values in one value, lists in lists counted through: shared ones make much of little.
+ITEMS: Final = 1_000_000
 # A number above this is no width and no count.
 NUMBER: Final = 10_000
 # Whole numbers with more binary digits serve only to take time.
@@ -97,8 +99,9 @@ class _Meter:
 
     def size(self, value: Any) -> int:
         """Characters and items in a value and all that it holds, counted as often as it holds them."""
-        total, rest = 0, [value]
+        total, items, rest = 0, 0, [value]
         while rest:
+            items += 1
             item = rest.pop()
             total += len(item) if isinstance(item, (str, range)) else 1
             if isinstance(item, (list, tuple)):
@@ -106,7 +109,7 @@ class _Meter:
             elif isinstance(item, dict):
                 rest += item.keys()
                 rest += item.values()
-            if total + len(rest) > self._left:
+            if total > self._left or items + len(rest) > ITEMS:
                 raise TooLarge("the model's chat template makes too much text")
         return total
 
@@ -158,8 +161,9 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         self.meter.turn()
-        owner = getattr(obj, "__self__", None)
-        if isinstance(owner, str) and getattr(obj, "__name__", "") in MULTIPLYING:
+        method = getattr(obj, "__wrapped__", obj)  # the sandbox wraps str.format
+        owner = getattr(method, "__self__", None)
+        if isinstance(owner, str) and getattr(method, "__name__", "") in MULTIPLYING:
             self.meter.multiplied((owner, *_plain(args), *_plain(kwargs.values())))
             _check_format(owner)
         value = super().call(context, obj, *args, **kwargs)
