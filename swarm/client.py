@@ -26,7 +26,6 @@ from protocol.identity import Identity
 from protocol.model import Manifest, Span
 from protocol.records import Announcement
 from protocol.transport.base import Transport
-from protocol.transport.libp2p import open_transport
 from swarm.chain import SessionSpec
 from swarm.decoding import Sampling
 from swarm.discovery import View
@@ -285,6 +284,8 @@ async def connect(
     Raises: ConfigError, for a malformed address or an ambiguous model; Unreachable, if no address answers; NoRoute,
     if nobody serves a model.
     """
+    from protocol.transport.libp2p import open_transport  # takes a second, which only this pays
+
     if not addrs:
         raise ConfigError("give the address of at least one node")
     me = identity or identities.generate()

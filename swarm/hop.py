@@ -47,6 +47,7 @@ class HopLink:
         self.session = session
         self.channel = channel
         self.feed: Journal | None = None
+        self.fill_until = hop.span.stop  # the stage up to which what fills this hop fills those behind it
         self.failure: str | None = None
         self.link_down: str | None = None  # why this hop cannot reach the next one
         self.acked = 0  # steps computed: the highest number acknowledged, plus one

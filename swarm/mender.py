@@ -149,9 +149,10 @@ class Mender:
         opened[0].feed = feed
         if behind is not None:
             behind.feed = None
-        for link in opened:
-            self._on_open(link)
         fill_until = opened[-1].hop.span.stop
+        for link in opened:
+            link.fill_until = fill_until
+            self._on_open(link)
         if feed is not None:
             for step in feed.replay(chain.done, fill_until):
                 opened[0].post(step)

@@ -236,10 +236,13 @@ class Session:
         behind = self._chain.behind(link)
         if behind is None or behind.feed is None or output.hidden is None:
             return
-        want = self._wants.get(output.number, NOTHING)
-        step = Step(output.number, output.position, output.hidden, want)
-        # what is through already only fills the journal: the hop behind has computed it
-        self._send(behind.feed, behind if output.number >= self._chain.done else None, step)
+        if output.number < self._chain.done:
+            step = Step(output.number, output.position, output.hidden, NOTHING, behind.fill_until)
+        else:
+            want = self._wants.get(output.number, NOTHING)
+            step = Step(output.number, output.position, output.hidden, want)
+        # what the hop behind got before the boundary was bridged only fills our journal
+        self._send(behind.feed, behind if output.number >= behind.received else None, step)
 
     async def _results_of(self, numbers: range) -> list[Output]:
         """Wait until all these steps are through; the outputs there are, in order."""

@@ -1,0 +1,173 @@
+"""A whole swarm in one event loop: real sessions on both sides, fake engines, a network in memory."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+
+from node.kv import KvBudget
+from node.sessions import Hop as HopServer
+from protocol import identity as identities
+from protocol import limits
+from protocol.candidates import Want
+from protocol.identity import Identity
+from protocol.messages import MAP_PROTOCOL, MapReply, MapRequest
+from protocol.model import Span
+from protocol.records import Announcement, Record, sign_record
+from protocol.transport.base import Stream
+from protocol.transport.channel import Channel
+from protocol.transport.memory import Network
+from protocol.transport.memory.transport import MemoryTransport
+from swarm.chain import SessionSpec
+from swarm.discovery import View
+from swarm.events import Event
+from swarm.scope import background_nursery
+from swarm.session import Session
+from tests.node.fakes import HIDDEN, MANIFEST, STAGES, VOCAB, FakeEngine, InlineExecutor, token_rows
+
+ALL = Span(0, STAGES)
+
+
+@dataclass(eq=False)
+class FakeNode:
+    """A node whose engine is fake and whose session handling is real."""
+
+    identity: Identity
+    transport: MemoryTransport
+    engine: FakeEngine
+    hop: HopServer
+    decode_ms: float
+    weights: dict[int, bytes] = field(default_factory=dict)
+
+    @property
+    def peer(self) -> str:
+        """Its peer id."""
+        return self.identity.peer
+
+    def announcement(self) -> Announcement:
+        """What it says of itself now."""
+        now, span = time.time(), self.engine.span
+        return Announcement(
+            peer=self.peer,
+            addrs=self.transport.addrs,
+            model="fake",
+            digest=MANIFEST.digest,
+            blocks=MANIFEST.blocks,
+            hidden_size=HIDDEN,
+            span=span,
+            dtype="f32",
+            weights=tuple(self.weights.get(stage, b"weights!") for stage in span),
+            state="serving",
+            decode_ms=self.decode_ms,
+            prefill_ms=self.decode_ms,
+            head_ms=self.decode_ms,
+            queue_ms=0.0,
+            kv_tokens=4096,
+            kv_tokens_total=4096,
+            links=(),
+            sequence=time.time_ns() // 1000,
+            issued=now,
+            expires=now + limits.RECORD_LIFE_S,
+        )
+
+    def record(self) -> Record:
+        """The same, signed."""
+        return sign_record(self.identity, self.announcement())
+
+
+@dataclass(eq=False)
+class World:
+    """Nodes by the order they were asked for; `events` is what the client was told."""
+
+    network: Network
+    nodes: list[FakeNode]
+    view: View
+    events: list[Event] = field(default_factory=list)
+
+    def by_peer(self, peer: str) -> FakeNode:
+        """The node of that id."""
+        return next(node for node in self.nodes if node.peer == peer)
+
+    async def session(self, *, max_tokens: int = 256, wait_s: float = 0.0) -> Session:
+        """An open session over the whole model."""
+        spec = SessionSpec(MANIFEST.digest, MANIFEST.blocks, VOCAB, ALL, max_tokens, wait_s)
+        session = Session(self.view, spec, self.events.append)
+        await session.open()
+        return session
+
+
+async def start_node(
+    stack: AsyncExitStack,
+    network: Network,
+    span: Span,
+    everybody: Callable[[], Sequence[FakeNode]],
+    *,
+    decode_ms: float = 1.0,
+    step_s: float = 0.0,
+    identity: Identity | None = None,
+) -> FakeNode:
+    """A node of its own identity that serves `span` and hands out everybody's records."""
+    me = identity or identities.generate()
+    transport = await stack.enter_async_context(network.transport(me.key))
+    engine = FakeEngine(span)
+    hop = HopServer(engine, transport, KvBudget(4096), executor=InlineExecutor(step_s))
+    hop.serve()
+
+    async def serve_map(stream: Stream) -> None:
+        async with Channel(stream) as channel:
+            await channel.expect(MapRequest, limits.CONTROL_TIMEOUT_S)
+            await channel.send(MapReply(tuple(node.record().data for node in everybody())))
+
+    transport.serve(MAP_PROTOCOL, serve_map)
+    return FakeNode(me, transport, engine, hop, decode_ms)
+
+
+@asynccontextmanager
+async def swarm_of(
+    *spans: tuple[int, int], slow: Sequence[int] = (), latency_s: float = 0.01, step_s: float = 0.0
+) -> AsyncIterator[World]:
+    """Nodes of these spans and a client that knows them; those in `slow` are chosen only when others fail."""
+    network = Network(rng=random.Random(1), latency_s=latency_s)
+    nodes: list[FakeNode] = []
+    async with AsyncExitStack() as stack:
+        for index, (start, stop) in enumerate(spans):
+            cost = 50.0 if index in slow else 1.0
+            node = await start_node(
+                stack, network, Span(start, stop), lambda: nodes, decode_ms=cost, step_s=step_s
+            )
+            nodes.append(node)
+        client = await stack.enter_async_context(network.transport(identities.generate().key, listen=False))
+        nursery = await stack.enter_async_context(background_nursery())
+        view = View(client, nursery, random.Random(2))
+        await view.enter([nodes[0].transport.addrs[0]])
+        await view.measure(MANIFEST.digest, ALL)
+        yield World(network, nodes, view)
+
+
+async def greedy(session: Session, prompt: Sequence[int], count: int) -> list[int]:
+    """The next `count` best tokens."""
+    found: list[int] = []
+    feed = list(prompt)
+    for _ in range(count):
+        candidates = await session.step(feed)
+        assert candidates is not None
+        feed = [int(candidates.ids[0, 0])]
+        found += feed
+    return found
+
+
+def greedy_reference(prompt: Sequence[int], count: int) -> list[int]:
+    """The same, from the unsplit fake model."""
+    engine = FakeEngine(ALL)
+    cache = engine.new_cache(ALL)
+    found: list[int] = []
+    feed, position = list(prompt), 0
+    for _ in range(count):
+        result = engine.step(cache, position, token_rows(feed), Want())
+        position += len(feed)
+        feed = [int(result.ids[0, 0])]  # type: ignore[union-attr]
+        found += feed
+    return found

@@ -1,0 +1,161 @@
+"""The route planner: pure, so every case is a table of announcements."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.errors import NoRoute
+from protocol.model import Span
+from protocol.records import Announcement, Link
+from swarm.route import HOP_MS, SCATTER, Network, compute_ms, missing_stages, plan_route, serve_command
+
+BLOCKS = 10
+ALL = Span(0, BLOCKS + 2)
+
+
+def node(
+    peer: str,
+    start: int,
+    stop: int,
+    *,
+    decode_ms: float = 1.0,
+    queue_ms: float = 0.0,
+    kv: int = 1000,
+    **more: object,
+) -> Announcement:
+    fields: dict[str, object] = {
+        "peer": peer, "addrs": (f"/{peer}",), "model": "m", "digest": b"d" * 32, "blocks": BLOCKS, "hidden_size": 8,
+        "span": Span(start, stop), "dtype": "f32", "weights": (b"w" * 8,) * (stop - start), "state": "serving",
+        "decode_ms": decode_ms, "prefill_ms": decode_ms, "head_ms": 0.0, "queue_ms": queue_ms, "kv_tokens": kv,
+        "kv_tokens_total": kv, "links": (), "sequence": 1, "issued": 0.0, "expires": 60.0,
+    }  # fmt: skip
+    return Announcement(**{**fields, **more})  # type: ignore[arg-type]
+
+
+def plan(nodes: list[Announcement], rtt: dict[str, float] | None = None, tokens: int = 10, seed: int = 0):  # type: ignore[no-untyped-def]
+    known = {n.peer: 2.0 for n in nodes} | (rtt or {})
+    return plan_route(ALL, nodes, Network(known), tokens=tokens, rng=random.Random(seed))
+
+
+def test_one_node_serves_all() -> None:
+    """A node that has everything is a route of one hop."""
+    route = plan([node("a", 0, 12)])
+    assert [(hop.peer, hop.span) for hop in route.hops] == [("a", ALL)]
+
+
+def test_hops_meet_exactly_and_cover_all() -> None:
+    """Overlapping spans are cut so that every stage is computed once."""
+    route = plan([node("a", 0, 7), node("b", 4, 9), node("c", 8, 12)])
+    stages = [stage for hop in route.hops for stage in hop.span]
+    assert stages == list(ALL)
+
+
+def test_layers_count() -> None:
+    """A slow node is used for as few layers as its neighbours allow: cost is per layer, not per hop."""
+    route = plan([node("slow", 0, 9, decode_ms=20), node("fast", 3, 12, decode_ms=1)])
+    assert [(hop.peer, hop.span) for hop in route.hops] == [("slow", Span(0, 3)), ("fast", Span(3, 12))]
+
+
+def test_distance_counts() -> None:
+    """A near chain of slower nodes beats a far single one, if the way costs more than the computing."""
+    far = node("far", 0, 12)
+    near = [node("n1", 0, 6, decode_ms=2), node("n2", 6, 12, decode_ms=2)]
+    assert plan([far, *near], rtt={"far": 200.0}).peers == ("n1", "n2")
+    assert plan([far, *near], rtt={"far": 5.0}).peers == ("far",)
+
+
+def test_announced_links_count() -> None:
+    """Round-trip times that nodes measured to each other decide between equal pairs."""
+    near = node("a1", 0, 6, links=(Link("b1", 1.0),))
+    nodes = [near, node("a2", 0, 6, links=(Link("b1", 300.0),)), node("b1", 6, 12)]
+    assert plan(nodes).peers == ("a1", "b1")
+
+
+def test_queues_count() -> None:
+    """A node with a queue is passed over."""
+    assert plan([node("idle", 0, 12), node("busy", 0, 12, queue_ms=50)]).peers == ("idle",)
+
+
+def test_room_counts() -> None:
+    """Nodes whose free KV cannot hold the session are no candidates, and the error says so."""
+    assert plan([node("full", 0, 12, kv=5), node("free", 0, 12, decode_ms=9)]).peers == ("free",)
+    with pytest.raises(NoRoute, match="room for 10 tokens"):
+        plan([node("full", 0, 12, kv=5)])
+
+
+def test_only_serving_nodes_are_used() -> None:
+    """Nodes that join, drain or are gone take no sessions."""
+    for state in ("joining", "draining", "gone"):
+        with pytest.raises(NoRoute):
+            plan([node("a", 0, 12, state=state)])
+
+
+def test_measured_peers_win_over_unmeasured() -> None:
+    """A peer that did not answer a probe is used only where nobody else serves."""
+    nodes = [node("silent", 0, 12), node("answers", 0, 12, decode_ms=5)]
+    route = plan_route(ALL, nodes, Network({"answers": 20.0}), tokens=1, rng=random.Random(0))
+    assert route.peers == ("answers",)
+
+
+def test_equal_nodes_share_the_clients() -> None:
+    """Between equals the choice is random, so that clients do not herd."""
+    nodes = [node("a", 0, 12), node("b", 0, 12)]
+    assert {plan(nodes, seed=seed).peers for seed in range(20)} == {("a",), ("b",)}
+
+
+def test_missing_stages_are_named() -> None:
+    """The error names exactly the holes, in the user's words."""
+    with pytest.raises(NoRoute, match=r"nobody serves layers 3:5 and layers 7:10 \+ head") as error:
+        plan([node("a", 0, 4), node("b", 6, 8)])
+    assert error.value.missing == ((4, 6), (8, 12))
+    assert "--layers 3:5" in serve_command(Span(4, 6), BLOCKS)
+    assert "--layers 9:10" in serve_command(Span(11, 12), BLOCKS)
+
+
+def test_a_route_prints_as_a_table() -> None:
+    """One line a hop: number, peer, layers, milliseconds."""
+    lines = str(plan([node("a", 0, 4), node("b", 4, 12)])).splitlines()
+    assert lines[0].split() == ["hop", "peer", "layers", "ms"]
+    assert [line.split()[1] for line in lines[1:3]] == ["a", "b"]
+
+
+spans = st.tuples(st.integers(0, 11), st.integers(1, 12)).filter(lambda pair: pair[0] < pair[1])
+
+
+@given(st.lists(st.tuples(spans, st.integers(1, 20), st.integers(0, 50)), min_size=1, max_size=5))
+def test_no_route_is_better(shapes: list[tuple[tuple[int, int], int, int]]) -> None:
+    """The route found costs no more than the best of all routes, tried one by one (but for the scatter)."""
+    nodes = [
+        node(f"n{i}", *span, decode_ms=float(ms), queue_ms=float(queue))
+        for i, (span, ms, queue) in enumerate(shapes)
+    ]
+    network = Network({n.peer: 10.0 * i for i, n in enumerate(nodes)})
+    best = best_by_trying_all(nodes, network)
+    if best is None:
+        assert missing_stages(ALL, [n.span for n in nodes])
+        return
+    route = plan_route(ALL, nodes, network, tokens=1, rng=random.Random(1))
+    assert best - 1e-6 <= route.expected_ms <= best * (1 + SCATTER) + 1e-6
+
+
+def best_by_trying_all(nodes: list[Announcement], network: Network) -> float | None:
+    """The least cost over every assignment of stages to nodes, by dynamic programming stage by stage."""
+    cost: dict[int, float] = {-1: 0.0}
+    for stage in ALL:
+        after: dict[int, float] = {}
+        for (at, spent), (index, candidate) in itertools.product(cost.items(), enumerate(nodes)):
+            if stage not in candidate.span:
+                continue
+            total = spent + compute_ms(candidate, Span(stage, stage + 1))
+            if at != index:
+                before = nodes[at] if at >= 0 else None
+                total += HOP_MS + candidate.queue_ms + network.one_way_ms(before, candidate)
+            after[index] = min(after.get(index, float("inf")), total)
+        cost = after
+    ends = [spent + network.one_way_ms(nodes[at], None) for at, spent in cost.items()]
+    return min(ends) if ends else None
