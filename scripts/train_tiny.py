@@ -12,6 +12,7 @@ the learning rate follows the clock.  The held-out accuracy is printed and writt
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import tempfile
 from pathlib import Path
@@ -19,12 +20,13 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from scripts.tiny.scoring import Report, evaluate
 from scripts.tiny.tokens import build_tokenizer
 from scripts.tiny.training import SHAPES, Plan, Trained, log, new_model, save, train, write_json
 
-DEFAULT_STEPS = {"tiny": 5000, "tiny-draft": 5000}
+DEFAULT_STEPS = {"tiny": 6000, "tiny-draft": 5000}
 QUICK_STEPS = 60
 
 
@@ -32,7 +34,7 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--model", choices=sorted(SHAPES), default="tiny", help="which of the two to train")
-    parser.add_argument("--out", type=Path, help="the model folder to write (default: a temporary one)")
+    parser.add_argument("--out", type=Path, help="the model folder to write; only --quick goes without")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, help="train for this many steps (default: as the shipped one)")
     parser.add_argument("--minutes", type=float, help="train by the clock instead of by steps")
@@ -40,10 +42,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--checkpoint-minutes", type=float, default=5.0, help="how often to save and score")
     parser.add_argument("--per-task", type=int, default=60, help="held-out questions of each task")
     parser.add_argument("--quick", action="store_true", help="a smoke run of about a minute, no good model")
-    parser.add_argument("--eval-only", type=Path, metavar="DIR", help="score this folder, train nothing")
+    parser.add_argument("--eval-only", type=Path, metavar="DIR", help="score this model again, train nothing")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the report to this file")
     parser.add_argument("--show-wrong", type=int, default=0, metavar="N", help="print N wrong answers")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.out is None and arguments.eval_only is None and not arguments.quick:
+        parser.error("say where the model goes: --out DIR")
+    return arguments
 
 
 def score(model: LlamaForCausalLM, tokenizer: Tokenizer, per_task: int, show_wrong: int) -> Report:
@@ -100,15 +105,17 @@ def main() -> None:
     arguments = parse_arguments()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(arguments.threads)
+    disable_progress_bar()
     if arguments.eval_only is not None:
         model = LlamaForCausalLM.from_pretrained(arguments.eval_only, dtype=torch.float32)
         tokenizer = Tokenizer.from_file(str(arguments.eval_only / "tokenizer.json"))
-        report = score(model, tokenizer, arguments.per_task, arguments.show_wrong).as_json()
-    elif arguments.out is not None and not arguments.quick:
+        trained = json.loads((arguments.eval_only / "eval.json").read_text(encoding="utf-8"))
+        report = trained | score(model, tokenizer, arguments.per_task, arguments.show_wrong).as_json()
+    elif arguments.out is not None:
         report = train_model(arguments, arguments.out)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            report = train_model(arguments, arguments.out or Path(folder))
+            report = train_model(arguments, Path(folder))
     if arguments.json is not None:
         write_json(arguments.json, report)
 

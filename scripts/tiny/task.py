@@ -69,6 +69,11 @@ class Task:
         said = loosen(rng, rng.choice(asks).format(**fields))
         return (Turn(self.name, key, said, says.format(**fields)), turn)
 
+    @property
+    def held_out_by(self) -> str:
+        """What is new in a held-out question: its "instance", or, where the answer is fixed, its "wording"."""
+        return "wording" if self.by_wording or "{" not in self.says else "instance"
+
     def phrases(self) -> Iterator[str]:
         """Every template of the family, with its gaps left open."""
         yield from self.asks
@@ -76,6 +81,11 @@ class Task:
         if self.before is not None:
             yield from self.before[0]
             yield self.before[1]
+
+
+def plain(question: str) -> str:
+    """What ``loosen`` leaves of a question: equal for two questions that it could make equal."""
+    return question.lower().rstrip(".?!")
 
 
 def loosen(rng: random.Random, question: str) -> str:
