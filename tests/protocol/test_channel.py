@@ -60,14 +60,17 @@ async def test_every_message_goes_there_and_back(autojump_clock: MockClock) -> N
 
 async def test_large_messages_of_many_tasks_do_not_mix(autojump_clock: MockClock) -> None:
     """Each message goes whole, whoever else is sending; a slow reader slows them all."""
-    async with two_peers(ECHO, echo) as (client, server):
-        async with Channel(await dial(client, server)) as channel, trio.open_nursery() as nursery:
-            for number in range(5):
-                nursery.start_soon(channel.send, Error(str(number), "x" * 1000, True))
-                nursery.start_soon(channel.send, large(number))
-            seen = [await channel.receive() for _ in range(10)]
-            assert {m.code for m in seen if isinstance(m, Error)} == set("01234")
-            assert {m.number for m in seen if isinstance(m, Step)} == set(range(5))
+    async with (
+        two_peers(ECHO, echo) as (client, server),
+        Channel(await dial(client, server)) as channel,
+        trio.open_nursery() as nursery,
+    ):
+        for number in range(5):
+            nursery.start_soon(channel.send, Error(str(number), "x" * 1000, True))
+            nursery.start_soon(channel.send, large(number))
+        seen = [await channel.receive() for _ in range(10)]
+        assert {m.code for m in seen if isinstance(m, Error)} == set("01234")
+        assert {m.number for m in seen if isinstance(m, Step)} == set(range(5))
 
 
 def large(number: int) -> Step:
