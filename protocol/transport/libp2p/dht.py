@@ -87,7 +87,7 @@ class KadDht:
         provider = request.providerPeers.add()
         provider.id = self._self.to_bytes()
         provider.addrs.extend(Multiaddr(addr).to_bytes() for addr in self._addrs)
-        await self._store(encoded, Message.MessageType.GET_PROVIDERS, request)
+        await self._store(encoded, Message(type=Message.MessageType.GET_PROVIDERS, key=encoded), request)
 
     async def providers(self, key: str, limit: int = 20) -> list[PeerAddrs]:
         """Peers other than this one that provide `key`, those named by most nodes first."""
@@ -125,7 +125,7 @@ class KadDht:
         request = Message(type=Message.MessageType.PUT_VALUE, key=encoded)
         request.record.key = encoded
         request.record.value = value
-        await self._store(encoded, Message.MessageType.GET_VALUE, request)
+        await self._store(encoded, Message(type=Message.MessageType.GET_VALUE, key=encoded), request)
 
     async def get(self, key: str) -> bytes | None:
         """The newest valid value found under `key`; what this node stores for others is one voice of many."""
@@ -175,8 +175,9 @@ class KadDht:
         if not best or self._rule.newer(value, best[0]):
             best[:] = [value]
 
-    async def _store(self, key: bytes, lookup: Message.MessageType.ValueType, request: Message) -> None:
-        nearest = await self._lookup(key, Message(type=lookup, key=key), lambda response: False)
+    async def _store(self, key: bytes, question: Message, request: Message) -> None:
+        """Send `request` to the nodes that `question` finds nearest to `key`."""
+        nearest = await self._lookup(key, question, lambda response: False)
         async with trio.open_nursery() as nursery:
             for peer in nearest[:DHT_REPLICAS]:
                 nursery.start_soon(self._ask, peer, request)
@@ -184,8 +185,8 @@ class KadDht:
     async def _lookup(self, key: bytes, request: Message, note: Callable[[Message], bool]) -> list[ID]:
         """Ask ever nearer nodes until the nearest k have answered or `note` has enough; the nearest first."""
         lookup = _Lookup(_position(key))
-        for peer in self._server.routing_table.find_local_closest_peers(key, DHT_REPLICAS):
-            lookup.add(peer)
+        for known in self._server.routing_table.find_local_closest_peers(key, DHT_REPLICAS):
+            lookup.add(known)
         changed = trio.Event()
         running = 0
         enough = False

@@ -78,12 +78,15 @@ class Network(Swarm):
     async def follow(self, connection: Connection) -> None:
         """Tell the host of `connection`, and of its end."""
         swarm_conn = self.adopted(connection)
-        await self.notify_connected(swarm_conn)
-        await connection.closed.wait()
-        swarm_conn.event_closed.set()
-        self._adopted.pop(connection, None)
-        self.remove_conn(swarm_conn)
-        await self.notify_disconnected(swarm_conn)
+        try:
+            await self.notify_connected(swarm_conn)
+            await connection.closed.wait()
+            swarm_conn.event_closed.set()
+            self._adopted.pop(connection, None)
+            self.remove_conn(swarm_conn)
+            await self.notify_disconnected(swarm_conn)
+        except Exception:
+            logger.exception("the host failed with the connection to %s", connection.peer)
 
 
 class Host(BasicHost):
@@ -120,9 +123,13 @@ class Host(BasicHost):
                 swarm_conn.remove_stream(net_stream)  # type: ignore[arg-type]
 
     async def _identify_peer(self, peer_id: ID, *, reason: str) -> None:
-        await super()._identify_peer(peer_id, reason=reason)
-        if self.on_identified is not None and self.get_network().get_connections(peer_id):
-            await self.on_identified(peer_id)
+        # This runs in a system task, where an exception would end the whole process.
+        try:
+            await super()._identify_peer(peer_id, reason=reason)
+            if self.on_identified is not None and self.get_network().get_connections(peer_id):
+                await self.on_identified(peer_id)
+        except Exception:
+            logger.debug("identify failed with %s", peer_id, exc_info=True)
 
 
 def make_host(identity: Ed25519PrivateKey, addrs: Sequence[str], dial: Dial) -> Host:

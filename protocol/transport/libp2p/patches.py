@@ -29,9 +29,12 @@ def _dead_nodes_cost_little() -> None:
 def _quiet_unless_asked() -> None:
     """Every dead node and every stream that ends costs warnings and errors: thousands an hour in a small swarm.
 
-    A level that the application has set for these loggers is left alone.
+    Importing libp2p sets its logger to WARNING without a handler, which prints to standard error. A logger
+    to which the application has given a handler (or, for aioquic's, a level) is left alone.
     """
-    for name in ("libp2p", "quic"):
-        named = logging.getLogger(name)
-        if named.level == logging.NOTSET:
-            named.setLevel(logging.CRITICAL)
+    libp2p = logging.getLogger("libp2p")
+    if not libp2p.handlers:
+        libp2p.setLevel(logging.CRITICAL)
+    aioquic = logging.getLogger("quic")
+    if aioquic.level == logging.NOTSET:
+        aioquic.setLevel(logging.ERROR)

@@ -194,6 +194,9 @@ class Libp2pTransport:
         if await lines.line() != HEADER:
             raise Malformed("no multistream-select")
         answer = encode_line(HEADER)
+        if not lines.rest:  # an opener that waits for our header before it proposes; ours do not
+            await stream.send(answer)
+            answer = b""
         for _ in range(MAX_PROPOSALS_PER_STREAM):
             wanted = await lines.line()
             if wanted in self._handlers or self._host.speaks(wanted):

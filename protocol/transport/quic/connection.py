@@ -52,7 +52,7 @@ class Connection:
         self.error: PeerUnavailable | None = None
         self.on_closed: list[Callable[[], None]] = []
         self.cids: set[bytes] = {engine.host_cid}
-        self.timer_at: float | None = None  # the endpoint's: when it will call on_timer
+        self.timers: list[float] = []  # the endpoint's: when it will call on_timer, the next one last
         self._endpoint = endpoint
         self._port = port
         self._expected_peer = expected_peer
@@ -65,6 +65,7 @@ class Connection:
         self._mtu = MtuSearch(endpoint.largest_datagram)
         self._handshake_until = now + HANDSHAKE_TIMEOUT_S
         self._heard_at = self._probed_at = self._active_at = now
+        self._last_sent = b""
         self._refusals = 0
         self._refused_at = 0.0
         self._refusal_gap_s = REFUSAL_PROBE_S
@@ -131,6 +132,8 @@ class Connection:
         if self.error is None:
             self.engine.close(error_code=code, reason_phrase=why)
             self.flush()
+            if self._last_sent:
+                self._endpoint.remember_goodbye(self.cids, self._port, self._last_sent)
 
     # --- for its streams
 
@@ -143,6 +146,7 @@ class Connection:
         except (ValueError, RuntimeError):
             return  # aioquic has finished with the stream: the peer stopped it, and its error is on its way
         self._active_at = trio.current_time()
+        self.engine.acknowledge_with_data(self._active_at)
         self.flush()
 
     def stop(self, stream_id: int) -> None:
@@ -185,6 +189,8 @@ class Connection:
         self._heard_at = now
         self._refusals = 0
         self._handle_events()
+        if not self.engine.has_begun:
+            self._end(Unreachable("no first packet of a connection"))
         if self.error is None:
             if self.is_ready:
                 self.engine.acknowledge_soon(len(datagrams), now)
@@ -192,7 +198,9 @@ class Connection:
             self._after_turn()
 
     def on_timer(self, now: float) -> None:
-        """A deadline that `next_timer` gave has passed."""
+        """A deadline that `next_timer` gave has passed, or seemed to pass when it was given."""
+        if now < self.next_timer():
+            return
         due = self.engine.get_timer()
         if due is not None and due <= now:
             self.engine.handle_timer(now)
@@ -239,8 +247,6 @@ class Connection:
     def flush(self) -> None:
         """Send everything that may be sent now."""
         now = trio.current_time()
-        if self.is_ready:
-            self.engine.acknowledge_with_data(now)
         self._transmit(self.engine.datagrams_to_send(now), now)
         self._handle_events()
         if self.error is None:
@@ -254,6 +260,7 @@ class Connection:
 
     def _transmit(self, datagrams: Datagrams, now: float) -> None:
         for data, addr in datagrams:
+            self._last_sent = data
             number = self._port.send(data, addr)
             if number == errno.EMSGSIZE:
                 self._too_big(now)
@@ -354,7 +361,7 @@ class Connection:
         gap = keepalive = self._endpoint.keepalive_s
         if self._streams:
             gap = min(keepalive, max(FIRST_PROBE_S, self._heard_at - self._active_at))
-        return max(self._heard_at, self._probed_at) + gap
+        return max(self._heard_at, self._probed_at, self._active_at) + gap
 
     def _probe_mtu(self) -> None:
         now = trio.current_time()

@@ -7,14 +7,14 @@ import ipaddress
 import itertools
 import logging
 import ssl
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import trio
 from aioquic.quic.configuration import QuicConfiguration
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from protocol.errors import TimedOut, Unreachable
+from protocol.errors import Lost, TimedOut, Unreachable
 from protocol.transport.limits import (
     CONNECTION_WINDOW,
     DIAL_TIMEOUT_S,
@@ -22,6 +22,7 @@ from protocol.transport.limits import (
     KEEPALIVES_PER_IDLE_TIMEOUT,
     MAX_CONNECTIONS,
     MAX_CONNECTIONS_PER_PEER,
+    MAX_GOODBYES,
     MAX_HANDSHAKES,
     STREAM_WINDOW,
 )
@@ -35,6 +36,18 @@ from protocol.transport.quic.port import Batch, Port
 from protocol.transport.quic.udp import Addr, SendError
 
 logger = logging.getLogger(__name__)
+
+_TIMER_SLACK_S = 1e-4
+
+
+@contextmanager
+def _guarded(connection: Connection) -> Iterator[None]:
+    """What a stranger's bytes do inside aioquic ends that connection at most."""
+    try:
+        yield
+    except Exception:
+        logger.exception("a connection with %s failed", connection.peer or connection.addr)
+        connection.end(Lost("the connection failed inside"))
 
 
 class Endpoint:
@@ -54,6 +67,7 @@ class Endpoint:
         self._routes: dict[bytes, Connection] = {}
         self._connections: dict[Connection, None] = {}
         self._by_peer: dict[str, list[Connection]] = {}
+        self._goodbyes: dict[bytes, tuple[Port, bytes]] = {}
         self._timers: list[tuple[float, int, Connection]] = []
         self._timer_numbers = itertools.count()
         self._sleeping_until = 0.0
@@ -62,9 +76,9 @@ class Endpoint:
     # --- for the user
 
     def connection(self, peer: str) -> Connection | None:
-        """A living connection to `peer`: the one made first."""
+        """A connection to `peer`: the newest, as an older one may be to a process that is gone."""
         connections = self._by_peer.get(peer)
-        return connections[0] if connections else None
+        return connections[-1] if connections else None
 
     @property
     def connections(self) -> list[Connection]:
@@ -111,8 +125,9 @@ class Endpoint:
     def schedule(self, connection: Connection) -> None:
         """Call the connection's `on_timer` when it wants; a later wish than the known one waits for that."""
         when = connection.next_timer()
-        if connection.timer_at is None or when < connection.timer_at - 1e-4:
-            connection.timer_at = when
+        # Earlier wishes come on top of later ones, so that the connection's list is the order of their coming.
+        if not connection.timers or when < connection.timers[-1] - _TIMER_SLACK_S:
+            connection.timers.append(when)
             heapq.heappush(self._timers, (when, next(self._timer_numbers), connection))
             if when < self._sleeping_until:
                 self._timer_changed.set()
@@ -145,6 +160,13 @@ class Endpoint:
             known.remove(connection)
             if not known:
                 del self._by_peer[connection.peer]
+
+    def remember_goodbye(self, cids: set[bytes], port: Port, goodbye: bytes) -> None:
+        """Repeat `goodbye` to a peer that goes on sending: the first may have been lost."""
+        for cid in cids:
+            self._goodbyes[cid] = port, goodbye
+        while len(self._goodbyes) > MAX_GOODBYES:
+            del self._goodbyes[next(iter(self._goodbyes))]
 
     # --- inside
 
@@ -189,7 +211,8 @@ class Endpoint:
             if connection is not None:
                 turns.setdefault(connection, []).append((data, addr))
         for connection, datagrams in turns.items():
-            connection.datagrams_received(datagrams, now)
+            with _guarded(connection):
+                connection.datagrams_received(datagrams, now)
         told: set[Addr] = set()
         for error in errors:
             if error.addr not in told:
@@ -202,7 +225,12 @@ class Endpoint:
         if len(data) < 1 + CID_BYTES:
             return None
         if not data[0] & 0x80:
-            return self._routes.get(data[1 : 1 + CID_BYTES])
+            cid = data[1 : 1 + CID_BYTES]
+            known = self._routes.get(cid)
+            if known is None and cid in self._goodbyes:
+                goodbye_port, goodbye = self._goodbyes.pop(cid)  # said once more, to whoever missed it
+                goodbye_port.send(goodbye, addr)
+            return known
         initial = parse_initial(data)
         if initial is None:
             return None
@@ -237,13 +265,13 @@ class Endpoint:
         while True:
             now = trio.current_time()
             while self._timers and self._timers[0][0] <= now:
-                when, _, connection = heapq.heappop(self._timers)
-                if connection.timer_at == when:
-                    connection.timer_at = None
-                    if connection.error is None:
+                connection = heapq.heappop(self._timers)[2]
+                connection.timers.pop()
+                if connection.error is None:
+                    with _guarded(connection):
                         connection.on_timer(now)
-                    if connection.error is None:
-                        self.schedule(connection)
+                if connection.error is None:
+                    self.schedule(connection)
             self._timer_changed = trio.Event()
             self._sleeping_until = self._timers[0][0] if self._timers else float("inf")
             with trio.move_on_at(self._sleeping_until):

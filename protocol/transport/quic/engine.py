@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from aioquic.buffer import Buffer
 from aioquic.quic.configuration import QuicConfiguration
-from aioquic.quic.connection import QuicConnection
+from aioquic.quic.connection import QuicConnection, QuicConnectionState
 from aioquic.quic.packet import (
     QuicFrameType,
     QuicPacketType,
@@ -106,6 +106,17 @@ class Engine(QuicConnection):
         stream = self._streams.get(stream_id)
         return stream.receiver.highest_offset if stream else None
 
+    def datagrams_to_send(self, now: float) -> Datagrams:
+        """What has to be sent now."""
+        if not self._network_paths:
+            return []  # nothing has been understood yet: there is nobody to answer
+        return super().datagrams_to_send(now)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a packet of the peer has been understood."""
+        return self._state != QuicConnectionState.FIRSTFLIGHT
+
     # --- receiving
 
     def acknowledge_soon(self, datagrams: int, now: float) -> None:
@@ -167,7 +178,7 @@ class Engine(QuicConnection):
             peer_cid=self._peer_cid.cid,
             peer_token=b"",
             spin_bit=self._spin_bit,
-            version=self._version,
+            version=VERSIONS[0],
         )
 
         def delivered(state: QuicDeliveryState) -> None:

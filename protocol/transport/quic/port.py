@@ -53,14 +53,14 @@ class Port:
             nursery.start_soon(self._send_backlog)
             try:
                 while True:
-                    await trio.lowlevel.wait_readable(self._socket)
+                    await trio.lowlevel.wait_readable(self._socket.fileno())
                     self._receive_batch()
             except trio.ClosedResourceError:
                 nursery.cancel_scope.cancel()
 
     def close(self) -> None:
         """Give the port back. What is in the backlog is lost."""
-        trio.lowlevel.notify_closing(self._socket)
+        trio.lowlevel.notify_closing(self._socket.fileno())
         self._socket.close()
 
     def _receive_batch(self) -> None:
@@ -92,7 +92,7 @@ class Port:
             await self._backlogged.wait()
             self._backlogged = trio.Event()
             while self._backlog:
-                await trio.lowlevel.wait_writable(self._socket)
+                await trio.lowlevel.wait_writable(self._socket.fileno())
                 while self._backlog:
                     if self._try_send(*self._backlog[0]) in (errno.EAGAIN, errno.ENOBUFS):
                         break
