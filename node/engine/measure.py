@@ -1,0 +1,78 @@
+"""How fast an engine is on this machine, from a few steps on made-up inputs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from node.engine.span import SpanEngine
+from protocol.candidates import NOTHING, Want
+from protocol.model import Span
+from protocol.tensors import Tensor
+
+# The longest that one of three timings goes on once it has a sample, and the samples after which it is enough.
+_BUDGET_S: Final = 0.8
+_SAMPLES: Final = 7
+_PREFILL_TOKENS: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """What an engine takes, in milliseconds. 0 for what it does not hold."""
+
+    decode_ms_per_block: float  # one token
+    prefill_ms_per_token_block: float  # one of many tokens
+    head_ms: float  # one token
+
+
+def measure(engine: SpanEngine) -> Speed:
+    """Time decoding, prefill and the head with the engine's own threads.
+
+    Takes well below a second for small models, and no more than some 3 s plus five single steps for large ones.
+    Medians, so that a neighbour's burst does not count.
+    """
+    last = engine.manifest.stages - 1
+    first, stop = max(engine.span.start, 1), min(engine.span.stop, last)
+    decode_ms = prefill_ms = head_ms = 0.0
+    if first < stop:
+        blocks = stop - first
+        cache = engine.new_cache(Span(first, stop))
+        prompt, token = _states(engine, _PREFILL_TOKENS), _states(engine, 1)
+        prefill_ms = _median_ms(lambda: engine.step(cache, 0, prompt, NOTHING))
+        prefill_ms /= blocks * _PREFILL_TOKENS
+        decode_ms = _median_ms(lambda: engine.step(cache, cache.length, token, NOTHING)) / blocks
+        cache.close()
+    if last in engine.span:
+        head = engine.new_cache(Span(last, last + 1))
+        state = _states(engine, 1)
+        head_ms = _median_ms(lambda: engine.step(head, 0, state, Want(top=1)))
+    return Speed(decode_ms, prefill_ms, head_ms)
+
+
+def _median_ms(step: Callable[[], object]) -> float:
+    step()  # the first one reads weights from disk and makes room
+    samples: list[float] = []
+    begun = time.perf_counter()
+    while len(samples) < _SAMPLES:
+        started = time.perf_counter()
+        step()
+        ended = time.perf_counter()
+        samples.append(ended - started)
+        if ended - begun > _BUDGET_S:
+            break
+    return 1000 * float(np.median(samples))
+
+
+def _states(engine: SpanEngine, tokens: int) -> Tensor:
+    """Random hidden states in the engine's dtype."""
+    shape = (tokens, engine.hidden_size)
+    states = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    if engine.dtype == "bf16":  # the upper half of fp32
+        halves = (states.view(np.uint32) >> 16).astype("<u2")
+        return Tensor("bf16", shape, halves.tobytes())
+    narrow = states.astype("<f2" if engine.dtype == "f16" else "<f4")
+    return Tensor(engine.dtype, shape, narrow.tobytes())

@@ -1,0 +1,178 @@
+"""The engine against transformers' generate, in one process, with the same threads, turn by turn.
+
+    python scripts/bench/engine.py [--quick] [--json FILE]
+
+Tokens per second of greedy decoding through one span and through several, of prefill, and what a step costs beside
+arithmetic (a model so small that only calls are left). The weights are random. Ratios are medians over the turns:
+on a machine that does other work too, they say more than the times themselves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from node.engine.threads import OPENMP_ENVIRONMENT, configure_threads
+
+for _name, _value in OPENMP_ENVIRONMENT.items():
+    os.environ.setdefault(_name, _value)
+
+import numpy as np  # noqa: E402 - after the environment that OpenMP reads
+import torch  # noqa: E402
+from transformers import AutoModelForCausalLM, LlamaConfig  # noqa: E402
+from transformers.utils import logging  # noqa: E402
+
+from node.engine.checkpoint import Checkpoint  # noqa: E402
+from node.engine.span import SpanEngine  # noqa: E402
+from protocol.candidates import Candidates, Want  # noqa: E402
+from protocol.model import Span  # noqa: E402
+from protocol.tensors import Tensor, from_numpy  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama of this shape, fp32."""
+
+    name: str
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    intermediate: int
+    vocabulary: int
+
+
+HALF_BILLION = Shape("0.5B", 24, 896, 14, 2, 4864, 32_000)
+SIXTH = Shape("0.5B, 4 of 24 layers", 4, 896, 14, 2, 4864, 32_000)
+CALLS = Shape("hidden 64, 16 layers", 16, 64, 4, 2, 128, 512)
+PROMPT = 32
+
+
+def write(shape: Shape, folder: Path) -> None:
+    """A random checkpoint."""
+    config = LlamaConfig(
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+    )
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+
+
+class Chain:
+    """A model in several spans, one engine each."""
+
+    def __init__(self, checkpoint: Checkpoint, parts: int) -> None:
+        cuts = [round(n * checkpoint.stages / parts) for n in range(parts + 1)]
+        spans = [Span(start, stop) for start, stop in itertools.pairwise(cuts)]
+        self._engines = [SpanEngine.load(checkpoint, span, dtype="f32") for span in spans]
+
+    def greedy(self, prompt: Tensor, tokens: int) -> list[int]:
+        """Continue the prompt by so many tokens."""
+        caches = [engine.new_cache(engine.span) for engine in self._engines]
+        found: list[int] = []
+        given = prompt
+        while True:
+            out: Any = given
+            for engine, cache in zip(self._engines, caches, strict=True):
+                out = engine.step(cache, cache.length, out, Want(top=1))
+            assert isinstance(out, Candidates)
+            found.append(int(out.ids[0, 0]))
+            if len(found) == tokens:
+                return found
+            given = from_numpy(out.ids[0])
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """How long it takes."""
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
+def compare(
+    shape: Shape, folder: Path, parts: tuple[int, ...], tokens: int, turns: int
+) -> list[dict[str, Any]]:
+    """One row for prefill and one for decoding per way to split."""
+    write(shape, folder)
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    checkpoint = Checkpoint.open(str(folder))
+    chains = {n: Chain(checkpoint, n) for n in parts}
+    prompt = from_numpy(np.arange(1, 1 + PROMPT, dtype=np.int32))
+    ids = torch.arange(1, 1 + PROMPT)[None]
+
+    def generate(count: int) -> list[int]:
+        out = model.generate(ids, do_sample=False, min_new_tokens=count, max_new_tokens=count)
+        found: list[int] = out[0, PROMPT:].tolist()
+        return found
+
+    expected = generate(tokens)
+    for n, chain in chains.items():
+        assert chain.greedy(prompt, tokens) == expected, f"{n} spans give other tokens"
+    times: dict[tuple[str, int], list[float]] = {}
+    for _ in range(turns):
+        for what, count in (("prefill", 1), ("decode", tokens)):
+            times.setdefault((what, 0), []).append(seconds(lambda count=count: generate(count)))
+            for n, chain in chains.items():
+                took = seconds(lambda chain=chain, count=count: chain.greedy(prompt, count))
+                times.setdefault((what, n), []).append(took)
+    rows = []
+    for (what, n), took in times.items():
+        if not n:
+            continue
+        theirs = times[what, 0]
+        units = PROMPT if what == "prefill" else tokens
+        rows.append(
+            {
+                "model": shape.name,
+                "what": what,
+                "spans": n,
+                "engine_tokens_s": units / statistics.median(took),
+                "transformers_tokens_s": units / statistics.median(theirs),
+                "ratio": statistics.median(b / a for a, b in zip(took, theirs, strict=True)),
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    """Measure, print the table, write the JSON."""
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    arguments.add_argument("--quick", action="store_true", help="a sixth of the model, fewer turns")
+    arguments.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    arguments.add_argument("--json", type=Path)
+    options = arguments.parse_args()
+    configure_threads(options.threads)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    shape, tokens, turns = (SIXTH, 24, 5) if options.quick else (HALF_BILLION, 48, 9)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = compare(shape, Path(folder, "large"), (1, 2, 4), tokens, turns)
+        rows += compare(CALLS, Path(folder, "calls"), (1, 4), 64, turns)
+    print(f"{'model':24}{'':9}{'spans':>6}{'engine tok/s':>14}{'transformers':>14}{'ratio':>8}")
+    for row in rows:
+        speeds = f"{row['engine_tokens_s']:14.1f}{row['transformers_tokens_s']:14.1f}{row['ratio']:8.2f}"
+        print(f"{row['model']:24}{row['what']:9}{row['spans']:6}{speeds}")
+    if options.json:
+        whole = next(
+            r for r in rows if r["model"] == shape.name and r["what"] == "decode" and r["spans"] == 1
+        )
+        options.json.write_text(
+            json.dumps({"summary": {"ratio_engine": whole["ratio"]}, "rows": rows}, indent=2)
+        )
+
+
+if __name__ == "__main__":
+    main()

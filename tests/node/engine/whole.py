@@ -1,0 +1,109 @@
+"""What engines are held against: transformers' own model, unsplit; and a chain of engines that should equal it."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import DynamicCache, PreTrainedModel
+
+from node.engine.checkpoint import Checkpoint
+from node.engine.ends import LocalEnds
+from node.engine.span import SpanEngine
+from protocol.candidates import HIDDEN, Candidates, Want
+from protocol.model import Span
+from protocol.tensors import Tensor, from_numpy
+
+Array = NDArray[Any]
+ALL_LOGITS = Want(every=True, top=0)
+PROMPT = np.array([11, 200, 3, 77, 77, 145, 90, 8, 31, 222, 64, 5], dtype=np.int32)
+
+
+class Whole:
+    """The unsplit model."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        takes = inspect.signature(model.forward).parameters
+        self._cache_name = "past_key_values" if "past_key_values" in takes else "cache_params"
+
+    def logits(self, chunks: list[Array]) -> list[Array]:
+        """Logits [tokens, vocabulary] of every chunk, each fed after the ones before it."""
+        cache = DynamicCache(config=self.model.config)
+        found = []
+        with torch.inference_mode():
+            for chunk in chunks:
+                ids = torch.from_numpy(chunk.astype(np.int64))[None]
+                out = self.model(input_ids=ids, use_cache=True, **{self._cache_name: cache})
+                found.append(out.logits[0].numpy())
+        return found
+
+    def greedy(self, prompt: Array, tokens: int) -> list[int]:
+        """What `generate` continues the prompt with."""
+        ids = torch.from_numpy(prompt.astype(np.int64))[None]
+        mask = torch.ones_like(ids)
+        counts = {"min_new_tokens": tokens, "max_new_tokens": tokens}
+        out = self.model.generate(ids, attention_mask=mask, do_sample=False, **counts)
+        found: list[int] = out[0, len(prompt) :].tolist()
+        return found
+
+
+class Chain:
+    """Engines and caches that together are a model."""
+
+    def __init__(self, checkpoint: Checkpoint, cuts: list[int], *, dtype: str = "f32", ends: bool = False) -> None:
+        """Spans between neighbouring cuts; with `ends` the first and the last stage are LocalEnds."""
+        self.ends = LocalEnds.load(checkpoint, dtype=dtype) if ends else None
+        spans = [Span(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+        self.engines = [SpanEngine.load(checkpoint, span, dtype=dtype) for span in spans]
+        self.caches = [engine.new_cache(engine.span) for engine in self.engines]
+        self.position = 0
+
+    def step(self, tokens: Array, want: Want = ALL_LOGITS, position: int | None = None) -> Candidates:
+        """Push tokens through, at the end unless a position is given."""
+        at = self.position if position is None else position
+        given: Any = from_numpy(tokens)
+        if self.ends:
+            given = self.ends.embed(given, at)
+        for engine, cache in zip(self.engines, self.caches, strict=True):
+            given = engine.step(cache, at, given, HIDDEN if self.ends else want)
+        if self.ends:
+            given = self.ends.head(given, want, at)
+        self.position = at + len(tokens)
+        assert isinstance(given, Candidates)
+        return given
+
+    def logits(self, chunks: list[Array]) -> list[Array]:
+        """As `Whole.logits`."""
+        return [logits_of(self.step(chunk)) for chunk in chunks]
+
+    def greedy(self, prompt: Array, tokens: int) -> list[int]:
+        """As `Whole.greedy`."""
+        found: list[int] = []
+        given = prompt
+        while len(found) < tokens:
+            out = self.step(given, Want(top=1))
+            found.append(int(out.ids[0, 0]))
+            given = out.ids[0]
+        return found
+
+
+def logits_of(found: Candidates) -> Array:
+    """Logits [rows, vocabulary] in the order of ids, from candidates that hold the whole vocabulary."""
+    logits = np.empty_like(found.logits)
+    np.put_along_axis(logits, found.ids.astype(np.int64), found.logits, 1)
+    return logits
+
+
+def states(tokens: int, hidden_size: int, seed: int = 0) -> Tensor:
+    """Random fp32 hidden states."""
+    return from_numpy(np.random.default_rng(seed).standard_normal((tokens, hidden_size), dtype=np.float32))
+
+
+def chunked(tokens: Array, *sizes: int) -> list[Array]:
+    """The tokens in chunks of these sizes."""
+    assert sum(sizes) == len(tokens)
+    return np.split(tokens, np.cumsum(sizes)[:-1])
