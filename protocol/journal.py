@@ -44,6 +44,11 @@ class Journal:
         return self._entries[-1].stop if self._entries else 0
 
     @property
+    def last_number(self) -> int:
+        """The number of the latest step kept; -1 if there is none."""
+        return self._entries[-1].number if self._entries else -1
+
+    @property
     def entries(self) -> tuple[Entry, ...]:
         """Every entry in order of number and of position; their rows are contiguous."""
         return tuple(self._entries)
@@ -58,8 +63,8 @@ class Journal:
             raise LocalProtocolError(f"position {position} leaves a gap after {self.length} rows")
         if position + rows.rows > self._most_tokens:
             raise LocalProtocolError(f"the journal holds at most {self._most_tokens} rows")
-        if self._entries and number <= self._entries[-1].number:
-            raise LocalProtocolError(f"step {number} after step {self._entries[-1].number}")
+        if number <= self.last_number:
+            raise LocalProtocolError(f"step {number} after step {self.last_number}")
         self.truncate(position)
         self._entries.append(Entry(number, position, rows, want))
 

@@ -22,6 +22,7 @@ class SessionSpec:
     wanted: Span  # the stages that hops run
     max_tokens: int
     wait_s: float = 0.0  # how long to wait for somebody to serve stages that nobody serves
+    direct: bool = True  # hops send to each other; else everything passes through the client
 
 
 @dataclass(slots=True, eq=False)
@@ -61,7 +62,7 @@ class Chain:
 
     def gaps(self) -> list[Gap]:
         """What is to be replaced, left to right."""
-        places = [Place(h.hop.span, h.failure is None, h.feed is not None) for h in self.links]
+        places = [Place(h.hop.span, h.failure is None, h.feed is not None, h.filled) for h in self.links]
         return find_gaps(self.spec.wanted, places)
 
     def advance(self, done: int) -> None:

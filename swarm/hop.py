@@ -48,6 +48,7 @@ class HopLink:
         self.channel = channel
         self.feed: Journal | None = None
         self.fill_until = hop.span.stop  # the stage up to which what fills this hop fills those behind it
+        self.filled_at = 0  # the steps received when its filling is done
         self.failure: str | None = None
         self.link_down: str | None = None  # why this hop cannot reach the next one
         self.acked = 0  # steps computed: the highest number acknowledged, plus one
@@ -95,6 +96,11 @@ class HopLink:
         except LocalProtocolError:
             if self.failure is None:  # else the stream closed while this waited its turn
                 raise
+
+    @property
+    def filled(self) -> bool:
+        """Whether it has received all that was through when it was opened."""
+        return self.received >= self.filled_at
 
     @property
     def ping_is_out(self) -> bool:

@@ -110,12 +110,14 @@ class Mender:
         """Open all hops at once, each linked to the next and the last to `behind`; None if one failed."""
         spec = self._chain.spec
         places = [NextHop(hop.peer, hop.addrs, secrets.token_bytes(16)) for hop in hops]
-        following = [*places[1:], behind.address() if behind is not None else None]
+        following: list[NextHop | None] = [*places[1:], behind.address() if behind is not None else None]
         opened: list[HopLink | None] = [None] * len(hops)
 
         async def open_one(index: int) -> None:
-            hop = hops[index]
-            request = Open(places[index].session, spec.digest, hop.span, spec.max_tokens, following[index])
+            hop, next_hop = hops[index], following[index] if spec.direct else None
+            bridged = next_hop is None and following[index] is not None
+            session = places[index].session
+            request = Open(session, spec.digest, hop.span, spec.max_tokens, next_hop, bridged)
             try:
                 opened[index] = await open_hop(self._view.transport, hop, request)
             except (PeerUnavailable, RemoteProtocolError) as error:
@@ -145,13 +147,18 @@ class Mender:
         chain, behind = self._chain, self._behind(gap)
         dead = chain.links[gap.first : gap.last]
         feed = chain.journal if gap.first == 0 else dead[0].feed
+        for link in dead:
+            link.fail("was being filled by a hop that died")
         chain.links[gap.first : gap.last] = opened
         opened[0].feed = feed
-        if behind is not None:
+        if not chain.spec.direct:
+            for link in opened[1:]:
+                link.feed = Journal(chain.spec.max_tokens)
+        elif behind is not None:
             behind.feed = None
         fill_until = opened[-1].hop.span.stop
         for link in opened:
-            link.fill_until = fill_until
+            link.fill_until, link.filled_at = fill_until, chain.done
             self._on_open(link)
         if feed is not None:
             for step in feed.replay(chain.done, fill_until):

@@ -15,6 +15,7 @@ class Place:
     span: Span
     alive: bool
     fed_by_client: bool  # the client holds the journal of the boundary before it
+    filled: bool = True  # its caches hold all that is through; a new hop's do not, until its filling is done
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,8 @@ class Gap:
 def find_gaps(wanted: Span, places: Sequence[Place]) -> list[Gap]:
     """Maximal runs of dead hops, left to right; a session without hops is one gap over all of `wanted`.
 
+    A hop that was being filled through a hop that died belongs to the gap: it holds nothing worth keeping.
+
     Since every hop keeps the journal of the boundary after it, a living hop before a gap can fill it, whatever
     died further on; where the client feeds the first dead hop, the client can. So each gap has a living keeper.
     """
@@ -44,7 +47,7 @@ def find_gaps(wanted: Span, places: Sequence[Place]) -> list[Gap]:
             index += 1
             continue
         first = index
-        while index < len(places) and not places[index].alive:
+        while index < len(places) and not (places[index].alive and places[index].filled):
             index += 1
         stages = Span(places[first].span.start, places[index - 1].span.stop)
         gaps.append(Gap(first, index, stages, first == 0 or places[first].fed_by_client))

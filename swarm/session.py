@@ -236,6 +236,8 @@ class Session:
         behind = self._chain.behind(link)
         if behind is None or behind.feed is None or output.hidden is None:
             return
+        if output.number <= behind.feed.last_number:
+            return  # a repeated step was answered again
         if output.number < self._chain.done:
             step = Step(output.number, output.position, output.hidden, NOTHING, behind.fill_until)
         else:

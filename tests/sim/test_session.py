@@ -25,11 +25,14 @@ def clock() -> trio.testing.MockClock:
 SPLITS = [[(0, 8)], [(0, 4), (4, 8)], [(0, 2), (2, 4), (4, 6), (6, 8)], [(0, 5), (3, 8)]]
 
 
+@pytest.mark.parametrize("direct", [True, False])
 @pytest.mark.parametrize("spans", SPLITS)
-async def test_split_equals_whole(spans: list[tuple[int, int]], clock: trio.testing.MockClock) -> None:
-    """Over any split, prompt and continuation give the tokens of the unsplit model."""
+async def test_split_equals_whole(
+    spans: list[tuple[int, int]], direct: bool, clock: trio.testing.MockClock
+) -> None:
+    """Over any split, from hop to hop or through the client, the tokens are those of the unsplit model."""
     async with swarm_of(*spans) as world:
-        session = await world.session(max_tokens=400)
+        session = await world.session(max_tokens=400, direct=direct)
         assert await greedy(session, LONG, 12) == greedy_reference(LONG, 12)
         await session.aclose()
 
@@ -283,12 +286,13 @@ async def test_weights_that_disagree_are_left_out(clock: trio.testing.MockClock)
         assert all(node.peer != odd.peer for node in world.view.nodes(odd.announcement().digest))
 
 
+@pytest.mark.parametrize("direct", [True, False])
 @pytest.mark.parametrize("seed", range(20))
-async def test_chaos(seed: int, clock: trio.testing.MockClock) -> None:
+async def test_chaos(seed: int, direct: bool, clock: trio.testing.MockClock) -> None:
     """Faults of every kind at random times and places, a node of each stage always left: the answer stands."""
     rng = random.Random(seed)
     async with swarm_of(*DOUBLE, (0, 8), slow=[4, 5, 6, 7, 8], step_s=0.01) as world:
-        session = await world.session(max_tokens=400)
+        session = await world.session(max_tokens=400, direct=direct)
         found: list[int] = []
 
         async def answer() -> None:

@@ -91,9 +91,9 @@ class World:
         """The node of that id."""
         return next(node for node in self.nodes if node.peer == peer)
 
-    async def session(self, *, max_tokens: int = 256, wait_s: float = 0.0) -> Session:
+    async def session(self, *, max_tokens: int = 256, wait_s: float = 0.0, direct: bool = True) -> Session:
         """An open session over the whole model."""
-        spec = SessionSpec(MANIFEST.digest, MANIFEST.blocks, VOCAB, ALL, max_tokens, wait_s)
+        spec = SessionSpec(MANIFEST.digest, MANIFEST.blocks, VOCAB, ALL, max_tokens, wait_s, direct)
         session = Session(self.view, spec, self.events.append)
         await session.open()
         return session
