@@ -1,0 +1,127 @@
+"""The client without async: the same calls from an ordinary thread.
+
+with swarm.blocking.connect("/ip4/…/udp/…/quic-v1/p2p/…") as client:
+    for piece in client.generate("Why is the sky blue?"):
+        print(piece.text, end="", flush=True)
+
+The network lives in a background thread. Ctrl-C (KeyboardInterrupt) during a call ends that call, not the client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from protocol.book import RecordBook
+from swarm import client as trio_client
+from swarm.client import Model
+from swarm.decoding import Sampling
+from swarm.generation import Answer, Piece
+from swarm.portal import Portal
+from swarm.route import Route
+from swarm.text import Text
+
+
+class Client:
+    """`swarm.Client`, called from one ordinary thread. Made by `connect`."""
+
+    def __init__(self, portal: Portal, client: trio_client.Client) -> None:
+        self._portal = portal
+        self._client = client
+
+    @property
+    def model(self) -> Model:
+        """The model in use."""
+        return self._client.model
+
+    @property
+    def text(self) -> Text:
+        """Its tokenizer and chat template."""
+        return self._client.text
+
+    @property
+    def book(self) -> RecordBook:
+        """Every announcement known."""
+        return self._client.book
+
+    @property
+    def rtt_ms(self) -> dict[str, float]:
+        """Measured round-trip times by peer."""
+        return dict(self._client.rtt_ms)
+
+    @property
+    def last(self) -> Answer | None:
+        """The latest answer."""
+        return self._client.last
+
+    def refresh(self) -> None:
+        """Ask the swarm for its newest map."""
+        self._portal.call(self._client.refresh)
+
+    def plan_route(self, tokens: int = 1) -> Route:
+        """The best route now. Raises: NoRoute."""
+        return self._portal.call(self._client.plan_route, tokens)
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_new_tokens: int = 64,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+        chat: bool = False,
+    ) -> Iterator[Piece]:
+        """Continue a prompt, or answer it by the chat template if `chat`. Raises: NoRoute; ConfigError."""
+        return self._portal.iterate(
+            lambda: self._client.generate(
+                prompt, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, chat=chat
+            )
+        )
+
+    @contextmanager
+    def conversation(
+        self, *, system: str | None = None, sampling: Sampling | None = None, max_new_tokens: int = 256
+    ) -> Iterator[Conversation]:
+        """A chat over several turns that keeps its caches at the nodes."""
+        talk = self._client.conversation(system=system, sampling=sampling, max_new_tokens=max_new_tokens)
+        with self._portal.holding(talk) as entered:
+            yield Conversation(self._portal, entered)
+
+
+class Conversation:
+    """`swarm.Conversation`, called from one ordinary thread."""
+
+    def __init__(self, portal: Portal, talk: trio_client.Conversation) -> None:
+        self._portal = portal
+        self._talk = talk
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """What was said so far."""
+        return list(self._talk.messages)
+
+    @property
+    def route(self) -> Route | None:
+        """The hops in use, once there are any."""
+        return self._talk.route
+
+    @property
+    def last(self) -> Answer | None:
+        """The latest answer."""
+        return self._talk.last
+
+    def say(self, text: str) -> Iterator[Piece]:
+        """Answer the next turn; leaving the loop early stops the answer. Raises: NoRoute; ConfigError."""
+        return self._portal.iterate(lambda: self._talk.say(text))
+
+    def reset(self) -> None:
+        """Forget what was said."""
+        self._talk.reset()
+
+
+@contextmanager
+def connect(*addrs: str, **how: Any) -> Iterator[Client]:
+    """Enter the swarm; takes and raises what `swarm.connect` does. `on_event` is called in another thread."""
+    with Portal() as portal, portal.holding(trio_client.connect(*addrs, **how)) as client:
+        yield Client(portal, client)

@@ -1,0 +1,138 @@
+"""A trio loop in a background thread, and calls into it that Ctrl-C can end. Knows nothing of the swarm."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from concurrent.futures import Future
+from contextlib import AbstractAsyncContextManager, aclosing, contextmanager
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+import trio
+
+from protocol.errors import LocalProtocolError
+
+T = TypeVar("T")
+
+
+class _Job(Generic[T]):
+    """One coroutine that runs in the loop, and its outcome."""
+
+    def __init__(self, token: trio.lowlevel.TrioToken, work: Callable[[], Awaitable[T]]) -> None:
+        self._token = token
+        self._work = work
+        self._scope = trio.CancelScope()
+        self.outcome: Future[T] = Future()
+
+    async def run(self) -> None:
+        try:
+            with self._scope:
+                self.outcome.set_result(await self._work())
+        except Exception as error:  # noqa: BLE001 - raised again in the thread that waits for it
+            self.outcome.set_exception(error)
+        finally:
+            if not self.outcome.done():
+                self.outcome.set_exception(LocalProtocolError("the work was cancelled"))
+
+    def result(self) -> T:
+        """Wait for the outcome; a KeyboardInterrupt meanwhile cancels the work first."""
+        try:
+            return self.outcome.result()
+        except BaseException:
+            self.cancel()
+            raise
+
+    def cancel(self) -> None:
+        """Cancel the work and wait until it has cleaned up. Safe when it is over."""
+        with contextlib.suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(self._scope.cancel)
+            self.outcome.exception()
+
+
+class Portal:
+    """Owns the thread; everything started through it has ended when the `with` block has."""
+
+    def __init__(self) -> None:
+        self._started: Future[tuple[trio.lowlevel.TrioToken, trio.Nursery]] = Future()
+        self._thread = threading.Thread(target=self._run, name="swarm", daemon=True)
+
+    def __enter__(self) -> Portal:
+        self._thread.start()
+        self._token, self._nursery = self._started.result()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(self._nursery.cancel_scope.cancel)
+        self._thread.join()
+
+    def call(self, function: Callable[..., Awaitable[T]], *args: Any) -> T:
+        """`await function(*args)` in the loop."""
+        return self._start(lambda: function(*args)).result()
+
+    def iterate(self, make: Callable[[], AsyncGenerator[T, None]]) -> Iterator[T]:
+        """The values of an async generator as they come; leaving the loop early closes it."""
+        # Bounded by what one generator yields: the maker runs ahead of a slow reader, as a network would.
+        values: queue.SimpleQueue[tuple[T] | None] = queue.SimpleQueue()
+
+        async def pump() -> None:
+            try:
+                async with aclosing(make()) as generator:
+                    async for value in generator:
+                        values.put((value,))
+            finally:
+                values.put(None)
+
+        job = self._start(pump)
+        try:
+            while (value := values.get()) is not None:
+                yield value[0]
+            job.result()
+        finally:
+            job.cancel()
+
+    @contextmanager
+    def holding(self, manager: AbstractAsyncContextManager[T]) -> Iterator[T]:
+        """An async context manager, entered and left in the loop by one task."""
+        entered: Future[T] = Future()
+        leave = trio.Event()
+
+        async def hold() -> None:
+            try:
+                async with manager as value:
+                    entered.set_result(value)
+                    await leave.wait()
+            except Exception as error:
+                if entered.done():
+                    raise
+                entered.set_exception(error)
+            finally:
+                if not entered.done():
+                    entered.set_exception(LocalProtocolError("the work was cancelled"))
+
+        job = self._start(hold)
+        try:
+            yield entered.result()
+            with contextlib.suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(leave.set)
+            job.result()
+        finally:
+            job.cancel()
+
+    def _start(self, work: Callable[[], Awaitable[T]]) -> _Job[T]:
+        job = _Job(self._token, work)
+        self._token.run_sync_soon(self._nursery.start_soon, job.run)
+        return job
+
+    def _run(self) -> None:
+        async def main() -> None:
+            async with trio.open_nursery() as nursery:
+                self._started.set_result((trio.lowlevel.current_trio_token(), nursery))
+                await trio.sleep_forever()
+
+        trio.run(main)
