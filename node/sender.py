@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import trio
 
@@ -29,6 +30,7 @@ class Sender:
         self._tell = tell
         self._bridged = bridged
         self._live_from = 0  # steps before this number were fills, which nobody waits for
+        self._relink: Relink | None = None
         self._journal = None if shape.has_head else Journal(shape.max_tokens)
         self._kept = KeptOutputs()
         self._link: Link | None = None
@@ -68,6 +70,7 @@ class Sender:
 
     async def relink(self, nursery: trio.Nursery, relink: Relink) -> None:
         """Turn to another next hop, or to the client, and bring it up to date. Raises: Malformed, as `emit`."""
+        self._relink = relink
         self._bridged = relink.bridged and relink.next is None
         if relink.next is not None:
             await self._replay_to(self.start_link(nursery, relink.next), relink)
@@ -76,6 +79,7 @@ class Sender:
             await self._replay_to_client(relink)
 
     async def _deliver(self, done: Computed) -> None:
+        done = self._as_relinked(done)
         if self._link is None:
             await self._deliver_to_client(done)
         elif isinstance(done.result, Tensor):
@@ -83,10 +87,21 @@ class Sender:
             if self._goes_on(step):
                 await self._link.send(step)
 
+    def _as_relinked(self, done: Computed) -> Computed:
+        """A hop may be relinked while it is itself being filled: what it computes then belongs to the journal that
+        the relink asked for, and goes to the new place like the rest of it."""
+        if self._relink is None or done.number >= self._relink.live_from:
+            return done
+        if self._bridged:
+            return replace(done, fill_until=None)
+        return replace(done, fill_until=max(done.fill_until or 0, self._relink.fill_until))
+
     def _goes_on(self, step: Step) -> bool:
         return step.fill_until is None or self._shape.span.stop < step.fill_until
 
     async def _deliver_to_client(self, done: Computed) -> None:
+        if self._bridged and done.fill_until is not None and self._shape.span.stop < done.fill_until:
+            done = replace(done, fill_until=None)  # the client fills the hop behind with it
         output = output_of(done, bridged=self._bridged)
         if output is not None:
             self._kept.keep(output)
