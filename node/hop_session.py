@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import trio
 
+from node.casting import cast_hidden
 from node.compute import EngineLoop, Outcome
 from node.interfaces import Engine, KvCache
 from node.kv import KvBudget
@@ -21,6 +22,7 @@ from node.meter import Meter, StepTime
 from node.scheduler import Piece
 from node.sender import Sender
 from node.steps import (
+    BadWant,
     Computed,
     Gate,
     Result,
@@ -33,7 +35,14 @@ from node.steps import (
 )
 from protocol import limits
 from protocol.candidates import Want
-from protocol.errors import LocalProtocolError, Lost, Malformed, RemoteProtocolError, SwarmError
+from protocol.errors import (
+    LocalProtocolError,
+    Lost,
+    Malformed,
+    RemoteProtocolError,
+    SwarmError,
+    UnsupportedModel,
+)
 from protocol.messages import (
     Ack,
     Close,
@@ -195,7 +204,11 @@ class HopSession:
                 self._room = trio.Event()
             await self._room.wait()
         try:
+            self.shape.check_want(step)
             fresh = self._gate.admit(step)
+        except BadWant as error:
+            self._fail_step(str(error), from_client=True)  # whoever brought it: a want is the client's own
+            return
         except Malformed as error:
             self._fail_step(str(error), from_client=from_client)
             return
@@ -235,6 +248,8 @@ class HopSession:
         inputs = step.inputs
         if piece.stop - piece.start < inputs.rows:
             inputs = inputs.row_slice(piece.start, piece.stop)
+        if not self.shape.takes_tokens:
+            inputs = cast_hidden(inputs, engine.dtype)
         want = piece_want(pending.want, last=piece.last)
         result = engine.step(self._cache, step.position + piece.start, inputs, want)
         try:
@@ -296,8 +311,10 @@ class HopSession:
             self._fail_step(str(error), from_client=from_client)
         elif isinstance(error, _BadOutput):
             self.fail("bad_output", str(error), elsewhere=True)
+        elif isinstance(error, UnsupportedModel):
+            self.fail("unsupported", str(error), elsewhere=False)
         else:
-            logger.error("the engine failed in session of %s", self.peer, exc_info=error)
+            logger.error("the engine failed in a session of %s", self.peer, exc_info=error)
             self.fail("engine", f"the engine failed: {type(error).__name__}", elsewhere=True)
 
     async def _tell(self, message: Message) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from protocol.candidates import Candidates, Want
 from protocol.model import Manifest, Span
@@ -53,8 +53,8 @@ class Engine(Protocol):
     def new_cache(self, span: Span) -> KvCache:
         """An empty cache for stages within the engine's span."""
 
-    def step(self, cache: KvCache, position: int, inputs: Tensor, want: Want) -> Tensor | Candidates | None:
-        """Cut the cache to `position`, run `inputs` through the cache's span.
+    def step(self, cache: Any, position: int, inputs: Tensor, want: Want) -> Tensor | Candidates | None:
+        """Cut `cache`, one of this engine's, to `position`; run `inputs` through the cache's span.
 
         Returns hidden states [tokens, hidden_size] on the CPU where the span does not end with the head; where it
         does, the wanted candidates, or None if nothing is wanted.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 
 import trio
 
@@ -58,6 +59,10 @@ class Hop:
     def draining(self) -> bool:
         """Whether it takes no more sessions."""
         return self._draining
+
+    def queue_ms(self) -> float:
+        """How long recent steps waited for others."""
+        return self.meter.queue_ms(time.perf_counter())
 
     def serve(self) -> None:
         """Answer session streams from now on."""

@@ -18,6 +18,10 @@ from protocol.tensors import ITEM_BYTES, Tensor, check_finite, concat_rows
 FRAME_EXTRA_BYTES = 64 * 1024
 
 
+class BadWant(Malformed):
+    """A step wants what cannot be given: the fault of the client, whoever brought the step."""
+
+
 @dataclass(frozen=True, slots=True)
 class Shape:
     """The sizes of one session's steps."""
@@ -59,10 +63,13 @@ class Shape:
             raise Malformed(f"this span takes hidden states [tokens, {self.manifest.hidden_size}]")
         if step.position + rows > self.max_tokens:
             raise Malformed(f"position {step.position + rows} is past the {self.max_tokens} tokens asked for")
+
+    def check_want(self, step: Step) -> None:
+        """Raises BadWant for an answer that cannot be given or sent."""
         if self._answer_bytes(step) > limits.FRAME_BYTES - FRAME_EXTRA_BYTES:
-            raise Malformed(
-                "what the step wants does not fit a frame; ask for fewer rows or fewer candidates"
-            )
+            raise BadWant("what the step wants does not fit a frame; ask for fewer rows or fewer candidates")
+        if self.has_head and max(step.want.ids, default=0) >= self.manifest.vocab_size:
+            raise BadWant(f"logits wanted of an id outside the vocabulary of {self.manifest.vocab_size}")
 
     def _answer_bytes(self, step: Step) -> int:
         if not self.has_head:

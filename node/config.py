@@ -1,0 +1,92 @@
+"""What a node's owner asks for, and whether it can be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from protocol.errors import ConfigError
+from protocol.model import Span
+from protocol.transport.addresses import parse_address
+
+DEFAULT_LISTEN = ("/ip4/0.0.0.0/udp/0/quic-v1",)
+DTYPES = ("f32", "f16", "bf16")
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """One node.
+
+    layers      the transformer blocks to serve, half-open, numbered from 0; None: what the swarm lacks
+    ends        serve the embedding or the head that adjoins the layers; None: where they adjoin
+    join        addresses of nodes of the swarm; none: begin a new one
+    announce    addresses to tell others instead of those listened on
+    device      torch's name of it, "cpu" or "cuda"
+    dtype       "f32", "f16", "bf16"; None: what suits the checkpoint and the device
+    kv_tokens   tokens of KV cache that sessions may take together; None: from the free memory
+    threads     cores for the engine; None: torch's choice
+    home        where the key is kept that makes the node's name
+    name        what the model is called in the swarm; None: the checkpoint's name
+    max_memory  bytes for weights and KV cache together; None: what is free, with room left for others
+    """
+
+    model: str
+    layers: tuple[int, int] | None = None
+    ends: bool | None = None
+    join: tuple[str, ...] = ()
+    listen: tuple[str, ...] = DEFAULT_LISTEN
+    announce: tuple[str, ...] = ()
+    device: str = "cpu"
+    dtype: str | None = None
+    kv_tokens: int | None = None
+    threads: int | None = None
+    home: Path = Path("~/.inference-swarm")
+    name: str | None = None
+    cache_dir: str | None = None
+    max_memory: int | None = None
+
+    def check(self) -> None:
+        """What can be checked without the model. Raises: ConfigError, one line."""
+        if not self.model:
+            raise ConfigError("no model given: name a folder or a model of the hub")
+        if self.layers is not None:
+            first, stop = self.layers
+            if not 0 <= first < stop:
+                raise ConfigError(
+                    f"layers {first}:{stop}: give a first layer and the one after the last, as 0:8"
+                )
+        if self.layers is None and self.ends is not None:
+            raise ConfigError("ends are chosen with the layers: give the layers too")
+        for name, value in (
+            ("kv tokens", self.kv_tokens),
+            ("threads", self.threads),
+            ("memory", self.max_memory),
+        ):
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} {value}: at least 1 is needed")
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise ConfigError(f"there is no dtype {self.dtype!r}: {', '.join(DTYPES)}")
+        for addr in self.join:
+            if parse_address(addr).peer is None:
+                raise ConfigError(f"malformed address {addr!r}: it must end in /p2p/<peer id>")
+        for addr in (*self.listen, *self.announce):
+            parse_address(addr)
+
+    def span(self, blocks: int) -> Span | None:
+        """The stages that `layers` and `ends` mean in a model of `blocks`; None if the swarm's need decides.
+
+        Raises: ConfigError.
+        """
+        if self.layers is None:
+            return None
+        first, stop = self.layers
+        if stop > blocks:
+            least = f"use {first}:{blocks} or less" if first < blocks else f"use 0:{blocks} or less"
+            raise ConfigError(f"layers {first}:{stop}: the model has {blocks} layers, so {least}")
+        at_ends = (first == 0, stop == blocks)
+        if self.ends and not any(at_ends):
+            raise ConfigError(
+                f"layers {first}:{stop} touch neither end of the model, so there is no end to serve"
+            )
+        with_ends = self.ends is not False
+        return Span(1 + first - (with_ends and at_ends[0]), 1 + stop + (with_ends and at_ends[1]))

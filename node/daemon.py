@@ -1,0 +1,291 @@
+"""The daemon: opens the model, joins the swarm, loads what it serves, serves it, and says goodbye."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import shlex
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from typing import TypeVar
+
+import trio
+
+from node.announce import Announcer, Load, Served, disagreeing
+from node.backend import Backend, Model, TorchBackend
+from node.config import NodeConfig
+from node.gossip import Gossip
+from node.interfaces import Engine, Speed
+from node.kv import KvBudget, default_kv_tokens
+from node.meter import Meter
+from node.modelfiles import ModelFiles
+from node.placement import choose_span, coverage
+from node.sessions import Hop
+from protocol import limits
+from protocol.errors import ConfigError, SwarmError, Unreachable
+from protocol.hints import RecordRule
+from protocol.identity import Identity, load_or_create
+from protocol.model import Span, describe_stages
+from protocol.records import Record
+from protocol.tensors import ITEM_BYTES
+from protocol.transport.base import Transport
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Notify = Callable[[str], None]
+
+GIB = 1024**3
+# How long the addresses given have to answer: an address is there or wrong, seconds tell.
+JOIN_WITHIN_S = 10.0
+# Of the memory that is free, what a node that chooses its own span takes for weights: the rest is for KV caches, for
+# the activations of long prompts, and for whoever owns the machine.
+WEIGHTS_SHARE = 0.6
+# A piece of a prefill holds decode steps up for about this long.
+PIECE_MS = 100.0
+LEAST_PIECE_ROWS = 16
+# The goodbye and the end of sessions each take at most this long.
+LEAVE_WITHIN_S = 1.0
+# The event loop gets the interpreter back from the engine's Python code after this, not after 5 ms.
+SWITCH_INTERVAL_S = 0.001
+
+
+class Node:
+    """One node over an open transport. `run` serves until it is cancelled; then `leave` says goodbye."""
+
+    def __init__(
+        self, config: NodeConfig, identity: Identity, transport: Transport, backend: Backend, notify: Notify
+    ) -> None:
+        self._config = config
+        self._transport = transport
+        self._backend = backend
+        self._notify = notify
+        self._rng = random.Random()
+        self._announcer = Announcer(identity, transport, rng=self._rng)
+        self._gossip = Gossip(self._announcer, transport, self._refresh, rng=self._rng)
+        self._served: Served | None = None
+        self._hop: Hop | None = None
+        self._budget = KvBudget(0)
+        self._suspects: set[str] = set()
+
+    async def run(self) -> None:
+        """Join, load and serve.
+
+        Raises: ConfigError, BadCheckpoint, UnsupportedModel; Unreachable, if the swarm to join does not answer.
+        """
+        config = self._config
+        self._notify(f"opening {config.model}")
+        model = await _in_thread(lambda: self._backend.open(config))
+        wanted = config.span(model.manifest.blocks)
+        self._announcer.serve()
+        if config.join:
+            await self._join(model)
+        span = wanted or await self._choose_span(model)
+        await self._prepare(model, span)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._gossip.run)  # others see that somebody is loading this span
+            await self._load(model, span)
+            await self._gossip.spread()
+            self._tell_how_to_join()
+            await trio.sleep_forever()
+
+    async def leave(self) -> None:
+        """End the sessions and tell the swarm; takes about LEAVE_WITHIN_S at most."""
+        if self._served is None:
+            return
+        self._announcer.announce(self._served, Load(), "gone")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._gossip.goodbye, LEAVE_WITHIN_S)
+            if self._hop is not None:
+                nursery.start_soon(self._hop.drain, LEAVE_WITHIN_S)
+
+    # --- joining
+
+    async def _join(self, model: Model) -> None:
+        addrs = self._config.join
+        self._notify(f"joining the swarm through {', '.join(addrs)}")
+        try:
+            await self._gossip.join(addrs, JOIN_WITHIN_S)
+        except Unreachable as error:
+            raise Unreachable(f"no node answers at {', '.join(addrs)}: {error}") from error
+        others = self._announcer.others()
+        models = {said.digest: said.model for said in others}
+        digest = model.manifest.digest
+        if models and digest not in models:
+            known = ", ".join(sorted(f"{name} ({key.hex()[:12]})" for key, name in models.items()))
+            self._notify(
+                f"note: this swarm serves {known}; {model.name} ({digest.hex()[:12]}) is another model, "
+                "whose nodes work only with each other"
+            )
+
+    async def _choose_span(self, model: Model) -> Span:
+        manifest, config = model.manifest, self._config
+        dtype = await _in_thread(lambda: self._backend.dtype(model, config))
+        sizes = await _in_thread(
+            lambda: [model.stage_bytes(stage, dtype) for stage in range(manifest.stages)]
+        )
+        memory_bytes = int(WEIGHTS_SHARE * await self._memory())
+        peers = [said for said in self._announcer.others() if said.digest == manifest.digest]
+        counts = coverage([said.span for said in peers], manifest.stages)
+        span = choose_span(counts, sizes, memory_bytes, self._rng)
+        if span is None:
+            least = _gib(min(sizes))
+            raise ConfigError(
+                f"the smallest stage takes {least}, {_gib(memory_bytes)} may be used for weights"
+            )
+        return span
+
+    async def _memory(self) -> int:
+        free_bytes = await _in_thread(lambda: self._backend.free_bytes(self._config))
+        return min(free_bytes, self._config.max_memory or free_bytes)
+
+    # --- loading
+
+    async def _prepare(self, model: Model, span: Span) -> None:
+        """Make sure of the weights, name them, and say that we are coming."""
+        manifest, config = model.manifest, self._config
+        stages = describe_stages(span, manifest.blocks)
+        dtype = await _in_thread(lambda: self._backend.dtype(model, config))
+        need = await _in_thread(lambda: sum(model.stage_bytes(stage, dtype) for stage in span))
+        if config.max_memory is not None and need > config.max_memory:
+            raise ConfigError(f"{stages} take {_gib(need)}, the memory limit is {_gib(config.max_memory)}")
+        self._notify(f"loading {stages} of {model.name} ({_gib(need)}, {dtype})")
+        await _in_thread(lambda: model.require(span))
+        weights = await _in_thread(lambda: model.stage_digests(span))
+        name = config.name or model.name
+        size = manifest.hidden_size
+        self._served = Served(name, manifest.digest, manifest.blocks, size, span, dtype, weights)
+        self._refresh()
+
+    async def _load(self, model: Model, span: Span) -> None:
+        config, manifest = self._config, model.manifest
+        memory_bytes = await self._memory()
+        engine = await _in_thread(lambda: self._backend.load(model, span, config))
+        speed = await _in_thread(lambda: self._backend.measure(engine))
+        contents = await _in_thread(lambda: {file.name: model.file(file.name) for file in manifest.files})
+        self._budget = KvBudget(config.kv_tokens or self._kv_tokens(engine, memory_bytes))
+        hop = Hop(engine, self._transport, self._budget, meter=Meter.measured(speed))
+        hop.scheduler.piece_rows = _piece_rows(speed, len(span))
+        ModelFiles(manifest, contents).serve(self._transport)
+        hop.serve()
+        self._hop = hop
+        self._refresh()
+        kv_bytes = engine.kv_bytes_per_token() * self._budget.total
+        self._notify(
+            f"serving {describe_stages(span, manifest.blocks)} of {model.name} ({manifest.digest.hex()[:12]}); "
+            f"weights {_gib(engine.weight_bytes)}, room for {self._budget.total} tokens ({_gib(kv_bytes)}), "
+            f"{speed.decode_ms_per_block:.2f} ms per block and token"
+        )
+
+    def _kv_tokens(self, engine: Engine, memory_bytes: int) -> int:
+        row_bytes = engine.hidden_size * ITEM_BYTES[engine.dtype]
+        free_bytes = max(0, memory_bytes - engine.weight_bytes)
+        return default_kv_tokens(free_bytes, engine.kv_bytes_per_token(), row_bytes)
+
+    def _tell_how_to_join(self) -> None:
+        addrs = self._transport.addrs
+        for addr in addrs:
+            self._notify(f"address {addr}")
+        far = [addr for addr in addrs if not addr.startswith(("/ip4/127.", "/ip6/::1/"))]
+        addr = shlex.quote((far or list(addrs) or ["ADDRESS"])[0])
+        self._notify(f"others join with:  swarm node --model {shlex.quote(self._config.model)} --join {addr}")
+        self._notify(f"others chat with:  swarm chat --join {addr}")
+        self._notify(f"ready {self._transport.peer}")
+
+    # --- the record
+
+    def _refresh(self) -> Record:
+        """Say how we are now; warn once of each node that serves other weights under the same name."""
+        assert self._served is not None
+        hop, budget = self._hop, self._budget
+        load = Load()
+        if hop is not None:
+            queue_ms = hop.queue_ms()
+            meter = hop.meter
+            load = Load(meter.decode_ms, meter.prefill_ms, meter.head_ms, queue_ms, budget.free, budget.total)
+        for peer in disagreeing(self._served, self._announcer.others()):
+            if peer not in self._suspects and len(self._suspects) < limits.KNOWN_RECORDS:
+                self._suspects.add(peer)
+                self._notify(f"warning: node {peer} serves other weights for the same layers of this model")
+        return self._announcer.announce(self._served, load, "joining" if hop is None else "serving")
+
+
+def _piece_rows(speed: Speed, stages: int) -> int:
+    row_ms = speed.prefill_ms_per_token_block * stages
+    rows = int(PIECE_MS / row_ms) if row_ms > 0 else limits.STEP_TOKENS
+    return max(LEAST_PIECE_ROWS, min(limits.STEP_TOKENS, rows))
+
+
+def _gib(size_bytes: int) -> str:
+    return f"{size_bytes / GIB:.2f} GiB"
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """Run blocking work beside the event loop; a node that is told to leave does not wait for it."""
+    # The type stubs that libp2p brings are of an older trio.
+    return await trio.to_thread.run_sync(work, abandon_on_cancel=True)  # type: ignore[call-arg, unused-ignore]
+
+
+async def run(config: NodeConfig, *, on_event: Notify | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, then say goodbye; a second signal ends the process at once.
+
+    `on_event` is told what happens, a line at a time; one that begins with "ready " once the node serves.
+    Raises: ConfigError, BadCheckpoint, UnsupportedModel, Unreachable.
+    """
+    from protocol.transport.libp2p import open_transport  # takes a second, which a wrong option need not cost
+
+    config.check()
+    identity = await _in_thread(lambda: load_or_create(config.home.expanduser() / "node.key"))
+    notify = on_event or logger.info
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with open_transport(
+            identity.key, listen=config.listen, announce=config.announce, dht="server", validate=RecordRule()
+        ) as transport:
+            node = Node(config, identity, transport, TorchBackend(), notify)
+            async with trio.open_nursery() as nursery:
+                serving = trio.CancelScope()
+                nursery.start_soon(_obey, signals, serving, notify)
+                with serving:
+                    await node.run()
+                await node.leave()
+                nursery.cancel_scope.cancel()
+
+
+async def _obey(signals: AsyncIterator[int], serving: trio.CancelScope, notify: Notify) -> None:
+    leaving = False
+    async for number in signals:
+        if leaving:
+            os._exit(128 + number)
+        leaving = True
+        notify("leaving")
+        serving.cancel()
+
+
+def main(config: NodeConfig) -> int:
+    """Run a node, its events as lines on stdout; the exit status. Blocks; for the main thread.
+
+    0 after a goodbye, 2 if the configuration cannot be, 1 for any other named error, which is one line on stderr.
+    """
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+
+    async def serve() -> None:
+        await run(config, on_event=lambda line: print(line, flush=True))
+
+    try:
+        trio.run(serve)
+    except (SwarmError, BaseExceptionGroup) as raised:
+        error = _named(raised)
+        if error is None:
+            raise
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2 if isinstance(error, ConfigError) else 1
+    return 0
+
+
+def _named(raised: BaseException) -> SwarmError | None:
+    """The one error that nurseries have wrapped, if it is one of ours."""
+    while isinstance(raised, BaseExceptionGroup) and len(raised.exceptions) == 1:
+        raised = raised.exceptions[0]
+    return raised if isinstance(raised, SwarmError) else None
