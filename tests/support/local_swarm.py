@@ -1,0 +1,84 @@
+"""A swarm of real node processes on this machine, for tests and benchmarks."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support.processes import Process, Processes
+
+READY_S = 90.0  # importing torch and transformers on a busy machine
+_ADDRESS = r"(/ip4/[\d.]+/udp/\d+/quic-v1/p2p/(\w+))"
+LOOPBACK = "/ip4/127.0.0.1/udp/0/quic-v1"
+
+
+@dataclass(frozen=True, eq=False)
+class RunningNode:
+    """A node that serves."""
+
+    process: Process
+    peer: str
+    addr: str
+    layers: str
+
+
+class LocalSwarm:
+    """Node processes of one checkpoint; the first started is the one that others join. Ends with `processes`."""
+
+    def __init__(self, processes: Processes, model: Path, home: Path, *, extra: Sequence[str] = ()) -> None:
+        self.nodes: list[RunningNode] = []
+        self._processes = processes
+        self._model = model
+        self._home = home
+        self._extra = list(extra)
+
+    @property
+    def join(self) -> str:
+        """The address of the first node."""
+        return self.nodes[0].addr
+
+    def start(self, *layers: str) -> list[RunningNode]:
+        """Start nodes of these layers ("0:4") and wait until all serve."""
+        started: list[RunningNode] = []
+        if not self.nodes:
+            started += self._ready([self._spawn(layers[0], None)], layers[:1])
+            layers = layers[1:]
+        started += self._ready([self._spawn(each, self.join) for each in layers], layers)
+        return started
+
+    def restart(self, node: RunningNode) -> RunningNode:
+        """A process in the place of a dead one: same key, same port, same layers."""
+        listen = re.sub(r"/p2p/.*", "", node.addr)
+        index = self.nodes.index(node)
+        join = next((other.addr for other in self.nodes if other is not node), None)
+        process = self._spawn(node.layers, join, home=self._home / f"node-{index}", listen=listen)
+        ready = self._ready([process], [node.layers], keep=False)[0]
+        self.nodes[index] = ready
+        return ready
+
+    def _spawn(
+        self, layers: str, join: str | None, *, home: Path | None = None, listen: str = LOOPBACK
+    ) -> Process:
+        number = sum(1 for _ in self._home.glob("node-*"))
+        home = home or self._home / f"node-{number}"
+        home.mkdir(parents=True, exist_ok=True)
+        argv = [sys.executable, "-m", "swarm", "node", "--model", str(self._model), "--layers", layers]
+        argv += ["--listen", listen, "--home", str(home), *self._extra]
+        if join is not None:
+            argv += ["--join", join]
+        return self._processes.start(argv, name=f"node {layers}")
+
+    def _ready(
+        self, spawned: Sequence[Process], layers: Sequence[str], *, keep: bool = True
+    ) -> list[RunningNode]:
+        ready = []
+        for process, each in zip(spawned, layers, strict=True):
+            process.wait_for_line(r"^ready ", READY_S)
+            found = process.wait_for_line(_ADDRESS.replace(r"[\d.]+", r"127\.0\.0\.1"), READY_S)
+            ready.append(RunningNode(process, found[2], found[1], each))
+        if keep:
+            self.nodes += ready
+        return ready
