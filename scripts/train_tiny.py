@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Trains the small chat model that ships in the package, and its draft sibling, from data made right here.
 
     python -m scripts.train_tiny --out swarm/models/tiny
@@ -26,8 +25,9 @@ from scripts.tiny.scoring import Report, evaluate
 from scripts.tiny.tokens import build_tokenizer
 from scripts.tiny.training import SHAPES, Plan, Trained, log, new_model, save, train, write_json
 
-DEFAULT_STEPS = {"tiny": 6000, "tiny-draft": 5000}
+DEFAULT_STEPS = {"tiny": 6000, "tiny-draft": 4000}
 QUICK_STEPS = 60
+CONTINUED_RATE = 0.35
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -35,6 +35,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--model", choices=sorted(SHAPES), default="tiny", help="which of the two to train")
     parser.add_argument("--out", type=Path, help="the model folder to write; only --quick goes without")
+    parser.add_argument("--start", type=Path, metavar="DIR", help="go on from this model, at a lower rate")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, help="train for this many steps (default: as the shipped one)")
     parser.add_argument("--minutes", type=float, help="train by the clock instead of by steps")
@@ -64,12 +65,27 @@ def train_model(arguments: argparse.Namespace, folder: Path) -> dict[str, object
     """Trains one model into the folder and returns its report."""
     shape = SHAPES[arguments.model]
     tokenizer = build_tokenizer()
-    model = new_model(shape, tokenizer, arguments.seed)
+    rate = shape.rate
+    if arguments.start is None:
+        model = new_model(shape, tokenizer, arguments.seed)
+    else:
+        model = LlamaForCausalLM.from_pretrained(arguments.start, dtype=torch.float32)
+        rate *= CONTINUED_RATE
     steps = arguments.steps or (QUICK_STEPS if arguments.quick else DEFAULT_STEPS[arguments.model])
     plan = Plan(arguments.seed, steps, arguments.minutes)
     per_task = 2 if arguments.quick else arguments.per_task
     parameters = model.num_parameters()
     log.info("%s: %d parameters, vocabulary %d", arguments.model, parameters, tokenizer.get_vocab_size())
+
+    def earlier() -> dict[str, object]:
+        if arguments.start is None:
+            return {}
+        before = json.loads((arguments.start / "eval.json").read_text(encoding="utf-8"))
+        return {
+            "started_from": {
+                name: before[name] for name in ("seed", "steps", "tokens", "minutes", "accuracy")
+            }
+        }
 
     def describe(trained: Trained, report: Report) -> dict[str, object]:
         return {
@@ -80,6 +96,7 @@ def train_model(arguments: argparse.Namespace, folder: Path) -> dict[str, object
             "tokens": trained.tokens,
             "minutes": round(trained.minutes, 1),
             "loss": round(trained.loss, 4),
+            **earlier(),
             **report.as_json(),
         }
 
@@ -93,7 +110,7 @@ def train_model(arguments: argparse.Namespace, folder: Path) -> dict[str, object
         model,
         tokenizer,
         plan,
-        shape.rate,
+        rate,
         checkpoint=lambda so_far: keep(so_far, min(per_task, 12)),
         checkpoint_minutes=arguments.checkpoint_minutes,
     )

@@ -73,7 +73,7 @@ COUNTING: tuple[Task, ...] = (
     ),
     Task(
         "part of the alphabet",
-        0.8,
+        1.2,
         (
             "Say the alphabet from {a} to {b}.",
             "Spell the alphabet from {a} to {b}.",

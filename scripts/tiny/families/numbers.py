@@ -126,7 +126,7 @@ NUMBERS: tuple[Task, ...] = (
     ),
     Task(
         "sort numbers",
-        3.0,
+        5.0,
         (
             "Sort {list}.",
             "Sort these numbers: {list}.",

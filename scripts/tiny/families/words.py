@@ -35,7 +35,7 @@ def _count_one_letter(rng: random.Random) -> tuple[str, Fields]:
         few = rng.sample(string.ascii_lowercase, 3)
         word = "".join(rng.choice(few) for _ in range(len(word)))
     letter = rng.choice(word) if rng.random() < 0.85 else rng.choice(string.ascii_lowercase)
-    tally = ", ".join(f"{word[:place].count(letter)}{word[place - 1]}" for place in range(1, len(word) + 1))
+    tally = ", ".join(f"{word[place - 1]} {word[:place].count(letter)}" for place in range(1, len(word) + 1))
     n = word.count(letter)
     return f"{letter} in {word}", {"word": word, "letter": letter, "tally": tally, "n": str(n)}
 
@@ -104,7 +104,7 @@ WORDS: tuple[Task, ...] = (
     ),
     Task(
         "count one letter",
-        3.0,
+        4.0,
         (
             "How many '{letter}' are in '{word}'?",
             "How many {letter} are in {word}?",
