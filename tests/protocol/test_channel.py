@@ -6,6 +6,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from protocol import limits
 from protocol.candidates import NOTHING
 from protocol.codec import encode
 from protocol.errors import LocalProtocolError, Lost, Malformed, SwarmError, TimedOut, TooLarge
@@ -124,6 +125,35 @@ async def test_the_frame_limit_of_a_channel(autojump_clock: MockClock) -> None:
         async with Channel(await dial(client, server), frame_limit=len(data) - 5) as channel:
             with pytest.raises(TooLarge):
                 await channel.receive()
+
+
+async def test_a_limit_may_rise_once_the_peer_is_known(autojump_clock: MockClock) -> None:
+    """What was refused by its length is taken afterwards, and nothing of it is lost."""
+    data = encode(large(1))
+    async with (
+        two_peers(ECHO, sends(data)) as (client, server),
+        Channel(await dial(client, server), frame_limit=1000) as channel,
+    ):
+        with pytest.raises(TooLarge):
+            await channel.receive()
+        channel.frame_limit = limits.FRAME_BYTES
+        assert channel.frame_limit == limits.FRAME_BYTES
+        assert same(await channel.receive(), large(1))
+
+
+async def test_after_a_send_was_cut_short_nothing_more_is_sent(autojump_clock: MockClock) -> None:
+    """A cancelled send may leave half a frame behind; what came after it would be read as its rest."""
+
+    async def slow(stream: Stream) -> None:
+        await trio.sleep_forever()
+
+    async with two_peers(ECHO, slow) as (client, server), Channel(await dial(client, server)) as channel:
+        with trio.move_on_after(1) as scope:
+            for number in range(10):
+                await channel.send(large(number))
+        assert scope.cancelled_caught
+        with pytest.raises(Lost, match="cut short"):
+            await channel.send(Ping(1))
 
 
 async def expect(handler: Handler, kind: type[Message] = Pong, within_s: float = 2.0) -> Message:

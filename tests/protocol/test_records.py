@@ -117,6 +117,22 @@ def test_other_versions(version: Any) -> None:
         parse_record(msgpack.packb([version, *rest]), NOW)
 
 
+def test_the_parts_of_a_record() -> None:
+    """Four of them, each of its type; the signature is over bytes and not over what they mean."""
+    version, peer, body, signature = msgpack.unpackb(sign_record(IDENTITY, announcement()).data)
+    for parts in (
+        [version, peer, body],
+        [version, peer, body, signature, None],
+        {0: version},
+        [version, peer.encode(), body, signature],
+        [version, None, body, signature],
+        [version, peer, msgpack.unpackb(body), signature],
+        [version, peer, body, signature.hex()],
+    ):
+        with pytest.raises(Malformed):
+            parse_record(msgpack.packb(parts), NOW)
+
+
 def test_signed_rubbish_is_malformed() -> None:
     """A good signature makes no sense of a bad body."""
     for body in (b"", b"\xc0", b"\x91" * 3000, msgpack.packb([1]), msgpack.packb(said(surprise=1))):
