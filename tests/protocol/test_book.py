@@ -13,7 +13,7 @@ from protocol.book import RecordBook
 from protocol.codec import encode
 from protocol.identity import generate
 from protocol.messages import MapReply
-from protocol.records import Record, sign_record
+from protocol.records import Record, parse_record, sign_record
 from tests.protocol.samples import IDENTITY, NOW, OTHER, announcement
 
 
@@ -62,6 +62,21 @@ def test_merge_keeps_what_is_new_and_counts_what_is_refused() -> None:
     fresh, refused = book.merge([b"rubbish", mine.data, bytes(forged), expired.data, other.data], NOW)
     assert (fresh, refused) == ([mine, other], 3)
     assert book.merge([mine.data, other.data], NOW) == ([], 0)
+
+
+def test_what_is_held_is_not_checked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Maps repeat each other: a record costs one signature check, however often it comes, even in one map."""
+    checked: list[bytes] = []
+
+    def count(data: bytes, now: float) -> Record:
+        checked.append(data)
+        return parse_record(data, now)
+
+    monkeypatch.setattr("protocol.book.parse_record", count)
+    book, mine = RecordBook(), record()
+    assert book.merge([mine.data] * 5, NOW) == ([mine], 0)
+    assert book.merge([mine.data] * 5, NOW) == ([], 0)
+    assert checked == [mine.data]
 
 
 def test_expired_records_are_forgotten() -> None:
