@@ -22,6 +22,7 @@ import trio
 from protocol import identity as identities
 from protocol.book import RecordBook
 from protocol.errors import ConfigError, NoRoute
+from protocol.hints import RecordRule
 from protocol.identity import Identity
 from protocol.model import Manifest, Span
 from protocol.records import Announcement
@@ -34,7 +35,7 @@ from swarm.generation import Answer, Generation, Piece, Request
 from swarm.mender import RETRY_EVERY_S
 from swarm.modelfiles import model_files
 from swarm.route import Route
-from swarm.scope import background_nursery
+from swarm.scope import background_nursery, unwrapped
 from swarm.session import Ends, Session
 from swarm.text import Text
 
@@ -72,6 +73,7 @@ class Options:
 
     model: str | None = None  # a name or the first digits of a digest, where the swarm serves several
     wait_s: float = 0.0  # how long to wait for stages that nobody serves
+    direct: bool = True  # whether hops send to each other
     cache: Path | None = None  # where tokenizers are kept; default: the user's cache folder
 
 
@@ -140,6 +142,7 @@ class Client:
             self.wanted,
             max_tokens,
             self._options.wait_s,
+            self._options.direct,
         )
         session = Session(self._view, spec, self._on_event, self._ends)
         try:
@@ -274,12 +277,15 @@ async def connect(
     ends: Ends | None = None,
     identity: Identity | None = None,
     wait_s: float = 0.0,
+    direct: bool = True,
     on_event: OnEvent | None = None,
 ) -> AsyncIterator[Client]:
     """Enter the swarm through any of its nodes' addresses.
 
     `ends` runs both ends of the model here (the client then needs its checkpoint); without, the client needs
     nothing but an address: tokenizer and chat template come from a node, checked against the model's digest.
+    `wait_s` is how long to wait for stages that nobody serves. Without `direct` hidden states never pass between
+    hops but all through here, for nodes that cannot reach each other anyway.
 
     Raises: ConfigError, for a malformed address or an ambiguous model; Unreachable, if no address answers; NoRoute,
     if nobody serves a model.
@@ -289,8 +295,8 @@ async def connect(
     if not addrs:
         raise ConfigError("give the address of at least one node")
     me = identity or identities.generate()
-    async with open_transport(me, dht="client") as transport:
-        options = Options(model, wait_s)
+    options = Options(model, wait_s, direct)
+    async with unwrapped(open_transport(me.key, dht="client", validate=RecordRule())) as transport:
         async with enter(transport, addrs, options, ends=ends, on_event=on_event) as client:
             yield client
 

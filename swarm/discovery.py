@@ -19,6 +19,7 @@ from protocol.errors import (
     SwarmError,
     Unreachable,
 )
+from protocol.hints import SWARM_KEY, model_key
 from protocol.model import Span
 from protocol.records import Announcement
 from protocol.transport.base import PeerAddrs, Transport
@@ -32,8 +33,6 @@ PROBES_AT_ONCE: Final = 32
 PROBES: Final = 128
 # How long a round of probes may hold up its caller; who answers later is noted in the background.
 PROBE_ROUND_S: Final = 1.0
-# Under this DHT key every node is to be found, under its model's digest the nodes of one model.
-DHT_KEY: Final = "swarm"
 
 
 class View:
@@ -95,7 +94,7 @@ class View:
 
     async def search_dht(self, digest: bytes) -> None:
         """Look for peers in the DHT and ask them for their maps: the slow way, when the map has a hole."""
-        for key in (digest.hex(), DHT_KEY):
+        for key in (model_key(digest), SWARM_KEY):
             await self._round(await self.transport.dht.providers(key))
 
     def nodes(self, digest: bytes) -> list[Announcement]:
