@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import nn
 
 from node.engine.cache import LayerCaches
+from protocol.errors import UnsupportedModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+# The second is what families without attention call their state.
+_CACHES: Final = {"past_key_values", "cache_params"}
 
 
 class Forward:
     """The forward of the decoder alone and of the whole model, head included."""
 
     def __init__(self, model: PreTrainedModel, decoder: nn.Module) -> None:
+        """Raises: UnsupportedModel, if the family keeps no cache."""
         self._model = model
         self._decoder = decoder
         self._model_takes = frozenset(inspect.signature(model.forward).parameters)
         self._decoder_takes = frozenset(inspect.signature(decoder.forward).parameters)
+        if not _CACHES & self._model_takes & self._decoder_takes:
+            raise UnsupportedModel(
+                f"{model.config.model_type} cannot be split: it keeps no cache between steps"
+            )
 
     def hidden(self, caches: LayerCaches, position: int, inputs: torch.Tensor) -> None:
         """Run embedding, layers and final norm on ids [1, tokens] or embeddings [1, tokens, width]."""
@@ -40,8 +50,7 @@ class Forward:
         tokens = inputs.shape[1]
         given: dict[str, Any] = {
             "input_ids" if inputs.dim() == 2 else "inputs_embeds": inputs,
-            "past_key_values": caches,
-            "cache_params": caches,  # what families without attention call their state
+            **dict.fromkeys(_CACHES, caches),
             "use_cache": True,
             "return_dict": True,
             "logits_to_keep": rows,

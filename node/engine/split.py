@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -87,15 +86,17 @@ class SplitModel:
         distinct = {id(p): p for p in self._model.parameters() if p.device.type != "meta"}
         return sum(p.nbytes for p in distinct.values())
 
-    def _running(self) -> Iterator[nn.Module]:
-        """The modules that a span here runs."""
+    def _running(self) -> list[str]:
+        """The paths of the modules that a span here runs."""
         layout = self._layout
         paths = set(layout.shared)
         paths |= layout.before if 0 in self.stages else frozenset()
         paths |= layout.after if self.blocks + 1 in self.stages else frozenset()
-        yield from (self._model.get_submodule(path) for path in sorted(paths))
-        for stage in sorted(self.stages & set(range(1, self.blocks + 1))):
-            yield from self._model.get_submodule(f"{layout.stack}.{stage - 1}").modules()
+        for stage in self.stages & set(range(1, self.blocks + 1)):
+            block = f"{layout.stack}.{stage - 1}"
+            inner = self._model.get_submodule(block).named_modules()
+            paths |= {f"{block}.{name}" if name else block for name, _ in inner}
+        return sorted(paths)
 
     def _cache_slots(self, layers: nn.ModuleList) -> dict[int, frozenset[int]]:
         """Block -> the cache slots that it uses: its own index, but for families with two attentions a layer."""

@@ -147,27 +147,42 @@ def tie(model: PreTrainedModel, layout: Layout, needed: Iterable[str], loaded: s
             loaded.add(name)
 
 
-def fill_buffers(model: PreTrainedModel, modules: Iterable[nn.Module], device: torch.device) -> None:
-    """Compute the buffers that are not stored (frequencies, slopes, masks) the way the family does.
+def fill_buffers(model: PreTrainedModel, paths: Iterable[str], device: torch.device) -> None:
+    """Compute the buffers of the modules at `paths` that are not stored (frequencies, slopes, masks).
 
+    The family's own code does it, on the module itself or, in some families, on one that holds it.
     Raises: UnsupportedModel, if the family leaves one as it was.
     """
-    for module in modules:
-        empty = {n: b for n, b in module._buffers.items() if b is not None and b.device.type == "meta"}
-        if not empty:
-            continue
-        for name, buffer in empty.items():
+    empty = []
+    for path in paths:
+        module = model.get_submodule(path)
+        names = [n for n, b in module._buffers.items() if b is not None and b.device.type == "meta"]
+        for name in names:
             # A value that no family uses shows below whether it was overwritten.
-            module._buffers[name] = torch.full_like(buffer, _unset(buffer.dtype), device=device)
-        with torch.no_grad():
-            model._init_weights(module)
-        for name in empty:
-            filled = module._buffers[name]
-            if filled is not None and filled.dtype != torch.bool and filled.numel() and _is_unset(filled):
-                kind = model.config.model_type
-                raise UnsupportedModel(
-                    f"{kind} cannot be split: nothing computes {type(module).__name__}.{name}"
-                )
+            unset = _unset(module._buffers[name].dtype)  # type: ignore[union-attr]
+            module._buffers[name] = torch.full_like(module._buffers[name], unset, device=device)  # type: ignore[arg-type]
+        if names:
+            empty.append((path, names))
+            _initialise(model, module)
+    left = _left_unset(model, empty)
+    for holder in sorted({path[:n] for path, _ in left for n, c in enumerate(path) if c == "."} | {""}):
+        if left:
+            _initialise(model, model.get_submodule(holder))
+    for path, name in _left_unset(model, empty):
+        raise UnsupportedModel(f"{model.config.model_type} cannot be split: nothing computes {path}.{name}")
+
+
+def _initialise(model: PreTrainedModel, module: nn.Module) -> None:
+    # Parameters that were loaded carry a mark of transformers', by which its initialisers leave them alone.
+    with torch.no_grad():
+        model._init_weights(module)
+
+
+def _left_unset(model: PreTrainedModel, empty: Iterable[tuple[str, list[str]]]) -> list[tuple[str, str]]:
+    filled = (
+        (path, name, model.get_submodule(path)._buffers[name]) for path, names in empty for name in names
+    )
+    return [(path, name) for path, name, buffer in filled if buffer is not None and _is_unset(buffer)]
 
 
 def _unset(dtype: torch.dtype) -> float | int | bool:
@@ -177,6 +192,8 @@ def _unset(dtype: torch.dtype) -> float | int | bool:
 
 
 def _is_unset(buffer: torch.Tensor) -> bool:
+    if buffer.dtype == torch.bool:
+        return False
     if buffer.dtype.is_floating_point or buffer.dtype.is_complex:
         return bool(torch.isnan(buffer).any())
     return bool((buffer == torch.iinfo(buffer.dtype).min).any())

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,10 +125,9 @@ def compare(
     times: dict[tuple[str, int], list[float]] = {}
     for _ in range(turns):
         for what, count in (("prefill", 1), ("decode", tokens)):
-            times.setdefault((what, 0), []).append(seconds(lambda count=count: generate(count)))
+            times.setdefault((what, 0), []).append(seconds(partial(generate, count)))
             for n, chain in chains.items():
-                took = seconds(lambda chain=chain, count=count: chain.greedy(prompt, count))
-                times.setdefault((what, n), []).append(took)
+                times.setdefault((what, n), []).append(seconds(partial(chain.greedy, prompt, count)))
     rows = []
     for (what, n), took in times.items():
         if not n:

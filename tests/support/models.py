@@ -91,8 +91,8 @@ FAMILIES = tuple(_FAMILIES)
 
 
 def tiny_config(family: str, *, layers: int = 4, **overrides: Any) -> Any:
-    """The transformers configuration of a tiny model of the family."""
-    fields = {**_BASE, **_FAMILIES[family], "num_hidden_layers": layers, **overrides}
+    """The transformers configuration of a tiny model of the family, one of FAMILIES or any other that fits."""
+    fields = {**_BASE, "num_hidden_layers": layers, **_FAMILIES.get(family, {}), **overrides}
     return AutoConfig.for_model(family, **fields)
 
 

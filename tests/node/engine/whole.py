@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from typing import Any
 
 import numpy as np
@@ -29,16 +30,20 @@ class Whole:
         self.model = model
         takes = inspect.signature(model.forward).parameters
         self._cache_name = "past_key_values" if "past_key_values" in takes else "cache_params"
+        self._takes_positions = "position_ids" in takes
 
     def logits(self, chunks: list[Array]) -> list[Array]:
         """Logits [tokens, vocabulary] of every chunk, each fed after the ones before it."""
-        cache = DynamicCache(config=self.model.config)
-        found = []
+        given: dict[str, Any] = {self._cache_name: DynamicCache(config=self.model.config), "use_cache": True}
+        found: list[Array] = []
+        position = 0
         with torch.inference_mode():
             for chunk in chunks:
-                ids = torch.from_numpy(chunk.astype(np.int64))[None]
-                out = self.model(input_ids=ids, use_cache=True, **{self._cache_name: cache})
+                if self._takes_positions:  # as `generate` does; left out, some families count from 0 again
+                    given["position_ids"] = torch.arange(position, position + len(chunk))[None]
+                out = self.model(input_ids=torch.from_numpy(chunk.astype(np.int64))[None], **given)
                 found.append(out.logits[0].numpy())
+                position += len(chunk)
         return found
 
     def greedy(self, prompt: Array, tokens: int) -> list[int]:
@@ -46,7 +51,8 @@ class Whole:
         ids = torch.from_numpy(prompt.astype(np.int64))[None]
         mask = torch.ones_like(ids)
         counts = {"min_new_tokens": tokens, "max_new_tokens": tokens}
-        out = self.model.generate(ids, attention_mask=mask, do_sample=False, **counts)
+        generate: Any = self.model.generate
+        out = generate(ids, attention_mask=mask, do_sample=False, **counts)
         found: list[int] = out[0, len(prompt) :].tolist()
         return found
 
@@ -54,10 +60,12 @@ class Whole:
 class Chain:
     """Engines and caches that together are a model."""
 
-    def __init__(self, checkpoint: Checkpoint, cuts: list[int], *, dtype: str = "f32", ends: bool = False) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, cuts: list[int], *, dtype: str = "f32", ends: bool = False
+    ) -> None:
         """Spans between neighbouring cuts; with `ends` the first and the last stage are LocalEnds."""
         self.ends = LocalEnds.load(checkpoint, dtype=dtype) if ends else None
-        spans = [Span(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+        spans = [Span(a, b) for a, b in itertools.pairwise(cuts)]
         self.engines = [SpanEngine.load(checkpoint, span, dtype=dtype) for span in spans]
         self.caches = [engine.new_cache(engine.span) for engine in self.engines]
         self.position = 0
