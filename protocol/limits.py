@@ -52,7 +52,7 @@ KNOWN_RECORDS: Final = 8192
 
 # How long an announcement lives; refreshed at a third of it.
 RECORD_LIFE_S: Final = 60.0
-RECORD_LIFE_MAX_S: Final = 600.0
+RECORD_LIFE_MAX_S: Final = 120.0  # what lives longer would push honest records out of a full book
 # Clocks of honest peers differ; those further ahead are refused.
 CLOCK_SKEW_S: Final = 120.0
 

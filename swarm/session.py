@@ -74,6 +74,11 @@ class Session:
         return len(self.tokens)
 
     @property
+    def steps(self) -> int:
+        """Steps sent; the next one has this number."""
+        return self._next_number
+
+    @property
     def route(self) -> Route:
         """The hops in use now."""
         hops = tuple(link.hop for link in self._chain.links)

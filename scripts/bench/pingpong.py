@@ -14,6 +14,8 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import trio
@@ -110,6 +112,19 @@ async def measure(addr: str, quick: bool) -> list[dict[str, object]]:
     return rows
 
 
+@contextmanager
+def other_process() -> Iterator[str]:
+    """The second process; its address."""
+    command = [sys.executable, __file__, "--serve"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        try:
+            yield server.stdout.readline().strip()
+        finally:
+            server.stdin.close()
+
+
 def main() -> None:
     """Start the second process, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -120,14 +135,8 @@ def main() -> None:
     if options.serve:
         trio.run(serve)
         return
-    command = [sys.executable, __file__, "--serve"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdin is not None
-        assert server.stdout is not None
-        try:
-            rows = trio.run(measure, server.stdout.readline().strip(), options.quick)
-        finally:
-            server.stdin.close()
+    with other_process() as addr:
+        rows = trio.run(measure, addr, options.quick)
     for row in rows:
         figures = (f"{name} {value:8.2f}" for name, value in row.items() if isinstance(value, float))
         print(f"{row['what']:24}", "  ".join(figures))

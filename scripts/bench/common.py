@@ -1,0 +1,99 @@
+"""What the benchmarks of whole swarms share: random checkpoints, node processes, tables."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+# The node processes are started by what the tests start them with, which is not installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+# Before torch is imported anywhere: OpenMP threads that spin while they wait starve the other processes.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+from tests.support.local_swarm import LocalSwarm
+from tests.support.models import write_tokenizer
+from tests.support.processes import Processes
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama of this shape, random weights, fp32."""
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    intermediate: int
+    vocabulary: int
+
+    def write(self, folder: Path) -> None:
+        """A checkpoint with a byte-level tokenizer."""
+        import torch
+        from transformers import AutoModelForCausalLM, LlamaConfig
+
+        config = LlamaConfig(
+            vocab_size=self.vocabulary,
+            hidden_size=self.hidden,
+            intermediate_size=self.intermediate,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.kv_heads,
+            max_position_embeddings=2048,
+            eos_token_id=None,
+        )
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+        write_tokenizer(folder)
+
+
+def spans(layers: int, nodes: int) -> list[str]:
+    """`layers` cut evenly into `nodes` ranges as the command line takes them."""
+    cuts = [round(layers * n / nodes) for n in range(nodes + 1)]
+    return [f"{start}:{stop}" for start, stop in pairwise(cuts)]
+
+
+@contextmanager
+def local_swarm(model: Path, layers: Sequence[str], extra: Sequence[str] = ()) -> Iterator[LocalSwarm]:
+    """Node processes on loopback that serve `layers`."""
+    with tempfile.TemporaryDirectory() as home, Processes() as processes:
+        running = LocalSwarm(processes, model, Path(home), extra=extra)
+        running.start(*layers)
+        yield running
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    """--quick and --json, as every benchmark has them."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer turns, under a minute")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write summary and rows there")
+    return parser
+
+
+def report(summary: Mapping[str, float], rows: Sequence[Mapping[str, Any]], json_file: Path | None) -> None:
+    """Print the rows as a table and the summary below it; write both where asked."""
+    names = list(rows[0])
+    cells = [names, *([_cell(row[name]) for name in names] for row in rows)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(names))]
+    for line in cells:
+        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
+    print()
+    for name, value in summary.items():
+        print(f"{name}: {value:.3f}")
+    if json_file is not None:
+        json_file.write_text(
+            json.dumps({"summary": dict(summary), "rows": [dict(row) for row in rows]}, indent=2)
+        )
+
+
+def _cell(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
