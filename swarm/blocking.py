@@ -9,7 +9,7 @@ The network lives in a background thread. Ctrl-C (KeyboardInterrupt) during a ca
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -71,7 +71,7 @@ class Client:
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
         chat: bool = False,
-    ) -> Iterator[Piece]:
+    ) -> Generator[Piece, None, None]:
         """Continue a prompt, or answer it by the chat template if `chat`. Raises: NoRoute; ConfigError."""
         return self._portal.iterate(
             lambda: self._client.generate(
@@ -111,7 +111,7 @@ class Conversation:
         """The latest answer."""
         return self._talk.last
 
-    def say(self, text: str) -> Iterator[Piece]:
+    def say(self, text: str) -> Generator[Piece, None, None]:
         """Answer the next turn; leaving the loop early stops the answer. Raises: NoRoute; ConfigError."""
         return self._portal.iterate(lambda: self._talk.say(text))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, aclosing, contextmanager
 from types import TracebackType
@@ -75,7 +75,7 @@ class Portal:
         """`await function(*args)` in the loop."""
         return self._start(lambda: function(*args)).result()
 
-    def iterate(self, make: Callable[[], AsyncGenerator[T, None]]) -> Iterator[T]:
+    def iterate(self, make: Callable[[], AsyncGenerator[T, None]]) -> Generator[T, None, None]:
         """The values of an async generator as they come; leaving the loop early closes it."""
         # Bounded by what one generator yields: the maker runs ahead of a slow reader, as a network would.
         values: queue.SimpleQueue[tuple[T] | None] = queue.SimpleQueue()

@@ -1,0 +1,96 @@
+"""The commands together, and how a run of any of them ends."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import metadata
+from typing import Annotated, Final
+
+import typer
+
+from protocol.errors import ConfigError, SwarmError
+from swarm.cli import chat, demo, generate, node, route, status
+from swarm.cli.options import Verbose, Verbosity
+from swarm.cli.terminal import open_terminal
+
+_TWO_MACHINES: Final = """
+[bold]Try it on this machine:[/]  swarm demo
+
+[bold]Two machines:[/]
+
+on the first:  swarm node --model MODEL --layers 0:16   (it prints its ADDRESS)
+
+on the second:  swarm node --model MODEL --layers 16:32 --join ADDRESS
+
+on any:  swarm chat --join ADDRESS
+"""
+
+app = typer.Typer(
+    name="swarm",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=_TWO_MACHINES,
+)
+for _command in (chat.chat, demo.demo, generate.generate, node.node, route.route, status.status):
+    app.command()(_command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"inference-swarm {metadata.version('inference-swarm')}")
+        raise typer.Exit
+
+
+@app.callback()
+def swarm(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Run large language models together: every node serves some layers, anyone chats with the whole model."""
+
+
+def main() -> int:
+    """Run the command line; the exit status.
+
+    0 done, 1 it failed, 2 it was asked for what cannot be, 130 Ctrl-C. Errors are one line on standard error.
+    """
+    try:
+        app(prog_name="swarm")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
+    except BrokenPipeError:
+        # Whoever read standard output has closed it; what is buffered has nowhere to go, also at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:  # told in one line; the traceback is one option away
+        if Verbosity.level > 1:
+            raise
+        return _tell(_bare(error))
+    return 0
+
+
+def _tell(error: Exception) -> int:
+    fail = open_terminal().fail
+    if isinstance(error, ConfigError):
+        fail(str(error))
+        return 2
+    if isinstance(error, SwarmError):
+        fail(str(error))
+    else:
+        fail(f"a bug of ours: {type(error).__name__}: {error} (swarm -vv shows the traceback)")
+    return 1
+
+
+def _bare(error: Exception) -> Exception:
+    """The one error that nurseries have wrapped."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error

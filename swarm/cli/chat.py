@@ -1,0 +1,209 @@
+"""`swarm chat`: a conversation in the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Final
+
+import typer
+
+from protocol.errors import SwarmError
+from swarm.blocking import Client, Conversation
+from swarm.cli.connection import open_client
+from swarm.cli.coverage import by_model, render
+from swarm.cli.options import (
+    ANSWER,
+    Join,
+    MaxNewTokens,
+    Model,
+    RepetitionPenalty,
+    Seed,
+    Temperature,
+    TopK,
+    TopP,
+    Verbose,
+    Wait,
+    Where,
+)
+from swarm.cli.route import route_table
+from swarm.cli.terminal import Printer, Terminal, harmless, open_terminal
+from swarm.cli.words import Names, count, describe_answer, describe_event
+from swarm.decoding import Sampling
+from swarm.events import Event
+
+_HELP: Final = """/route   the hops that answer
+/status  who serves which layers
+/reset   forget what was said
+/quit    leave; so does Ctrl-D. Ctrl-C stops an answer."""
+
+
+def chat(
+    join: Join = None,
+    model: Model = None,
+    wait: Wait = 0.0,
+    system: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="A system message.", show_default=False, rich_help_panel=ANSWER),
+    ] = None,
+    max_new_tokens: MaxNewTokens = 512,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    seed: Seed = None,
+    verbose: Verbose = 0,
+) -> None:
+    """Chat with the model that a swarm serves. Needs an address, and nothing of the model on this machine.
+
+    Ctrl-C stops an answer; /help lists what else there is. Piped input is taken a line at a time.
+
+    Example:  [bold]swarm chat --join ADDRESS[/]
+
+    Example:  [bold]swarm chat --temperature 0.7 --top-p 0.9 --system "Answer briefly."[/]
+    """
+    sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
+    screen = Screen(open_terminal())
+    where = Where(tuple(join or ()), model, wait)
+    with open_client(where, screen.terminal, screen.event) as client:
+        talk = client.conversation(system=system, sampling=sampling, max_new_tokens=max_new_tokens)
+        with talk as entered:
+            screen.blocks = client.model.blocks
+            converse(screen, client, entered)
+
+
+class Screen:
+    """The terminal of a chat, and what is known to name things by."""
+
+    def __init__(self, terminal: Terminal, names: Names | None = None) -> None:
+        self.terminal = terminal
+        self.printer = Printer(terminal)
+        self.names = names
+        self.blocks: int | None = None
+
+    def event(self, event: Event) -> None:
+        """Show what happened beside the answer; may be called in another thread."""
+        self.printer.remark(describe_event(event, self.blocks, self.names), "yellow")
+
+
+@dataclass(frozen=True, slots=True)
+class _Chat:
+    screen: Screen
+    client: Client
+    talk: Conversation
+
+    def answer(self, line: str) -> None:
+        """Put one turn and stream the answer. A failure is told, and the chat goes on."""
+        printer, terminal = self.screen.printer, self.screen.terminal
+        pieces = self.talk.say(line)
+        try:
+            for piece in pieces:
+                printer.write(piece.text)
+        except SwarmError as error:
+            printer.end()
+            terminal.fail(str(error))
+            return
+        except KeyboardInterrupt:
+            pieces.close()
+        finally:
+            printer.end()
+        answer = self.talk.last
+        if answer is not None:
+            terminal.remark(describe_answer(answer))
+
+    def show_route(self) -> None:
+        """/route"""
+        planned = self.talk.route or self.client.plan_route()
+        self.screen.terminal.show(route_table(planned, self.client, self.screen.terminal, self.screen.names))
+
+    def show_status(self) -> None:
+        """/status"""
+        self.client.refresh()
+        said = [a for a in self.client.book.alive(time.time()) if a.digest == self.client.model.digest]
+        for coverage in by_model(said):
+            terminal = self.screen.terminal
+            join = next((addr for a in said for addr in a.addrs[:1]), "ADDRESS")
+            terminal.show(*render(coverage, self.client.rtt_ms, terminal, join, self.screen.names))
+
+    def reset(self) -> None:
+        """/reset"""
+        self.talk.reset()
+        self.screen.terminal.remark("forgotten")
+
+    def help(self) -> None:
+        """/help"""
+        self.screen.terminal.remark(_HELP)
+
+
+Commands = dict[str, Callable[[], object]]
+
+
+def converse(screen: Screen, client: Client, talk: Conversation, more: Commands | None = None) -> None:
+    """Turn by turn, until the input ends or somebody leaves; `more` are further commands."""
+    chatting = _Chat(screen, client, talk)
+    commands: Commands = {
+        **(more or {}),
+        "/route": chatting.show_route,
+        "/status": chatting.show_status,
+        "/reset": chatting.reset,
+        "/help": chatting.help,
+    }
+    person = sys.stdin.isatty()
+    if person:
+        _greet(screen, client)
+    while True:
+        try:
+            line = _read(person)
+        except KeyboardInterrupt:
+            if not person:
+                raise
+            print()
+            screen.terminal.remark("Ctrl-D or /quit leaves")
+            continue
+        if line is None or line.strip() in ("/quit", "/exit"):
+            return
+        line = line.strip()
+        if not line:
+            continue
+        if line.startswith("/"):
+            command = commands.get(line.split()[0])
+            if command is None:
+                screen.terminal.remark(f"there is no command {line.split()[0]}; /help lists them")
+                continue
+            _guarded(screen, command)
+        else:
+            chatting.answer(line)
+
+
+def _guarded(screen: Screen, command: Callable[[], object]) -> None:
+    try:
+        command()
+    except SwarmError as error:
+        screen.terminal.fail(str(error))
+    except KeyboardInterrupt:
+        print()
+
+
+def _greet(screen: Screen, client: Client) -> None:
+    said = [a for a in client.book.alive(time.time()) if a.digest == client.model.digest]
+    model = client.model
+    where = f"{count(model.blocks, 'layer')} on {count(len(said), 'node')}"
+    screen.terminal.remark(f"{harmless(model.name)} · {where} · /help for commands, Ctrl-D leaves", "bold")
+    if not client.text.chats:
+        screen.terminal.remark("this model has no chat template: it continues text rather than answers")
+
+
+def _read(person: bool) -> str | None:
+    """The next line; None at the end of the input. Raises: KeyboardInterrupt."""
+    if not person:
+        return sys.stdin.readline() or None
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 - lets input() edit and recall lines
+    try:
+        return input("> ")
+    except EOFError:
+        print()
+        return None

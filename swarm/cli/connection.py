@@ -1,0 +1,43 @@
+"""Entering a swarm from a command: through which door, with what to show meanwhile, and keeping the door."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from swarm import blocking
+from swarm.cli import joined, local
+from swarm.cli.options import Where
+from swarm.cli.terminal import Terminal
+from swarm.events import OnEvent
+
+
+@contextmanager
+def open_client(where: Where, terminal: Terminal, on_event: OnEvent) -> Iterator[blocking.Client]:
+    """A client in the swarm; its doors are kept for the next command.
+
+    Raises: ConfigError, Unreachable, NoRoute.
+    """
+    addrs = joined.doors(where.join)
+    how: dict[str, Any] = {"model": where.model, "wait_s": where.wait_s, "on_event": on_event}
+    if where.model is not None and Path(where.model).is_dir():
+        with working(terminal, f"loading both ends of {where.model}"):
+            how |= {"model": None, "ends": local.load_ends(where.model)}
+    with ExitStack() as stack:
+        with working(terminal, "entering the swarm"):
+            client = stack.enter_context(blocking.connect(*addrs, **how))
+        others = (addr for said in client.book.alive(time.time()) for addr in said.addrs[:1])
+        joined.remember(addrs, others)
+        yield client
+
+
+def working(terminal: Terminal, what: str) -> AbstractContextManager[object]:
+    """Shows a person, while it is entered, that something goes on."""
+    if not terminal.err.is_terminal:
+        return nullcontext()
+    return terminal.err.status(
+        f"[dim]{what}[/]", spinner="dots" if "utf" in terminal.err.encoding else "line"
+    )

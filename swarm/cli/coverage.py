@@ -1,0 +1,179 @@
+"""Who serves which layers, as bars; and what to run where nobody does."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from protocol.model import Span, describe_stages
+from protocol.records import Announcement
+from swarm.cli.terminal import Terminal, harmless
+from swarm.cli.words import Names, count, name_of, span_fields
+from swarm.route import missing_stages, serve_command
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """One model and the nodes that say they serve it, in the order of their spans."""
+
+    nodes: tuple[Announcement, ...]
+
+    @property
+    def one(self) -> Announcement:
+        """Any of them, for what all say alike."""
+        return self.nodes[0]
+
+    @property
+    def missing(self) -> list[Span]:
+        """Stages that nobody serves now."""
+        return missing_stages(Span(0, self.one.stages), [n.span for n in self.nodes if n.state == "serving"])
+
+    def fill(self, hole: Span, join: str) -> str:
+        """The command that fills a hole."""
+        return serve_command(hole, self.one.blocks, shlex.quote(harmless(self.one.model)), join)
+
+
+def by_model(announcements: Sequence[Announcement]) -> list[Coverage]:
+    """The models of a swarm, the one with the most nodes first."""
+    digests = dict.fromkeys(a.digest for a in announcements)
+    groups = [
+        sorted((a for a in announcements if a.digest == d), key=lambda a: (a.span, a.peer)) for d in digests
+    ]
+    return [Coverage(tuple(g)) for g in sorted(groups, key=lambda g: (-len(g), g[0].model))]
+
+
+def render(
+    coverage: Coverage, rtt_ms: Mapping[str, float], terminal: Terminal, join: str, names: Names | None = None
+) -> list[Table | Text]:
+    """A heading, a bar for each node and for all, and a line for each hole."""
+    one, width = coverage.one, terminal.out.width
+    roomy = width >= 90
+    scale = _Scale(one.stages, max(10, width - (64 if roomy else 28)))
+    table = Table(box=None, padding=(0, 1), show_edge=False, header_style="dim")
+    for header in ("node", Text(scale.axis(), style="dim"), "serves", *(_HEADERS if roomy else ())):
+        table.add_column(header, no_wrap=True)
+    for node in coverage.nodes:
+        style = {"serving": "green", "joining": "yellow"}.get(node.state, "dim")
+        bar = Text(terminal.glyphs(scale.bar(node.span)), style=style)
+        cells: list[str | Text] = [
+            terminal.glyphs(name_of(node.peer, names)),
+            bar,
+            describe_stages(node.span, one.blocks),
+        ]
+        table.add_row(*cells, *(_details(node, rtt_ms.get(node.peer)) if roomy else ()))
+    table.add_row(Text("nodes", style="dim"), scale.counts(coverage))
+    heading = f"{harmless(one.model)} · {count(one.blocks, 'layer')} · {count(len(coverage.nodes), 'node')}"
+    lines: list[Table | Text] = [
+        Text.assemble((terminal.glyphs(heading), "bold"), (f"  {one.digest.hex()[:8]}", "dim")),
+        table,
+    ]
+    for hole in coverage.missing:
+        what = terminal.glyphs(f"nobody serves {describe_stages(hole, one.blocks)} — to fill it: ")
+        lines.append(Text.assemble((what, "red"), coverage.fill(hole, join)))
+    return lines
+
+
+_HEADERS = ("dtype", "ms/layer", "free KV", "RTT", "state")
+
+
+def _details(node: Announcement, rtt_ms: float | None) -> tuple[str, ...]:
+    kv = f"{_thousands(node.kv_tokens)}/{_thousands(node.kv_tokens_total)}"
+    rtt = "?" if rtt_ms is None else f"{rtt_ms:.1f} ms"
+    return node.dtype, f"{node.decode_ms:.2f}", kv, rtt, node.state
+
+
+def _thousands(number: int) -> str:
+    return str(number) if number < 10_000 else f"{number / 1000:.0f}k"
+
+
+class _Scale:
+    """Stages on a line of characters: some characters a stage, or some stages a character."""
+
+    def __init__(self, stages: int, width: int) -> None:
+        self._stages = stages
+        self._wide = max(1, min(4, width // stages))
+        self._narrow = -(-stages // width) if stages > width else 1
+        self.cells = -(-stages // self._narrow) * self._wide
+
+    def _stages_of(self, cell: int) -> range:
+        first = cell // self._wide * self._narrow
+        return range(first, min(first + self._narrow, self._stages))
+
+    def bar(self, span: Span) -> str:
+        """Full where all stages of a character are in the span, light where some are."""
+        shares = [
+            sum(s in span for s in self._stages_of(c)) / len(self._stages_of(c)) for c in range(self.cells)
+        ]
+        return "".join("█" if share == 1 else "░" if share else "·" for share in shares)
+
+    def counts(self, coverage: Coverage) -> Text:
+        """How many nodes serve each stage (the fewest of a character's stages); holes in red."""
+        spans = [n.span for n in coverage.nodes if n.state == "serving"]
+        text = Text()
+        for cell in range(0, self.cells, self._wide):
+            fewest = min(sum(s in span for span in spans) for s in self._stages_of(cell))
+            style = ("bold red", "yellow")[fewest] if fewest < 2 else "green"
+            text.append(("!" if fewest == 0 else str(min(fewest, 9))) * self._wide, style=style)
+        return text
+
+    def axis(self) -> str:
+        """E for the embedding, layer numbers, H for the head."""
+        line = ["E", *" " * (self.cells - 2), "H"]
+        blocks = self._stages - 2
+        every = next(
+            n
+            for n in (1, 2, 4, 5, 8, 10, 16, 20, 32, 50, 100, 500)
+            if blocks // n <= self.cells // 5 or n == 500
+        )
+        for layer in range(0, blocks, every):
+            at = (layer + 1) // self._narrow * self._wide
+            label = str(layer)
+            if (
+                at > 0
+                and at + len(label) < self.cells
+                and line[at - 1 : at + len(label)].count(" ") >= len(label)
+            ):
+                line[at : at + len(label)] = label
+        return "".join(line)
+
+
+def coverage_fields(coverage: Coverage, rtt_ms: Mapping[str, float], join: str) -> dict[str, Any]:
+    """A model for --json."""
+    one = coverage.one
+    return {
+        "model": one.model,
+        "digest": one.digest.hex(),
+        "layers": one.blocks,
+        "complete": not coverage.missing,
+        "missing": [
+            {
+                "stages": span_fields(hole),
+                "serves": describe_stages(hole, one.blocks),
+                "command": coverage.fill(hole, join),
+            }
+            for hole in coverage.missing
+        ],
+        "nodes": [_node_fields(node, rtt_ms.get(node.peer)) for node in coverage.nodes],
+    }
+
+
+def _node_fields(node: Announcement, rtt_ms: float | None) -> dict[str, Any]:
+    return {
+        "peer": node.peer,
+        "addrs": list(node.addrs),
+        "stages": span_fields(node.span),
+        "serves": describe_stages(node.span, node.blocks),
+        "dtype": node.dtype,
+        "state": node.state,
+        "decode_ms": node.decode_ms,
+        "prefill_ms": node.prefill_ms,
+        "queue_ms": node.queue_ms,
+        "kv_tokens": node.kv_tokens,
+        "kv_tokens_total": node.kv_tokens_total,
+        "rtt_ms": None if rtt_ms is None else round(rtt_ms, 3),
+    }

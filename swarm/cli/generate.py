@@ -1,0 +1,97 @@
+"""`swarm generate`: one answer, for a person or a script."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from protocol.errors import ConfigError
+from swarm.cli.connection import open_client
+from swarm.cli.options import (
+    ANSWER,
+    Join,
+    Json,
+    MaxNewTokens,
+    Model,
+    RepetitionPenalty,
+    Seed,
+    Temperature,
+    TopK,
+    TopP,
+    Verbose,
+    Wait,
+    Where,
+)
+from swarm.cli.terminal import Printer, open_terminal
+from swarm.cli.words import answer_fields, describe_answer, describe_event
+from swarm.decoding import Sampling
+
+
+def generate(
+    prompt: Annotated[
+        str, typer.Argument(metavar="PROMPT", help="The question; - reads it from standard input.")
+    ],
+    join: Join = None,
+    model: Model = None,
+    wait: Wait = 0.0,
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
+    seed: Seed = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="End before this text; can be repeated.", show_default=False, rich_help_panel=ANSWER
+        ),
+    ] = None,
+    raw: Annotated[
+        bool,
+        typer.Option(
+            "--raw",
+            help="Continue the prompt as it stands. Otherwise it is a question, put by the model's chat template "
+            "if it has one.",
+            rich_help_panel=ANSWER,
+        ),
+    ] = False,
+    as_json: Json = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Answer one question. Standard output gets the text and nothing else.
+
+    Example:  [bold]swarm generate "What is 12 + 30?" --join ADDRESS[/]
+
+    Example:  [bold]git diff | swarm generate - --max-new-tokens 400 --json | jq .tokens_per_s[/]
+    """
+    sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
+    text = sys.stdin.read() if prompt == "-" else prompt
+    if not text:
+        raise ConfigError("the prompt is empty: there is nothing to answer")
+    terminal = open_terminal()
+    printer = Printer(terminal)
+    where = Where(tuple(join or ()), model, wait)
+    with open_client(where, terminal, lambda event: printer.remark(describe_event(event))) as client:
+        pieces = client.generate(
+            text,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            stop=tuple(stop or ()),
+            chat=client.text.chats and not raw,
+        )
+        try:
+            for piece in pieces:
+                if not as_json:
+                    printer.write(piece.text)
+        finally:
+            printer.end()
+        answer = client.last
+        if answer is None:
+            return
+        if as_json:
+            print(json.dumps(answer_fields(answer, client.model.name, client.model.blocks)))
+        elif terminal.err.is_terminal:
+            terminal.remark(describe_answer(answer))

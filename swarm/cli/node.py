@@ -1,0 +1,195 @@
+"""`swarm node`: serve some layers of a model."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from protocol.errors import ConfigError
+from swarm.cli import joined, local
+from swarm.cli.options import NETWORK, Verbose
+from swarm.cli.terminal import Terminal, open_terminal
+
+_ENGINE = "The engine"
+
+
+def node(
+    model: Annotated[
+        str,
+        typer.Option("--model", "-m", metavar="MODEL", help="A checkpoint's folder, or org/name of the hub."),
+    ],
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIRST:STOP",
+            help="Which layers, counted from 0, the last excluded. Default: what the swarm lacks most.",
+            show_default=False,
+        ),
+    ] = None,
+    ends: Annotated[
+        bool | None,
+        typer.Option(
+            "--ends/--no-ends",
+            help="With the embedding or the head that adjoins the layers; by default where they adjoin.",
+            show_default=False,
+        ),
+    ] = None,
+    join: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--join",
+            "-j",
+            metavar="ADDRESS",
+            help="A node of the swarm; can be repeated. Default: $SWARM_JOIN; without, a new swarm begins.",
+            show_default=False,
+            rich_help_panel=NETWORK,
+        ),
+    ] = None,
+    listen: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Where to listen, as /ip4/0.0.0.0/udp/4001/quic-v1. Default: every interface, any port.",
+            show_default=False,
+            rich_help_panel=NETWORK,
+        ),
+    ] = None,
+    announce: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="What to tell others instead, behind a forwarded port.",
+            show_default=False,
+            rich_help_panel=NETWORK,
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.", rich_help_panel=_ENGINE)] = "cpu",
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="f32|f16|bf16",
+            help="Default: what suits model and device.",
+            show_default=False,
+            rich_help_panel=_ENGINE,
+        ),
+    ] = None,
+    kv_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens of KV cache for all sessions together. Default: by the free memory.",
+            show_default=False,
+            rich_help_panel=_ENGINE,
+        ),
+    ] = None,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="For weights and KV cache together, as 6G. Default: by the free memory.",
+            show_default=False,
+            rich_help_panel=_ENGINE,
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(help="Cores for the engine. Default: all.", show_default=False, rich_help_panel=_ENGINE),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="What the swarm calls the model. Default: the checkpoint's name.", show_default=False
+        ),
+    ] = None,
+    home: Annotated[
+        Path | None,
+        typer.Option(help="Where the node's key is kept: one folder for each node.", show_default=False),
+    ] = None,
+    cache_dir: Annotated[
+        Path | None, typer.Option(help="Where downloaded weights are kept.", show_default=False)
+    ] = None,
+    stop_on_eof: Annotated[bool, typer.Option(hidden=True)] = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Serve some layers of a model to the swarm.
+
+    The first node begins a swarm; every other joins it by the address of any node. Stop it with Ctrl-C: it says
+    goodbye, and running answers move to other nodes.
+
+    Example, the first half of a model:  [bold]swarm node --model ./llama --layers 0:16[/]
+
+    Example, whatever the swarm lacks:  [bold]swarm node --model ./llama --join ADDRESS[/]
+    """
+    from_environment = os.environ.get("SWARM_JOIN", "").replace(",", " ").split()
+    options: dict[str, Any] = {
+        "model": model,
+        "layers": parse_layers(layers),
+        "ends": ends,
+        "join": tuple(join or from_environment),
+        "announce": tuple(announce or ()),
+        "device": device,
+        "dtype": dtype,
+        "kv_tokens": kv_tokens,
+        "max_memory": parse_size(max_memory),
+        "threads": threads,
+        "name": name,
+        "cache_dir": str(cache_dir) if cache_dir else None,
+    }
+    if listen:
+        options["listen"] = tuple(listen)
+    if home or os.environ.get("SWARM_HOME"):
+        options["home"] = home or Path(os.environ["SWARM_HOME"])
+    if stop_on_eof:
+        threading.Thread(target=_stop_at_eof, daemon=True).start()
+    local.serve(options, _Lines(open_terminal()).say)
+
+
+class _Lines:
+    """The daemon's lines on standard output; its addresses are kept, so that a chat on this machine finds it."""
+
+    def __init__(self, terminal: Terminal) -> None:
+        self._terminal = terminal
+        self._addrs: list[str] = []
+
+    def say(self, line: str) -> None:
+        first, _, rest = line.partition(" ")
+        if first == "address":
+            self._addrs.append(rest)
+        if first == "ready":
+            joined.remember(self._addrs)
+        style = {"ready": "bold green", "address": "dim", "warning:": "yellow", "note:": "yellow"}.get(
+            first, ""
+        )
+        self._terminal.out.print(line, style=style, markup=False, soft_wrap=True)
+
+
+def parse_layers(text: str | None) -> tuple[int, int] | None:
+    """ "4:8" as numbers. Raises: ConfigError."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d{1,4}):(\d{1,4})", text)
+    if match is None:
+        raise ConfigError(f"layers {text!r}: give a first layer and the one after the last, as 0:8")
+    return int(match[1]), int(match[2])
+
+
+def parse_size(text: str | None) -> int | None:
+    """ "6G", "500M" or bytes. Raises: ConfigError."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.lower())
+    if match is None:
+        raise ConfigError(f"memory {text!r}: give a size, as 6G or 500M")
+    return int(float(match[1]) * 1024 ** " kmgt".index(match[2] or " "))
+
+
+def _stop_at_eof() -> None:
+    """Leave when standard input ends: whoever started this node has ended, however it did."""
+    sys.stdin.read()
+    os.kill(os.getpid(), signal.SIGTERM)

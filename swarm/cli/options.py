@@ -1,0 +1,112 @@
+"""Options that several commands share, each with its help."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Annotated, Final
+
+import typer
+from rich.logging import RichHandler
+
+from swarm.cli.terminal import open_terminal
+
+NETWORK: Final = "Where"
+ANSWER: Final = "The answer"
+OUTPUT: Final = "Output"
+
+
+class Verbosity:
+    """How much a run says about itself: 0 nothing, 1 its log, 2 tracebacks too."""
+
+    level = 0
+
+
+def _set_verbosity(level: int) -> int:
+    Verbosity.level = max(Verbosity.level, level)
+    if level:
+        handler = RichHandler(console=open_terminal().err, show_path=False, rich_tracebacks=False)
+        logging.basicConfig(
+            level=logging.INFO if level == 1 else logging.DEBUG, format="%(message)s", handlers=[handler]
+        )
+    return level
+
+
+Verbose = Annotated[
+    int,
+    typer.Option(
+        "--verbose",
+        "-v",
+        count=True,
+        callback=_set_verbosity,
+        help="Say what happens; -vv with tracebacks.",
+        show_default=False,
+        rich_help_panel=OUTPUT,
+    ),
+]
+Join = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--join",
+        "-j",
+        metavar="ADDRESS",
+        help="A node of the swarm; can be repeated. Default: $SWARM_JOIN, else the swarm entered last.",
+        show_default=False,
+        rich_help_panel=NETWORK,
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="NAME|FOLDER",
+        help="Which model, where the swarm serves several: its name or the first digits of its digest. The folder "
+        "of a checkpoint makes this a full client, which runs both ends of the model itself.",
+        show_default=False,
+        rich_help_panel=NETWORK,
+    ),
+]
+Wait = Annotated[
+    float,
+    typer.Option(
+        "--wait",
+        metavar="SECONDS",
+        min=0,
+        help="How long to wait for layers that nobody serves.",
+        rich_help_panel=NETWORK,
+    ),
+]
+Temperature = Annotated[
+    float,
+    typer.Option("--temperature", "-t", help="0 takes the best token always.", rich_help_panel=ANSWER),
+]
+TopK = Annotated[
+    int, typer.Option(help="Draw from the K best tokens only; 0 is off.", rich_help_panel=ANSWER)
+]
+TopP = Annotated[
+    float,
+    typer.Option(help="Draw from the best tokens that reach this probability.", rich_help_panel=ANSWER),
+]
+RepetitionPenalty = Annotated[
+    float,
+    typer.Option(help="Above 1 makes tokens that occurred less likely.", rich_help_panel=ANSWER),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(help="The same seed gives the same text.", show_default=False, rich_help_panel=ANSWER),
+]
+MaxNewTokens = Annotated[
+    int,
+    typer.Option("--max-new-tokens", "-n", min=1, help="The longest answer.", rich_help_panel=ANSWER),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object.", rich_help_panel=OUTPUT)]
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """Which swarm and which of its models."""
+
+    join: tuple[str, ...]
+    model: str | None = None
+    wait_s: float = 0.0

@@ -1,0 +1,72 @@
+"""`swarm status`: who serves what."""
+
+from __future__ import annotations
+
+import json
+from contextlib import AsyncExitStack
+from typing import Annotated
+
+import trio
+import typer
+from rich.console import Group
+from rich.live import Live
+from rich.text import Text
+
+from swarm.cli import joined
+from swarm.cli.connection import working
+from swarm.cli.coverage import by_model, coverage_fields, render
+from swarm.cli.options import OUTPUT, Join, Json, Verbose
+from swarm.cli.survey import Survey, enter
+from swarm.cli.terminal import Terminal, open_terminal
+
+WATCH_EVERY_S = 2.0
+
+
+def status(
+    join: Join = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Keep showing; Ctrl-C ends it.", rich_help_panel=OUTPUT)
+    ] = False,
+    as_json: Json = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Show who serves which layers, and the command that fills each hole.
+
+    Example:  [bold]swarm status --join ADDRESS --watch[/]
+
+    Example:  [bold]swarm status --json | jq '.models[].missing'[/]
+    """
+    addrs = joined.doors(join or ())
+    terminal = open_terminal()
+    trio.run(_status, addrs, terminal, as_json, watch)
+
+
+async def _status(addrs: tuple[str, ...], terminal: Terminal, as_json: bool, watch: bool) -> None:
+    async with AsyncExitStack() as stack:
+        with working(terminal, "entering the swarm"):
+            surveyor = await stack.enter_async_context(enter(addrs))
+            found = await surveyor.survey()
+        joined.remember(addrs, (addr for a in found.announcements for addr in a.addrs[:1]))
+        if as_json:
+            models = [coverage_fields(c, found.rtt_ms, addrs[0]) for c in by_model(found.announcements)]
+            print(json.dumps({"models": models}))
+            return
+        if not watch:
+            terminal.show(_picture(found, terminal, addrs[0]))
+            return
+        with Live(console=terminal.out, auto_refresh=False) as live:
+            while True:
+                live.update(_picture(found, terminal, addrs[0]), refresh=True)
+                await trio.sleep(WATCH_EVERY_S)
+                found = await surveyor.survey()
+
+
+def _picture(found: Survey, terminal: Terminal, join: str) -> Group:
+    if not found.announcements:
+        return Group(Text("nobody serves a model here yet", style="red"))
+    parts = [
+        part
+        for model in by_model(found.announcements)
+        for part in [*render(model, found.rtt_ms, terminal, join), Text()]
+    ]
+    return Group(*parts[:-1])

@@ -1,0 +1,97 @@
+"""What happened, in one line each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from protocol.model import Span, describe_stages
+from swarm.events import Bridged, Event, Noticed, Rerouted, Waiting
+from swarm.generation import Answer
+from swarm.route import Hop
+
+Names = Mapping[str, str]  # peer id -> what the user knows it by
+
+
+def name_of(peer: str, names: Names | None = None) -> str:
+    """A peer in a few letters; ids begin alike, so the last ones tell."""
+    return (names or {}).get(peer) or f"…{peer[-6:]}"
+
+
+def count(number: int, word: str) -> str:
+    """A number and its noun."""
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+
+
+def describe_event(event: Event, blocks: int | None = None, names: Names | None = None) -> str:
+    """One line about something that happened beside the answer."""
+    match event:
+        case Rerouted():
+            what = describe_stages(event.stages, blocks) if blocks else f"stages {event.stages}"
+            by = " and ".join(name_of(peer, names) for peer in event.replacements)
+            lost = name_of(event.lost, names)
+            return f"↻ lost {lost} ({event.reason}); {what} now at {by}, after {event.seconds:.2f} s"
+        case Bridged():
+            first, second = (name_of(peer, names) for peer in event.peers)
+            return f"↻ {first} cannot reach {second} ({event.reason}); carrying for them"
+        case Waiting():
+            return f"… {event.text}; waiting up to {event.seconds:.0f} s more"
+        case Noticed():
+            return event.text
+
+
+def describe_answer(answer: Answer) -> str:
+    """Time, speed and way of an answer: the dim line under it."""
+    parts = [f"{answer.seconds:.2f} s"]
+    if answer.tokens_per_s:
+        parts.append(f"{answer.tokens_per_s:.1f} tok/s")
+    parts.append(f"TTFT {answer.ttft_s:.2f} s")
+    parts.append(f"{count(len(answer.route.hops), 'hop')} via {count(len(answer.route.peers), 'peer')}")
+    if answer.reroutes:
+        parts.append(count(len(answer.reroutes), "reroute"))
+    if answer.finish_reason == "length":
+        parts.append(f"cut at {count(len(answer.tokens), 'token')}")
+    if answer.finish_reason == "cancelled":
+        parts.append("stopped")
+    return " · ".join(parts)
+
+
+def hop_fields(hop: Hop, blocks: int) -> dict[str, Any]:
+    """A hop for --json."""
+    return {
+        "peer": hop.peer,
+        "stages": span_fields(hop.span),
+        "serves": describe_stages(hop.span, blocks),
+        "expected_ms": round(hop.expected_ms, 3),
+    }
+
+
+def answer_fields(answer: Answer, model: str, blocks: int) -> dict[str, Any]:
+    """An answer for --json. Times in seconds."""
+    return {
+        "model": model,
+        "text": answer.text,
+        "tokens": list(answer.tokens),
+        "prompt_tokens": answer.prompt_tokens,
+        "finish_reason": answer.finish_reason,
+        "seconds": round(answer.seconds, 4),
+        "ttft_s": round(answer.ttft_s, 4),
+        "tokens_per_s": round(answer.tokens_per_s, 2),
+        "route": [hop_fields(hop, blocks) for hop in answer.route.hops],
+        "peers": list(answer.peers),
+        "reroutes": [
+            {
+                "lost": rerouted.lost,
+                "stages": span_fields(rerouted.stages),
+                "reason": rerouted.reason,
+                "replacements": list(rerouted.replacements),
+                "seconds": round(rerouted.seconds, 4),
+            }
+            for rerouted in answer.reroutes
+        ],
+    }
+
+
+def span_fields(span: Span) -> list[int]:
+    """A span for --json: half-open."""
+    return [span.start, span.stop]

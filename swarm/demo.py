@@ -1,0 +1,234 @@
+"""A whole swarm on this machine: real node processes over real sockets, with the small model that ships.
+
+Knows how to start and end nodes, as any user would: by the `swarm node` command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Final
+
+from protocol.errors import ConfigError, SwarmError
+from protocol.identity import load_or_create
+from protocol.model import Span
+
+# A node loads torch and the model; on a machine that is busy with others that takes its time.
+READY_WITHIN_S: Final = 120.0
+# After SIGTERM a node says goodbye within about two seconds.
+LEAVE_WITHIN_S: Final = 5.0
+LOG_LINES: Final = 15
+
+
+class DemoFailed(SwarmError):
+    """A node of the demo did not come up; the message ends with what it said last."""
+
+
+@dataclass(slots=True, eq=False)
+class DemoNode:
+    """One node process."""
+
+    name: str
+    layers: tuple[int, int]
+    peer: str
+    address: str
+    log: Path
+    process: subprocess.Popen[bytes]
+
+    @property
+    def running(self) -> bool:
+        """Whether the process lives."""
+        return self.process.poll() is None
+
+    def kill(self) -> None:
+        """End it without a goodbye, as a power cut would."""
+        self.process.kill()
+        self.process.wait()
+
+    def last_words(self) -> str:
+        """The end of its log."""
+        lines = self.log.read_text(errors="replace").splitlines()
+        return "\n".join(lines[-LOG_LINES:])
+
+
+def shipped_model() -> Path:
+    """The folder of the model in the package. Raises: ConfigError, if it was left out."""
+    folder = Path(str(resources.files("swarm"))) / "models" / "tiny"
+    if not (folder / "config.json").is_file():
+        raise ConfigError("this installation lacks the demo's model (swarm/models/tiny)")
+    return folder
+
+
+def spread(blocks: int, nodes: int) -> list[tuple[int, int]]:
+    """Layers of each node, so that from two nodes on every layer is served twice and no two borders are alike.
+
+    The nodes form two chains that each cover the model; the cuts of one lie between those of the other.
+    """
+    if nodes < 2:
+        return [(0, blocks)]
+    first, second = (nodes + 1) // 2, nodes // 2
+    if nodes > 2 * blocks:
+        raise ConfigError(
+            f"{nodes} nodes are more than {blocks} layers can be spread over; at most {2 * blocks}"
+        )
+    shift = blocks / (first + second) / 2
+    return sorted([*_chain(blocks, first, -shift), *_chain(blocks, second, shift)])
+
+
+def _chain(blocks: int, nodes: int, shift: float) -> list[tuple[int, int]]:
+    cuts = [round(blocks * i / nodes + shift) for i in range(1, nodes)]
+    sound = [min(max(cut, i), blocks - nodes + i) for i, cut in enumerate(cuts, 1)]
+    return list(zip([0, *sound], [*sound, blocks], strict=True))
+
+
+class Demo:
+    """A running swarm of node processes. Made by `start`."""
+
+    def __init__(self, model: Path, home: Path) -> None:
+        self.model = model
+        self.home = home
+        self.nodes: list[DemoNode] = []
+        self._news: queue.SimpleQueue[tuple[DemoNode, str]] = queue.SimpleQueue()
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Peer id -> "node 1" and so on."""
+        return {node.peer: node.name for node in self.nodes}
+
+    @property
+    def doors(self) -> tuple[str, ...]:
+        """The addresses of all nodes."""
+        return tuple(node.address for node in self.nodes)
+
+    def launch(self, layers: Sequence[tuple[int, int]]) -> None:
+        """Start a node for each range of layers, all at once; the first is the one that the others join."""
+        threads = max(1, (os.cpu_count() or 1) // len(layers))
+        for number, part in enumerate(layers, 1):
+            home = self.home / f"node-{number}"
+            # The keys are made here, so that names and addresses are known before anybody runs.
+            peer = load_or_create(home / "node.key").peer
+            place = f"/ip4/127.0.0.1/udp/{_free_port()}/quic-v1"
+            command = [sys.executable, "-m", "swarm", "node", "--stop-on-eof", "--model", str(self.model)]
+            command += ["--layers", f"{part[0]}:{part[1]}", "--listen", place, "--home", str(home)]
+            command += ["--threads", str(threads), "--kv-tokens", "8192"]
+            if self.nodes:
+                command += ["--join", self.nodes[0].address]
+            log = self.home / f"node-{number}.log"
+            process = _start(command, log, self.home)
+            node = DemoNode(f"node {number}", part, peer, f"{place}/p2p/{peer}", log, process)
+            self.nodes.append(node)
+            threading.Thread(target=self._read, args=[node], daemon=True).start()
+
+    def progress(self, within_s: float = READY_WITHIN_S) -> Iterator[tuple[DemoNode, str]]:
+        """What the nodes say while they come up, until all are ready. Raises: DemoFailed."""
+        deadline = time.monotonic() + within_s
+        coming = set(self.nodes)
+        while coming:
+            try:
+                node, line = self._news.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                slow = min(coming, key=lambda node: node.name)
+                raise DemoFailed(
+                    f"{slow.name} is not ready after {within_s:.0f} s:\n{slow.last_words()}"
+                ) from None
+            if not line:
+                node.process.wait()
+                raise DemoFailed(f"{node.name} ended while starting:\n{node.last_words()}")
+            if line.startswith("ready "):
+                coming.discard(node)
+            yield node, line
+
+    def stop(self) -> None:
+        """End all nodes that still run and wait for them; in the end by force."""
+        for node in self.nodes:
+            if node.running:
+                node.process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + LEAVE_WITHIN_S
+        for node in self.nodes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                node.process.wait(max(0.0, deadline - time.monotonic()))
+            node.kill()
+
+    def _read(self, node: DemoNode) -> None:
+        """Lines of a node to its log and to `progress`; an empty one when it has ended."""
+        assert node.process.stdout is not None
+        with node.log.open("ab", buffering=0) as log:
+            for line in node.process.stdout:
+                log.write(line)
+                if text := line.decode(errors="replace").strip():
+                    self._news.put((node, text))
+        self._news.put((node, ""))
+
+
+@contextmanager
+def start(model: Path, layers: Sequence[tuple[int, int]]) -> Iterator[Demo]:
+    """Node processes for each range of layers; all have ended when the block has.
+
+    Their folders are removed, except the logs after a failure: the error then says where they are.
+    Raises: ConfigError, DemoFailed.
+    """
+    home = Path(tempfile.mkdtemp(prefix="swarm-demo-"))
+    demo = Demo(model, home)
+    keep = False
+    try:
+        demo.launch(layers)
+        yield demo
+    except DemoFailed as error:
+        keep = True
+        raise DemoFailed(f"{error}\n(logs are in {home})") from error
+    finally:
+        demo.stop()
+        if not keep:
+            shutil.rmtree(home, ignore_errors=True)
+
+
+def replaceable(demo: Demo, used: Sequence[tuple[str, Span]]) -> DemoNode:
+    """A node in use whose every layer another node that runs serves too. Raises: ConfigError, if there is none."""
+    for peer, _ in sorted(used, key=lambda hop: -len(hop[1])):
+        node = next((n for n in demo.nodes if n.peer == peer and n.running), None)
+        if node is None:
+            continue
+        others = [n.layers for n in demo.nodes if n.running and n is not node]
+        needed = range(*node.layers)
+        if all(any(first <= layer < stop for first, stop in others) for layer in needed):
+            return node
+    raise ConfigError("no node can be spared: --kill needs at least 2 nodes")
+
+
+def _start(command: list[str], log: Path, home: Path) -> subprocess.Popen[bytes]:
+    # Its standard input is a pipe that nobody writes to: it ends when this process does, however that ends, and the
+    # node with it. A session of its own keeps the terminal's Ctrl-C for the chat.
+    environment = {**os.environ, "SWARM_HOME": str(home / "config"), "PYTHONUNBUFFERED": "1"}
+    environment.pop("SWARM_JOIN", None)
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    log.touch()
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        start_new_session=True,
+    )
+
+
+def _free_port() -> int:
+    """A UDP port of the loopback interface that is free now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
