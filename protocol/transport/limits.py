@@ -45,6 +45,7 @@ MAX_HANDSHAKES = 128
 HANDSHAKE_TIMEOUT_S = 5.0
 # Connection ids of closed connections whose goodbye is said again if asked: 1.3 KiB each.
 MAX_GOODBYES = 1024
+GOODBYES = 5  # for one connection: one of them arrives, and nobody is flooded
 # Streams the peer may have open at once; sessions, DHT queries and map exchanges of one peer stay far below.
 MAX_INCOMING_STREAMS = 256
 # A stream that was closed but whose last bytes the peer does not take is reset after this.

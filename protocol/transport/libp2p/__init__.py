@@ -10,14 +10,14 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Literal
 
-import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from libp2p.tools.anyio_service import background_trio_service
 
 from protocol.errors import ConfigError
 from protocol.transport.addresses import Address, parse_address, with_peer
+from protocol.transport.background import background_tasks
 from protocol.transport.libp2p.dht import KadDht
-from protocol.transport.libp2p.host import make_host
+from protocol.transport.libp2p.host import Host, make_host
 from protocol.transport.libp2p.interfaces import dialable
 from protocol.transport.libp2p.kad_server import KadServer
 from protocol.transport.libp2p.patches import apply_patches
@@ -51,7 +51,7 @@ async def open_transport(
     announced = [parse_address(text) for text in announce]
     async with (
         open_endpoint(identity, idle_timeout_s=idle_timeout_s) as endpoint,
-        trio.open_nursery() as nursery,
+        background_tasks() as nursery,
     ):
         bound = [_bind(endpoint, place) for place in places]
         addrs = tuple(
@@ -62,14 +62,26 @@ async def open_transport(
         server = KadServer(host, dht == "server", validate)
         host.on_identified = server.identified
         transport.attach(host, KadDht(server, transport.open_stream, transport.addrs, validate))
-        async with host.run(listen_addrs=[]), background_trio_service(server):
+        async with _running(host, server):
             endpoint.accepting = bool(listen)
             try:
                 yield transport
             finally:
                 endpoint.accepting = False
                 endpoint.close_connections()
-                nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _running(host: Host, server: KadServer) -> AsyncIterator[None]:
+    """py-libp2p's services; what the body raises passes as it is, not in their nurseries' groups."""
+    failure: Exception | None = None
+    async with host.run(listen_addrs=[]), background_trio_service(server):
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  # raised again below
+            failure = error
+    if failure is not None:
+        raise failure
 
 
 def _listen_address(text: str) -> Address:

@@ -13,6 +13,7 @@ from protocol.errors import Lost, Malformed, Unreachable
 
 HEADER = "/multistream/1.0.0"
 NOT_AVAILABLE = "na"
+NEGOTIATION_FAILED = 0x1001  # specification "Error Codes": no protocol in common
 _MAX_LINE_BYTES = 1024  # specification: lines are at most 1,024 bytes, with the newline
 
 
@@ -56,6 +57,14 @@ class LineReader:
                 raise Lost("the stream ended while a protocol was agreed on")
             self._buffer += data
         return parsed
+
+    def feed(self, data: bytes) -> None:
+        """Bytes that arrived another way."""
+        self._buffer += data
+
+    def next_is(self, text: str) -> bool:
+        """Whether `text` is the next line after a header, if that has not been read yet."""
+        return self._buffer.removeprefix(encode_line(HEADER)).startswith(encode_line(text))
 
     def _parse(self) -> str | None:
         if not self._buffer:

@@ -5,7 +5,13 @@ from __future__ import annotations
 import trio
 
 from protocol.errors import Lost, Malformed, TimedOut, Unreachable
-from protocol.transport.libp2p.multistream import LineReader, proposal, read_answer
+from protocol.transport.libp2p.multistream import (
+    NEGOTIATION_FAILED,
+    NOT_AVAILABLE,
+    LineReader,
+    proposal,
+    read_answer,
+)
 from protocol.transport.limits import NEGOTIATION_TIMEOUT_S
 from protocol.transport.quic.stream import QuicStream
 
@@ -84,9 +90,11 @@ class OpenedStream:
             self.reset()
             raise
         except Lost:
-            if self._stream.connection.error is not None or self._stream.is_closed:
+            # A responder that finds no meaning in our first data may reset the stream right after its refusal.
+            lines.feed(self._stream.take_before_reset())
+            refused = lines.next_is(NOT_AVAILABLE) or self._stream.reset_code == NEGOTIATION_FAILED
+            if not refused:
                 raise
-            # The connection lives and the stream was refused before a word: a responder that gave up on it.
             self.reset()
             raise Unreachable(f"peer {self.peer} does not speak {self._protocol}") from None
         self._rest = lines.rest

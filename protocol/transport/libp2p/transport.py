@@ -20,7 +20,13 @@ from protocol.transport.addresses import Address, parse_address
 from protocol.transport.base import Handler
 from protocol.transport.libp2p.dht import KadDht
 from protocol.transport.libp2p.host import Host
-from protocol.transport.libp2p.multistream import HEADER, NOT_AVAILABLE, LineReader, encode_line
+from protocol.transport.libp2p.multistream import (
+    HEADER,
+    NEGOTIATION_FAILED,
+    NOT_AVAILABLE,
+    LineReader,
+    encode_line,
+)
 from protocol.transport.libp2p.streams import AcceptedStream, OpenedStream
 from protocol.transport.limits import (
     DIAL_TIMEOUT_S,
@@ -178,7 +184,7 @@ class Libp2pTransport:
                 protocol, rest = await self._agree(stream)
         except (Lost, Malformed, trio.TooSlowError) as error:
             logger.debug("a stream of %s ended before its protocol was agreed on: %s", stream.peer, error)
-            stream.reset()
+            stream.reset(NEGOTIATION_FAILED)
             return
         accepted = AcceptedStream(stream, rest)
         handler = self._handlers.get(protocol)

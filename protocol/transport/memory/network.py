@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from protocol.errors import ConfigError, LocalProtocolError
 from protocol.transport.addresses import parse_address
+from protocol.transport.background import background_tasks
 from protocol.transport.base import PeerAddrs
 from protocol.transport.limits import IDLE_TIMEOUT_S
 from protocol.transport.memory.pipe import Link
@@ -64,7 +65,7 @@ class Network:
         number = len(self._places) + 1
         place = f"/ip4/10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}/udp/4001/quic-v1/p2p/{peer}"
         place = self._places.setdefault(peer, place)
-        async with trio.open_nursery() as nursery:
+        async with background_tasks() as nursery:
             transport = MemoryTransport(
                 self, nursery, peer, (place,) if listen else (), validate or AcceptAll()
             )
@@ -76,7 +77,6 @@ class Network:
             finally:
                 if self._transports.get(peer) is transport:
                     self._remove(transport, "the peer has left", "this transport has ended")
-                nursery.cancel_scope.cancel()
 
     # --- what goes wrong
 

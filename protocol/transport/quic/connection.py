@@ -133,7 +133,7 @@ class Connection:
             self.engine.close(error_code=code, reason_phrase=why)
             self.flush()
             if self._last_sent:
-                self._endpoint.remember_goodbye(self.cids, self._port, self._last_sent)
+                self._endpoint.remember_goodbye(self.cids, self._last_sent)
 
     # --- for its streams
 
@@ -155,12 +155,12 @@ class Connection:
             self.engine.stop_stream(stream_id, _APPLICATION_RESET)
             self.flush()
 
-    def abort(self, stream_id: int, stop: bool) -> None:
+    def abort(self, stream_id: int, code: int, *, stop: bool) -> None:
         """Reset our direction, and the peer's if `stop`."""
         if self.error is None and self.engine.has_stream(stream_id):
-            self.engine.reset_stream(stream_id, _APPLICATION_RESET)
+            self.engine.reset_stream(stream_id, code)
             if stop:
-                self.engine.stop_stream(stream_id, _APPLICATION_RESET)
+                self.engine.stop_stream(stream_id, code)
             self.flush()
 
     def consumed(self, stream_id: int, size: int, in_all: int | None) -> None:
@@ -212,7 +212,6 @@ class Connection:
             return
         if now >= self._next_probe_at():
             self._probed_at = now
-            self._refusal_gap_s *= 2
             self.engine.send_ping(0)
         if self.engine.probe_timeouts >= _BLACK_HOLE_TIMEOUTS and self._mtu.current > 1200:
             self._too_big(now)
@@ -234,15 +233,21 @@ class Connection:
                 self._too_big(now)
         elif not self._ready.is_set():
             self._end(Unreachable(f"nobody listens at {error.addr[0]} port {error.addr[1]}"))
-        elif error.refused and now >= self._refused_at + REFUSAL_PROBE_S / 2:
-            # A hint, not a proof: ask again, and believe it when it is repeated with nothing heard in between.
-            self._refusals += 1
-            self._refused_at = self._probed_at = now
-            self._refusal_gap_s = REFUSAL_PROBE_S
-            if self._refusals >= REFUSALS_TO_DIE:
-                self._end(Lost(f"nobody listens any more where peer {self.peer} was"))
-            else:
-                self._endpoint.schedule(self)
+        elif error.refused:
+            self._refused(now)
+
+    def _refused(self, now: float) -> None:
+        """A hint, not a proof: ask again, and believe it when it is repeated after time enough for an answer."""
+        if self._refusals and now < self._refused_at + self._refusal_gap_s:
+            return
+        self._refusals += 1
+        if self._refusals >= REFUSALS_TO_DIE:
+            self._end(Lost(f"nobody listens any more where peer {self.peer} was"))
+            return
+        self._refused_at = self._probed_at = now
+        self._refusal_gap_s = max(REFUSAL_PROBE_S, 2 * self.engine.round_trip_s)
+        self.engine.send_ping(0)
+        self.flush()
 
     def flush(self) -> None:
         """Send everything that may be sent now."""
@@ -278,7 +283,7 @@ class Connection:
             elif isinstance(event, events.StreamReset):
                 stream = self._stream(event.stream_id)
                 if stream is not None:
-                    stream.reset_received(self.engine.received_bytes(event.stream_id))
+                    stream.reset_received(self.engine.received_bytes(event.stream_id), event.error_code)
             elif isinstance(event, events.StopSendingReceived):
                 stream = self._stream(event.stream_id)
                 if stream is not None:
@@ -352,7 +357,7 @@ class Connection:
                 self._streams.pop(stream_id, None)
             elif now >= until:
                 self._ending[stream_id] = now + LINGER_TIMEOUT_S
-                self.abort(stream_id, stop=True)
+                self.abort(stream_id, _APPLICATION_RESET, stop=True)
 
     def _next_probe_at(self) -> float:
         """When to send a PING: soon after the last activity while streams wait, then ever more rarely."""

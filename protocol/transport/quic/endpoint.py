@@ -15,9 +15,11 @@ from aioquic.quic.configuration import QuicConfiguration
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from protocol.errors import Lost, TimedOut, Unreachable
+from protocol.transport.background import background_tasks
 from protocol.transport.limits import (
     CONNECTION_WINDOW,
     DIAL_TIMEOUT_S,
+    GOODBYES,
     IDLE_TIMEOUT_S,
     KEEPALIVES_PER_IDLE_TIMEOUT,
     MAX_CONNECTIONS,
@@ -67,7 +69,7 @@ class Endpoint:
         self._routes: dict[bytes, Connection] = {}
         self._connections: dict[Connection, None] = {}
         self._by_peer: dict[str, list[Connection]] = {}
-        self._goodbyes: dict[bytes, tuple[Port, bytes]] = {}
+        self._goodbyes: dict[bytes, list[bytes]] = {}
         self._timers: list[tuple[float, int, Connection]] = []
         self._timer_numbers = itertools.count()
         self._sleeping_until = 0.0
@@ -161,10 +163,11 @@ class Endpoint:
             if not known:
                 del self._by_peer[connection.peer]
 
-    def remember_goodbye(self, cids: set[bytes], port: Port, goodbye: bytes) -> None:
-        """Repeat `goodbye` to a peer that goes on sending: the first may have been lost."""
+    def remember_goodbye(self, cids: set[bytes], goodbye: bytes) -> None:
+        """Repeat `goodbye` a few times to a peer that goes on sending: the first may have been lost."""
+        left = [goodbye] * GOODBYES
         for cid in cids:
-            self._goodbyes[cid] = port, goodbye
+            self._goodbyes[cid] = left
         while len(self._goodbyes) > MAX_GOODBYES:
             del self._goodbyes[next(iter(self._goodbyes))]
 
@@ -228,8 +231,7 @@ class Endpoint:
             cid = data[1 : 1 + CID_BYTES]
             known = self._routes.get(cid)
             if known is None and cid in self._goodbyes:
-                goodbye_port, goodbye = self._goodbyes.pop(cid)  # said once more, to whoever missed it
-                goodbye_port.send(goodbye, addr)
+                self._say_goodbye_again(cid, port, addr)
             return known
         initial = parse_initial(data)
         if initial is None:
@@ -238,6 +240,11 @@ class Endpoint:
         if known is not None or not self.accepting:
             return known
         return self._accept(port, initial, len(data), addr)
+
+    def _say_goodbye_again(self, cid: bytes, port: Port, addr: Addr) -> None:
+        left = self._goodbyes[cid]
+        if left:
+            port.send(left.pop(), addr)
 
     def _accept(self, port: Port, initial: Initial, size: int, addr: Addr) -> Connection | None:
         if not initial.version_is_spoken:
@@ -301,11 +308,10 @@ async def open_endpoint(
     Leaving says goodbye on every connection.
     """
     endpoint = Endpoint(identity, idle_timeout_s, largest_datagram)
-    async with trio.open_nursery() as nursery:
+    async with background_tasks() as nursery:
         endpoint._nursery = nursery
         nursery.start_soon(endpoint._run_timers)
         try:
             yield endpoint
         finally:
             endpoint._close_all()
-            nursery.cancel_scope.cancel()

@@ -84,6 +84,11 @@ class Engine(QuicConnection):
         """Probe time-outs in a row: how often nothing sent was acknowledged in time."""
         return self._loss._pto_count
 
+    @property
+    def round_trip_s(self) -> float:
+        """The smoothed round-trip time; 0 before the first measurement."""
+        return self._loss._rtt_smoothed
+
     def has_stream(self, stream_id: int) -> bool:
         """Whether a stream still has something to send, acknowledge or receive."""
         return stream_id in self._streams

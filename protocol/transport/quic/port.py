@@ -27,6 +27,7 @@ class Port:
         self._on_batch = on_batch
         self._backlog: deque[tuple[bytes, Addr]] = deque()
         self._backlogged = trio.Event()
+        self._closed = False
         self.host, self.port = self._socket.getsockname()[:2]
 
     @property
@@ -52,20 +53,24 @@ class Port:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._send_backlog)
             try:
-                while True:
+                while not self._closed:
                     await trio.lowlevel.wait_readable(self._socket.fileno())
                     self._receive_batch()
             except trio.ClosedResourceError:
-                nursery.cancel_scope.cancel()
+                pass
+            nursery.cancel_scope.cancel()
 
     def close(self) -> None:
         """Give the port back. What is in the backlog is lost."""
+        self._closed = True
         trio.lowlevel.notify_closing(self._socket.fileno())
         self._socket.close()
 
     def _receive_batch(self) -> None:
         batch: Batch = []
-        while len(batch) < RECEIVE_BATCH:
+        for _ in range(RECEIVE_BATCH):
+            if self._closed:
+                return
             try:
                 batch.append(self._socket.recvfrom(_LARGEST))
             except BlockingIOError:
@@ -75,6 +80,8 @@ class Port:
         self._on_batch(self, batch, read_errors(self._socket))
 
     def _try_send(self, data: bytes, addr: Addr) -> int:
+        if self._closed:
+            return errno.EBADF
         number = 0
         for _ in range(2):
             try:

@@ -52,6 +52,8 @@ class QuicStream:
         self._fin_received = False
         self._fin_sent = False
         self._closed = False
+        self._was_reset = False
+        self.reset_code: int | None = None  # the peer's, once it has reset the stream
         self._receive_error: PeerUnavailable | None = None
         self._send_error: PeerUnavailable | None = None
         self._reader = Waiter()
@@ -88,19 +90,19 @@ class QuicStream:
 
         Raises: Lost, if the stream was reset or its connection ended.
         """
-        waited = False
-        while not self._chunks:
-            if self._fin_received and not self._closed:
-                break
-            if self._receive_error is not None:
-                raise type(self._receive_error)(str(self._receive_error))
-            await self._reader.wait()
-            waited = True
-        if not waited:
+        if self._readable():
             await trio.lowlevel.checkpoint()
-            if self._receive_error is not None and not self._chunks and not self._fin_received:
-                raise type(self._receive_error)(str(self._receive_error))
+        while not self._readable():
+            await self._reader.wait()
+        if self._receive_error is not None and (self._was_reset or not self._chunks):
+            raise type(self._receive_error)(str(self._receive_error))
         return self._take(max_bytes)
+
+    def take_before_reset(self) -> bytes:
+        """What had arrived when the peer reset the stream, which `receive` does not give any more."""
+        data = b"".join(self._chunks)
+        self._chunks.clear()
+        return data
 
     async def finish(self) -> None:
         """Half-close: no more will be sent; receiving goes on."""
@@ -127,13 +129,13 @@ class QuicStream:
             self.connection.stop(self.stream_id)
         self.connection.release(self)
 
-    def reset(self) -> None:
+    def reset(self, code: int = 0) -> None:
         """End both directions at once; the peer's next receive raises Lost. Never blocks. Safe twice."""
         if self._closed:
             return
         self._close(Lost("the stream was reset"))
         self._fin_sent = True
-        self.connection.abort(self.stream_id, stop=not self._fin_received)
+        self.connection.abort(self.stream_id, code, stop=not self._fin_received)
         self.connection.release(self)
 
     # --- what the connection tells
@@ -160,14 +162,14 @@ class QuicStream:
             self._release_if_done()
         self._reader.wake()
 
-    def reset_received(self, used: int | None) -> None:
+    def reset_received(self, used: int | None, code: int) -> None:
         """The peer has reset its direction after sending `used` bytes."""
-        self._chunks.clear()
         self._arrived = max(self._arrived, used or 0)
         self._discard()
         if not self._closed:
             self._receive_error = Lost("the peer reset the stream")
-        self._fin_received = False
+            self.reset_code = code
+        self._was_reset = True
         self._reader.wake()
 
     def stop_received(self) -> None:
@@ -186,8 +188,8 @@ class QuicStream:
     def lost(self, error: PeerUnavailable) -> None:
         """The connection has ended. What arrived before a clean finish can still be read."""
         self._send_error = self._send_error or error
-        if not self._fin_received:
-            self._receive_error = self._receive_error or error
+        if not (self._fin_received or self._was_reset):
+            self._receive_error = error
         self._reader.wake()
         self._writer.wake()
 
@@ -197,6 +199,9 @@ class QuicStream:
         """Both directions have ended well: the connection need not know us when all is acknowledged."""
         if self._fin_sent and self._fin_received and not self._closed:
             self.connection.release(self, linger_s=math.inf)
+
+    def _readable(self) -> bool:
+        return bool(self._chunks) or self._fin_received or self._receive_error is not None
 
     def _check_sendable(self) -> None:
         if self._send_error is not None:
