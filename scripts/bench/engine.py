@@ -157,7 +157,7 @@ def main() -> None:
     configure_threads(options.threads)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    shape, tokens, turns = (SIXTH, 24, 5) if options.quick else (HALF_BILLION, 48, 9)
+    shape, tokens, turns = (SIXTH, 24, 5) if options.quick else (HALF_BILLION, 24, 7)
     with tempfile.TemporaryDirectory() as folder:
         rows = compare(shape, Path(folder, "large"), (1, 2, 4), tokens, turns)
         rows += compare(CALLS, Path(folder, "calls"), (1, 4), 64, turns)

@@ -117,15 +117,22 @@ def random_model(config: Any, *, seed: int) -> PreTrainedModel:
 
 
 def make_model(
-    family: str, folder: Path, *, seed: int, layers: int = 4, sharded: bool = False, **overrides: Any
+    family: str,
+    folder: Path,
+    *,
+    seed: int,
+    layers: int = 4,
+    sharded: bool = False,
+    shard_size: str = "100KB",
+    **overrides: Any,
 ) -> Path:
     """Writes a tiny random fp32 checkpoint of the family with a tokenizer; returns the folder.
 
-    `sharded` spreads the weights over several safetensors files with an index. `overrides` replace fields
-    of the configuration.
+    `sharded` spreads the weights over several safetensors files of `shard_size` with an index. `overrides`
+    replace fields of the configuration.
     """
     model = random_model(tiny_config(family, layers=layers, **overrides), seed=seed)
-    model.save_pretrained(folder, max_shard_size="100KB" if sharded else "1GB")
+    model.save_pretrained(folder, max_shard_size=shard_size if sharded else "1GB")
     write_tokenizer(folder)
     return folder
 
