@@ -1,0 +1,69 @@
+"""Greedy decoding through a swarm is that of transformers' generate on the same checkpoint, token for token."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import swarm
+from node.engine.checkpoint import Checkpoint
+from node.engine.ends import LocalEnds
+from tests.support.inprocess import running_nodes
+from tests.support.models import make_model
+
+pytestmark = pytest.mark.net
+
+FAMILIES = ["llama", "qwen2", "qwen3", "gemma3_text", "phi3", "mixtral", "deepseek_v3", "opt", "gptj"]
+LAYERS = 4
+CUTS = {1: [(0, 4)], 2: [(0, 2), (2, 4)], 4: [(0, 1), (1, 2), (2, 3), (3, 4)]}
+PROMPT = "The answer, in one word: "
+NEW_TOKENS = 16
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+    """Family -> a checkpoint folder, made when first asked for."""
+
+    @cache
+    def made(family: str) -> Path:
+        folder = tmp_path_factory.mktemp(family) / family
+        make_model(family, folder, seed=3, layers=LAYERS)
+        return folder
+
+    return made
+
+
+def generated(folder: Path, ids: list[int]) -> list[int]:
+    """What transformers makes of it."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    output = model.generate(torch.tensor([ids]), max_new_tokens=NEW_TOKENS, do_sample=False)
+    found: list[int] = output[0, len(ids) :].tolist()
+    return found
+
+
+async def answer(client: swarm.Client) -> list[int]:
+    """What the swarm makes of it."""
+    async for _ in client.generate(PROMPT, max_new_tokens=NEW_TOKENS):
+        pass
+    assert client.last is not None
+    return list(client.last.tokens)
+
+
+@pytest.mark.parametrize("nodes", list(CUTS))
+@pytest.mark.parametrize("family", FAMILIES)
+async def test_swarm_equals_generate(family: str, nodes: int, checkpoints) -> None:  # type: ignore[no-untyped-def]
+    """Over 1, 2 and 4 nodes, thin and full client, direct and bridged."""
+    folder = checkpoints(family)
+    ends = LocalEnds.load(Checkpoint.open(str(folder)), dtype="f32")
+    async with running_nodes(folder, CUTS[nodes]) as addrs:
+        for with_ends in (None, ends):
+            for direct in (True, False):
+                async with swarm.connect(addrs[-1], ends=with_ends, direct=direct) as client:
+                    expected = generated(folder, client.text.encode(PROMPT))
+                    assert await answer(client) == expected, (with_ends, direct)
+                    assert client.last is not None
+                    assert len(client.last.route.hops) == nodes
