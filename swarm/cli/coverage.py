@@ -52,20 +52,21 @@ def render(
 ) -> list[Table | Text]:
     """A heading, a bar for each node and for all, and a line for each hole."""
     one, width = coverage.one, terminal.out.width
-    roomy = width >= 90
-    scale = _Scale(one.stages, max(10, width - (64 if roomy else 28)))
+    names_of = [terminal.glyphs(name_of(node.peer, names)) for node in coverage.nodes]
+    serves = [describe_stages(node.span, one.blocks) for node in coverage.nodes]
+    details = _HEADERS if width >= _DETAILS_FROM else ()
+    headers = ("serves", *details) if width >= _SERVES_FROM else ()
+    # What the other columns leave; each has a blank on both sides.
+    taken = max(map(len, names_of)) + 2 + (max(map(len, serves)) + 2 if headers else 0) + 48 * bool(details)
+    scale = _Scale(one.stages, max(10, width - taken - 2))
     table = Table(box=None, padding=(0, 1), show_edge=False, header_style="dim")
-    for header in ("node", Text(scale.axis(), style="dim"), "serves", *(_HEADERS if roomy else ())):
+    for header in ("node", Text(scale.axis(), style="dim"), *headers):
         table.add_column(header, no_wrap=True)
-    for node in coverage.nodes:
+    for name, node, what in zip(names_of, coverage.nodes, serves, strict=True):
         style = {"serving": "green", "joining": "yellow"}.get(node.state, "dim")
-        bar = Text(terminal.glyphs(scale.bar(node.span)), style=style)
-        cells: list[str | Text] = [
-            terminal.glyphs(name_of(node.peer, names)),
-            bar,
-            describe_stages(node.span, one.blocks),
-        ]
-        table.add_row(*cells, *(_details(node, rtt_ms.get(node.peer)) if roomy else ()))
+        cells: list[str | Text] = [name, Text(terminal.glyphs(scale.bar(node.span)), style=style)]
+        cells += [what, *_details(node, rtt_ms.get(node.peer))][: len(headers)]
+        table.add_row(*cells)
     table.add_row(Text("nodes", style="dim"), scale.counts(coverage))
     heading = f"{harmless(one.model)} · {count(one.blocks, 'layer')} · {count(len(coverage.nodes), 'node')}"
     lines: list[Table | Text] = [
@@ -78,6 +79,10 @@ def render(
     return lines
 
 
+# Widths of a terminal from which there is room for more columns.
+_SERVES_FROM, _DETAILS_FROM = 60, 100
+# Layers between two numbers on the axis.
+_EVERY = (1, 2, 4, 5, 8, 10, 16, 20, 32, 50, 100)
 _HEADERS = ("dtype", "ms/layer", "free KV", "RTT", "state")
 
 
@@ -118,28 +123,21 @@ class _Scale:
         for cell in range(0, self.cells, self._wide):
             fewest = min(sum(s in span for span in spans) for s in self._stages_of(cell))
             style = ("bold red", "yellow")[fewest] if fewest < 2 else "green"
-            text.append(("!" if fewest == 0 else str(min(fewest, 9))) * self._wide, style=style)
+            text.append(("!" if fewest == 0 else str(min(fewest, 9))).ljust(self._wide), style=style)
         return text
 
     def axis(self) -> str:
-        """E for the embedding, layer numbers, H for the head."""
-        line = ["E", *" " * (self.cells - 2), "H"]
+        """E for the embedding, layer numbers where there is room, H for the head."""
+        head = (self._stages - 1) // self._narrow * self._wide
+        line = ["E", *" " * (self.cells - 1)]
+        line[head] = "H"
         blocks = self._stages - 2
-        every = next(
-            n
-            for n in (1, 2, 4, 5, 8, 10, 16, 20, 32, 50, 100, 500)
-            if blocks // n <= self.cells // 5 or n == 500
-        )
+        every = next((n for n in _EVERY if blocks / n <= self.cells / 5), blocks)
         for layer in range(0, blocks, every):
-            at = (layer + 1) // self._narrow * self._wide
-            label = str(layer)
-            if (
-                at > 0
-                and at + len(label) < self.cells
-                and line[at - 1 : at + len(label)].count(" ") >= len(label)
-            ):
+            at, label = (layer + 1) // self._narrow * self._wide, str(layer)
+            if at > 0 and set(line[at - 1 : at + len(label) + 1]) <= {" ", "E"}:
                 line[at : at + len(label)] = label
-        return "".join(line)
+        return "".join(line).rstrip()
 
 
 def coverage_fields(coverage: Coverage, rtt_ms: Mapping[str, float], join: str) -> dict[str, Any]:

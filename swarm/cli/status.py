@@ -10,6 +10,7 @@ import trio
 import typer
 from rich.console import Group
 from rich.live import Live
+from rich.table import Table
 from rich.text import Text
 
 from swarm.cli import joined
@@ -52,21 +53,19 @@ async def _status(addrs: tuple[str, ...], terminal: Terminal, as_json: bool, wat
             print(json.dumps({"models": models}))
             return
         if not watch:
-            terminal.show(_picture(found, terminal, addrs[0]))
+            terminal.show(*_picture(found, terminal, addrs[0]))
             return
         with Live(console=terminal.out, auto_refresh=False) as live:
             while True:
-                live.update(_picture(found, terminal, addrs[0]), refresh=True)
+                live.update(Group(*_picture(found, terminal, addrs[0])), refresh=True)
                 await trio.sleep(WATCH_EVERY_S)
                 found = await surveyor.survey()
 
 
-def _picture(found: Survey, terminal: Terminal, join: str) -> Group:
+def _picture(found: Survey, terminal: Terminal, join: str) -> list[Table | Text]:
     if not found.announcements:
-        return Group(Text("nobody serves a model here yet", style="red"))
-    parts = [
-        part
-        for model in by_model(found.announcements)
-        for part in [*render(model, found.rtt_ms, terminal, join), Text()]
-    ]
-    return Group(*parts[:-1])
+        return [Text("nobody serves a model here yet", style="red")]
+    parts: list[Table | Text] = []
+    for model in by_model(found.announcements):
+        parts += [*([Text()] if parts else []), *render(model, found.rtt_ms, terminal, join)]
+    return parts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import unicodedata
@@ -47,7 +48,8 @@ class Terminal:
     def show(self, *things: RenderableType) -> None:
         """Tables and bars, on standard output."""
         for thing in things:
-            self.out.print(thing)
+            # Lines are left whole, to be copied; tables fit themselves.
+            self.out.print(thing, soft_wrap=isinstance(thing, Text))
 
 
 def open_terminal() -> Terminal:
@@ -56,7 +58,9 @@ def open_terminal() -> Terminal:
         _forgive(stream)
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="replace")
-    return Terminal(Console(highlight=False), Console(stderr=True, highlight=False))
+    # A pipe has no width; tables for it are whole.
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
+    return Terminal(Console(highlight=False, width=width), Console(stderr=True, highlight=False))
 
 
 def _forgive(stream: TextIO) -> None:
