@@ -81,8 +81,9 @@ class NodeConfig:
             return None
         first, stop = self.layers
         if stop > blocks:
-            least = f"use {first}:{blocks} or less" if first < blocks else f"use 0:{blocks} or less"
-            raise ConfigError(f"layers {first}:{stop}: the model has {blocks} layers, so {least}")
+            raise ConfigError(
+                f"layers {first}:{stop}: the model has {blocks} layers, so use 0:{blocks} or less"
+            )
         at_ends = (first == 0, stop == blocks)
         if self.ends and not any(at_ends):
             raise ConfigError(

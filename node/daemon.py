@@ -37,7 +37,6 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Notify = Callable[[str], None]
 
-GIB = 1024**3
 # How long the addresses given have to answer: an address is there or wrong, seconds tell.
 JOIN_WITHIN_S = 10.0
 # Of the memory that is free, what a node that chooses its own span takes for weights: the rest is for KV caches, for
@@ -131,9 +130,9 @@ class Node:
         counts = coverage([said.span for said in peers], manifest.stages)
         span = choose_span(counts, sizes, memory_bytes, self._rng)
         if span is None:
-            least = _gib(min(sizes))
+            least = _size(min(sizes))
             raise ConfigError(
-                f"the smallest stage takes {least}, {_gib(memory_bytes)} may be used for weights"
+                f"the smallest stage takes {least}, {_size(memory_bytes)} may be used for weights"
             )
         return span
 
@@ -150,8 +149,8 @@ class Node:
         dtype = await _in_thread(lambda: self._backend.dtype(model, config))
         need = await _in_thread(lambda: sum(model.stage_bytes(stage, dtype) for stage in span))
         if config.max_memory is not None and need > config.max_memory:
-            raise ConfigError(f"{stages} take {_gib(need)}, the memory limit is {_gib(config.max_memory)}")
-        self._notify(f"loading {stages} of {model.name} ({_gib(need)}, {dtype})")
+            raise ConfigError(f"{stages} take {_size(need)}, the memory limit is {_size(config.max_memory)}")
+        self._notify(f"loading {stages} of {model.name} ({_size(need)}, {dtype})")
         await _in_thread(lambda: model.require(span))
         weights = await _in_thread(lambda: model.stage_digests(span))
         name = config.name or model.name
@@ -175,7 +174,7 @@ class Node:
         kv_bytes = engine.kv_bytes_per_token() * self._budget.total
         self._notify(
             f"serving {describe_stages(span, manifest.blocks)} of {model.name} ({manifest.digest.hex()[:12]}); "
-            f"weights {_gib(engine.weight_bytes)}, room for {self._budget.total} tokens ({_gib(kv_bytes)}), "
+            f"weights {_size(engine.weight_bytes)}, room for {self._budget.total} tokens ({_size(kv_bytes)}), "
             f"{speed.decode_ms_per_block:.2f} ms per block and token"
         )
 
@@ -218,8 +217,12 @@ def _piece_rows(speed: Speed, stages: int) -> int:
     return max(LEAST_PIECE_ROWS, min(limits.STEP_TOKENS, rows))
 
 
-def _gib(size_bytes: int) -> str:
-    return f"{size_bytes / GIB:.2f} GiB"
+def _size(size_bytes: int) -> str:
+    size, units = float(size_bytes), ["B", "KiB", "MiB", "GiB"]
+    while size >= 1024 and len(units) > 1:
+        size /= 1024
+        units.pop(0)
+    return f"{size:.3g} {units[0]}" if size < 1000 else f"{size:.0f} {units[0]}"
 
 
 async def _in_thread(work: Callable[[], T]) -> T:
@@ -276,7 +279,7 @@ def main(config: NodeConfig) -> int:
     try:
         trio.run(serve)
     except (SwarmError, BaseExceptionGroup) as raised:
-        error = _named(raised)
+        error = named_error(raised)
         if error is None:
             raise
         print(f"error: {error}", file=sys.stderr, flush=True)
@@ -284,7 +287,7 @@ def main(config: NodeConfig) -> int:
     return 0
 
 
-def _named(raised: BaseException) -> SwarmError | None:
+def named_error(raised: BaseException) -> SwarmError | None:
     """The one error that nurseries have wrapped, if it is one of ours."""
     while isinstance(raised, BaseExceptionGroup) and len(raised.exceptions) == 1:
         raised = raised.exceptions[0]

@@ -1,0 +1,289 @@
+"""A whole node over the memory transport, with the fake engine behind it."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import pytest
+import trio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from node.config import NodeConfig
+from node.daemon import Node, named_error
+from node.interfaces import Engine
+from protocol.candidates import Want
+from protocol.errors import BadCheckpoint, ConfigError, SwarmError, Unreachable
+from protocol.hints import RecordRule
+from protocol.identity import generate
+from protocol.messages import Error, NextHop, Output, Refused
+from protocol.model import Manifest, Span
+from protocol.transport.exchange import exchange_maps, fetch_model
+from protocol.transport.memory import Network
+from protocol.transport.memory.transport import MemoryTransport
+from tests.node.fakes import (
+    MANIFEST,
+    STAGES,
+    Client,
+    FakeEngine,
+    expected_ids,
+    ids_of,
+    opened,
+    token_rows,
+    wait_until,
+)
+
+TOKENS = [3, 1, 4]
+LAST = Want("candidates", top=3)
+
+
+@dataclass(frozen=True)
+class FakeSpeed:
+    """As if measured."""
+
+    decode_ms_per_block: float = 1.0
+    prefill_ms_per_token_block: float = 0.5
+    head_ms: float = 2.0
+
+
+class FakeModel:
+    """A checkpoint of which every stage takes ten bytes; `salt` makes other weights under the same digest."""
+
+    name = "fake"
+    manifest: Manifest = MANIFEST
+
+    def __init__(self, salt: int = 0, broken: bool = False) -> None:
+        self._salt = salt
+        self._broken = broken
+
+    def file(self, name: str) -> bytes:
+        """There are none."""
+        raise KeyError(name)
+
+    def require(self, span: Span) -> None:
+        """Here or not."""
+        if self._broken:
+            raise BadCheckpoint("fake: model.safetensors is missing")
+
+    def stage_bytes(self, stage: int, dtype: str) -> int:
+        """All alike."""
+        return 10
+
+    def stage_digests(self, span: Span) -> tuple[bytes, ...]:
+        """By stage and salt."""
+        return tuple(bytes([stage, self._salt] * 4) for stage in span)
+
+
+class FakeBackend:
+    """Instead of torch."""
+
+    def __init__(self, model: FakeModel | None = None, free_bytes: int = 1_000_000) -> None:
+        self._model = model or FakeModel()
+        self._free_bytes = free_bytes
+
+    def open(self, config: NodeConfig) -> FakeModel:
+        """See `node.backend.Backend`."""
+        return self._model
+
+    def dtype(self, model: object, config: NodeConfig) -> str:
+        """See `node.backend.Backend`."""
+        return "f32"
+
+    def load(self, model: object, span: Span, config: NodeConfig) -> Engine:
+        """See `node.backend.Backend`."""
+        return FakeEngine(span)
+
+    def measure(self, engine: Engine) -> FakeSpeed:
+        """See `node.backend.Backend`."""
+        return FakeSpeed()
+
+    def free_bytes(self, config: NodeConfig) -> int:
+        """See `node.backend.Backend`."""
+        return self._free_bytes
+
+
+class Running:
+    """A node, what it said, and a way to end it."""
+
+    def __init__(self, transport: MemoryTransport) -> None:
+        self.transport = transport
+        self.lines: list[str] = []
+        self.error: SwarmError | None = None
+        self.scope = trio.CancelScope()
+        self.left = trio.Event()
+
+    def said(self, beginning: str) -> list[str]:
+        """Lines that begin so."""
+        return [line for line in self.lines if line.startswith(beginning)]
+
+    async def leave(self) -> None:
+        """As on SIGTERM."""
+        self.scope.cancel()
+        with trio.fail_after(3):
+            await self.left.wait()
+
+
+class House:
+    """Nodes on one network."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self.network = Network(rng=random.Random(3))
+        self._nursery = nursery
+
+    async def node(self, config: NodeConfig, backend: FakeBackend | None = None) -> Running:
+        """A node that serves, or has failed."""
+        made, here = trio.open_memory_channel[Running](1)
+        self._nursery.start_soon(self._run, config, backend or FakeBackend(), made)
+        node = await here.receive()
+        await wait_until(lambda: bool(node.said("ready ")) or node.error is not None)
+        return node
+
+    async def client(self) -> MemoryTransport:
+        """A peer that only dials."""
+        made, here = trio.open_memory_channel[MemoryTransport](1)
+
+        async def hold() -> None:
+            async with self.network.transport(Ed25519PrivateKey.generate(), listen=False) as transport:
+                made.send_nowait(transport)
+                await trio.sleep_forever()
+
+        self._nursery.start_soon(hold)
+        return await here.receive()
+
+    async def _run(
+        self, config: NodeConfig, backend: FakeBackend, made: trio.MemorySendChannel[Running]
+    ) -> None:
+        identity = generate()
+        async with self.network.transport(identity.key, validate=RecordRule()) as transport:
+            running = Running(transport)
+            made.send_nowait(running)
+            node = Node(config, identity, transport, backend, running.lines.append)
+            with running.scope:
+                try:
+                    await node.run()
+                except (SwarmError, ExceptionGroup) as raised:
+                    running.error = named_error(raised)
+            await node.leave()
+            running.left.set()
+            await trio.sleep_forever()
+
+
+@pytest.fixture
+def house(nursery: trio.Nursery) -> House:
+    """A network of its own."""
+    return House(nursery)
+
+
+async def test_two_nodes_serve_a_model_together(house: House) -> None:
+    """Found by one address, opened, stepped; files are handed out; nothing but the address was told."""
+    first = await house.node(NodeConfig("fake", layers=(0, 3)))
+    second = await house.node(NodeConfig("fake", layers=(3, 6), join=first.transport.addrs))
+    assert first.said("serving") == [
+        f"serving embedding + layers 0:3 of fake ({MANIFEST.digest.hex()[:12]}); weights 1000 B, "
+        "room for 2601 tokens (163 KiB), 1.00 ms per block and token"
+    ]
+    me = await house.client()
+    records, _ = await exchange_maps(me, first.transport.peer, first.transport.addrs)
+    assert len(records) == 2
+    manifest, files = await fetch_model(me, first.transport.peer, first.transport.addrs, MANIFEST.digest)
+    assert (manifest.blocks, files) == (6, {})
+    back = await opened(await Client.to(me, second.transport), Span(4, STAGES))
+    target = NextHop(second.transport.peer, second.transport.addrs, back.session)
+    front = await opened(await Client.to(me, first.transport), Span(0, 4), next=target)
+    await front.step(0, 0, token_rows(TOKENS), LAST)
+    assert ids_of(await back.expect(Output)) == expected_ids(TOKENS)[-1:]
+
+
+async def test_how_others_join_is_said_exactly(house: House) -> None:
+    """Commands to copy, then one line that begins with ready."""
+    node = await house.node(NodeConfig("fake model"))
+    addr = node.transport.addrs[0]
+    assert node.lines[-4:] == [
+        f"address {addr}",
+        f"others join with:  swarm node --model 'fake model' --join {addr}",
+        f"others chat with:  swarm chat --join {addr}",
+        f"ready {node.transport.peer}",
+    ]
+
+
+async def test_without_layers_a_node_takes_what_is_missing(house: House) -> None:
+    """As much as its memory allows; the third finds all served and helps where it can."""
+    small = FakeBackend(free_bytes=100)  # six stages of eight
+    first = await house.node(NodeConfig("fake"), small)
+    second = await house.node(NodeConfig("fake", join=first.transport.addrs), small)
+    own = [line.split(" of ")[0] for line in (*first.said("loading"), *second.said("loading"))]
+    assert set(own) <= {"loading embedding + layers 0:5", "loading layers 1:6 + head"}
+    assert len(set(own)) == 2
+
+
+async def test_leaving(house: House) -> None:
+    """Sessions end with a word, others are told at once, new sessions are refused."""
+    first = await house.node(NodeConfig("fake", layers=(0, 3)))
+    second = await house.node(NodeConfig("fake", layers=(3, 6), join=first.transport.addrs))
+    me = await house.client()
+    client = await opened(await Client.to(me, second.transport), Span(4, STAGES))
+    await second.leave()
+    assert (await client.expect(Error)).code == "leaving"
+    records, _ = await exchange_maps(me, first.transport.peer, first.transport.addrs)
+    assert len(records) == 2
+    late = await Client.to(me, second.transport)
+    await late.open(Span(4, STAGES))
+    assert (await late.expect(Refused)).code == "draining"
+
+
+async def test_leaving_while_nothing_is_served_yet(house: House) -> None:
+    """A node that could not join has nothing to take back."""
+    node = await house.node(NodeConfig("fake", layers=(0, 99)))
+    assert isinstance(node.error, ConfigError)
+    with trio.fail_after(1):
+        await node.left.wait()
+
+
+async def test_other_weights_are_warned_of_once(house: House) -> None:
+    """By the node that joins; the swarm's clients decide by majority."""
+    first = await house.node(NodeConfig("fake"))
+    other = FakeBackend(FakeModel(salt=1))
+    second = await house.node(NodeConfig("fake", layers=(0, 3), join=first.transport.addrs), other)
+    assert second.said("warning") == [
+        f"warning: node {first.transport.peer} serves other weights for the same layers of this model"
+    ]
+
+
+async def test_another_model_is_allowed_and_said(house: House) -> None:
+    """In one line that names both."""
+    first = await house.node(NodeConfig("fake"))
+    model = FakeModel()
+    model.manifest = Manifest(6, 8, 32, 512, bytes(32), ())
+    second = await house.node(NodeConfig("fake", join=first.transport.addrs), FakeBackend(model))
+    assert len(second.said("note: this swarm serves fake")) == 1
+    assert second.said("ready ")
+
+
+@pytest.mark.parametrize(
+    ("config", "backend", "kind", "words"),
+    [
+        (NodeConfig("fake", layers=(4, 99)), FakeBackend(), ConfigError, "use 0:6 or less"),
+        (NodeConfig("fake", layers=(0, 6), max_memory=50), FakeBackend(), ConfigError, "memory limit"),
+        (NodeConfig("fake"), FakeBackend(free_bytes=5), ConfigError, "smallest stage"),
+        (NodeConfig("fake"), FakeBackend(FakeModel(broken=True)), BadCheckpoint, "is missing"),
+    ],
+    ids=["layers", "limit", "memory", "broken"],
+)
+async def test_what_cannot_be(
+    house: House, config: NodeConfig, backend: FakeBackend, kind: type[SwarmError], words: str
+) -> None:
+    """Named errors, one line each."""
+    node = await house.node(config, backend)
+    assert isinstance(node.error, kind)
+    assert words in str(node.error)
+    assert "\n" not in str(node.error)
+
+
+async def test_nobody_to_join(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address that stays silent ends the node with one clear line."""
+    monkeypatch.setattr("node.daemon.JOIN_WITHIN_S", 0.1)
+    gone = await house.node(NodeConfig("fake"))
+    house.network.kill(gone.transport.peer)
+    node = await house.node(NodeConfig("fake", join=gone.transport.addrs))
+    assert isinstance(node.error, Unreachable)
+    assert str(node.error).startswith(f"no node answers at {gone.transport.addrs[0]}")
