@@ -43,6 +43,10 @@ MAX_CONNECTIONS_PER_PEER = 4
 # Handshakes cost about 3 ms of CPU each: 128 unfinished ones bound memory and what a flood can start.
 MAX_HANDSHAKES = 128
 HANDSHAKE_TIMEOUT_S = 5.0
+# Beyond this many, who wants in must first show that it receives at the address it sends from (one round trip).
+MAX_UNPROVEN_HANDSHAKES = 32
+# With all connections taken, one without streams gives way if nothing has passed over it for this long.
+UNUSED_AFTER_S = 10.0
 # Connection ids of closed connections whose goodbye is said again if asked: 1.3 KiB each.
 MAX_GOODBYES = 1024
 GOODBYES = 5  # for one connection: one of them arrives, and nobody is flooded

@@ -97,6 +97,11 @@ class Connection:
         """Streams that either end has not finished with."""
         return len(self._streams)
 
+    @property
+    def active_at(self) -> float:
+        """When data last passed, by trio's clock."""
+        return self._active_at
+
     async def wait_ready(self) -> None:
         """Wait until the peer is verified. Raises: what ended the attempt."""
         await self._ready.wait()
@@ -189,7 +194,7 @@ class Connection:
         self._heard_at = now
         self._refusals = 0
         self._handle_events()
-        if not self.engine.has_begun:
+        if not (self.is_dialler or self.engine.has_begun):
             self._end(Unreachable("no first packet of a connection"))
         if self.error is None:
             if self.is_ready:

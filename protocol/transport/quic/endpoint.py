@@ -6,12 +6,14 @@ import heapq
 import ipaddress
 import itertools
 import logging
+import os
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 import trio
 from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.retry import QuicRetryTokenHandler
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from protocol.errors import Lost, TimedOut, Unreachable
@@ -26,12 +28,14 @@ from protocol.transport.limits import (
     MAX_CONNECTIONS_PER_PEER,
     MAX_GOODBYES,
     MAX_HANDSHAKES,
+    MAX_UNPROVEN_HANDSHAKES,
     STREAM_WINDOW,
+    UNUSED_AFTER_S,
 )
 from protocol.transport.peer_id import peer_id_of
 from protocol.transport.quic.connection import Connection
 from protocol.transport.quic.engine import ALPN, CID_BYTES, VERSIONS, Engine
-from protocol.transport.quic.first_packet import Initial, parse_initial, refuse, version_negotiation
+from protocol.transport.quic.first_packet import Initial, parse_initial, refuse, retry, version_negotiation
 from protocol.transport.quic.identity import make_certificate
 from protocol.transport.quic.mtu import CANDIDATES
 from protocol.transport.quic.port import Batch, Port
@@ -69,6 +73,8 @@ class Endpoint:
         self._routes: dict[bytes, Connection] = {}
         self._connections: dict[Connection, None] = {}
         self._by_peer: dict[str, list[Connection]] = {}
+        self._shaking: set[Connection] = set()  # accepted, not yet verified
+        self._tokens = QuicRetryTokenHandler()
         self._goodbyes: dict[bytes, list[bytes]] = {}
         self._timers: list[tuple[float, int, Connection]] = []
         self._timer_numbers = itertools.count()
@@ -109,7 +115,7 @@ class Endpoint:
 
         Raises: Unreachable, TimedOut.
         """
-        if len(self._connections) >= self.max_connections:
+        if not self._make_room():
             raise Unreachable(f"this endpoint has {self.max_connections} connections already")
         connection = self._start_dial(host, port, peer)
         try:
@@ -146,6 +152,7 @@ class Endpoint:
 
     def connection_ready(self, connection: Connection) -> None:
         """The peer is verified."""
+        self._shaking.discard(connection)
         known = self._by_peer.setdefault(connection.peer, [])
         known.append(connection)
         self.on_connection(connection)
@@ -155,6 +162,7 @@ class Endpoint:
     def connection_ended(self, connection: Connection) -> None:
         """Forget `connection`."""
         self._connections.pop(connection, None)
+        self._shaking.discard(connection)
         for cid in connection.cids:
             self._routes.pop(cid, None)
         known = self._by_peer.get(connection.peer, [])
@@ -251,22 +259,62 @@ class Endpoint:
             answer = version_negotiation(initial, size)
         elif not initial.opens_connection(size):
             return None
-        elif self._is_full():
+        elif len(self._shaking) >= MAX_HANDSHAKES or not self._make_room():
             answer = refuse(initial)
-        else:
-            engine = Engine(self._configuration(is_client=False), initial.destination_cid)
+        elif (cids := self._proven_cids(initial, addr)) is not None:
+            engine = Engine(self._configuration(is_client=False), *cids)
             connection = self._add(port, engine, None)
+            self._shaking.add(connection)
             self.route(initial.destination_cid, connection)
             self.schedule(connection)
             return connection
+        else:
+            answer = self._demand_proof(initial, addr)
         if answer:
             port.send(answer, addr)
         return None
 
-    def _is_full(self) -> bool:
-        if len(self._connections) >= self.max_connections:
+    def _proven_cids(self, initial: Initial, addr: Addr) -> tuple[bytes, bytes | None] | None:
+        """The first destination id and that of our retry, if the sender may begin; None if it must prove itself.
+
+        With few handshakes in progress everybody may begin, which saves a round trip.
+        """
+        if initial.token:
+            try:
+                original = self._tokens.validate_token(
+                    address=addr,
+                    destination_cid=initial.destination_cid,
+                    token=initial.token,
+                    now=trio.current_time(),
+                )
+                return original, initial.destination_cid
+            except ValueError as error:
+                logger.debug("a token of %s is not ours: %s", addr, error)
+        return (initial.destination_cid, None) if len(self._shaking) < MAX_UNPROVEN_HANDSHAKES else None
+
+    def _demand_proof(self, initial: Initial, addr: Addr) -> bytes:
+        cid = os.urandom(CID_BYTES)
+        token = self._tokens.create_token(
+            address=addr,
+            original_destination_connection_id=initial.destination_cid,
+            retry_source_connection_id=cid,
+            now=trio.current_time(),
+        )
+        return retry(initial, cid, token)
+
+    def _make_room(self) -> bool:
+        """Whether one more connection may be; the longest unused one without streams gives way to it."""
+        if len(self._connections) < self.max_connections:
             return True
-        return sum(not connection.is_ready for connection in self._connections) >= MAX_HANDSHAKES
+        before = trio.current_time() - UNUSED_AFTER_S
+        unused = [
+            connection
+            for connection in self._connections
+            if connection.is_ready and not connection.open_streams and connection.active_at < before
+        ]
+        if unused:
+            min(unused, key=lambda connection: connection.active_at).close("room for others")
+        return len(self._connections) < self.max_connections
 
     async def _run_timers(self) -> None:
         while True:

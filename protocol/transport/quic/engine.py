@@ -41,10 +41,15 @@ class Engine(QuicConnection):
     """One QUIC connection, sans I/O."""
 
     def __init__(
-        self, configuration: QuicConfiguration, original_destination_cid: bytes | None = None
+        self,
+        configuration: QuicConfiguration,
+        original_destination_cid: bytes | None = None,
+        retry_source_cid: bytes | None = None,
     ) -> None:
         super().__init__(
-            configuration=configuration, original_destination_connection_id=original_destination_cid
+            configuration=configuration,
+            original_destination_connection_id=original_destination_cid,
+            retry_source_connection_id=retry_source_cid,
         )
         streams = self._local_max_streams_bidi
         streams.value = streams.sent = MAX_INCOMING_STREAMS

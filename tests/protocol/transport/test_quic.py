@@ -315,7 +315,10 @@ async def test_a_killed_process_is_noticed_fast() -> None:
         start = partial(trio.run_process, stdout=subprocess.PIPE, check=False)
         child: trio.Process = await nursery.start(start, [sys.executable, "-c", CHILD])
         assert child.stdout is not None
-        port, peer = (await child.stdout.receive_some()).decode().split()
+        line = b""
+        while not line.endswith(b"\n"):
+            line += await child.stdout.receive_some()
+        port, peer = line.decode().split()
         connection = await dialler.dial(HOST, int(port), peer)
         stream = await connection.open_stream()
         await stream.send(b"x")
@@ -478,6 +481,39 @@ async def test_too_many_streams_wait() -> None:
             await stream.aclose()
         with trio.fail_after(2):
             await connection.open_stream()
+
+
+async def test_many_handshakes_at_once_demand_proof_of_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond a few unfinished handshakes a dialler is asked to prove its address, and gets in with the proof."""
+    monkeypatch.setattr("protocol.transport.quic.endpoint.MAX_UNPROVEN_HANDSHAKES", 0)
+    async with serving() as server, dialling() as dialler, dialling() as cheat:
+        connection = await dialler.dial(HOST, server.port, server.endpoint.peer)
+        assert connection.engine._retry_count == 1
+        await round_trip(connection, b"proven")
+        monkeypatch.setattr(server.endpoint._tokens, "_aead", type(server.endpoint._tokens._aead)(bytes(16)))
+        cheater = cheat._start_dial(HOST, server.port, server.endpoint.peer)
+        cheater.engine._peer_token = connection.engine._peer_token
+        with trio.fail_after(2):
+            await (
+                cheater.wait_ready()
+            )  # a token that is not ours is as good as none: it is asked, and proves itself
+
+
+async def test_an_unused_connection_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all connections taken, the longest unused is closed for a newcomer; one with a stream stays."""
+    monkeypatch.setattr("protocol.transport.quic.endpoint.UNUSED_AFTER_S", 0.0)
+    async with serving() as server, dialling() as one, dialling() as two, dialling() as three:
+        server.endpoint.max_connections = 2
+        used = await one.dial(HOST, server.port, server.endpoint.peer)
+        stream = await used.open_stream()
+        await stream.send(b"x")
+        assert await stream.receive() == b"x"
+        unused = await two.dial(HOST, server.port, server.endpoint.peer)
+        await wait_until(lambda: len(server.connections) == 2)
+        with trio.fail_after(1):
+            await three.dial(HOST, server.port, server.endpoint.peer)
+            await unused.closed.wait()
+        assert used.error is None
 
 
 async def test_a_handshake_that_stalls_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
