@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.support.processes import Process, Processes
 
 READY_S = 90.0  # importing torch and transformers on a busy machine
-_ADDRESS = r"(/ip4/[\d.]+/udp/\d+/quic-v1/p2p/(\w+))"
+_ADDRESS = r"^address (/ip4/127\.0\.0\.1/udp/\d+/quic-v1/p2p/(\w+))"
 LOOPBACK = "/ip4/127.0.0.1/udp/0/quic-v1"
 
 
@@ -77,7 +77,7 @@ class LocalSwarm:
         ready = []
         for process, each in zip(spawned, layers, strict=True):
             process.wait_for_line(r"^ready ", READY_S)
-            found = process.wait_for_line(_ADDRESS.replace(r"[\d.]+", r"127\.0\.0\.1"), READY_S)
+            found = process.wait_for_line(_ADDRESS, READY_S)
             ready.append(RunningNode(process, found[2], found[1], each))
         if keep:
             self.nodes += ready
