@@ -15,16 +15,14 @@ from aioquic.quic import events
 
 from protocol.errors import BadSignature, Lost, PeerUnavailable, TimedOut, Unreachable
 from protocol.transport.limits import (
-    FIRST_PROBE_S,
     HANDSHAKE_TIMEOUT_S,
     LINGER_TIMEOUT_S,
     MAX_INCOMING_STREAMS,
     NEGOTIATION_TIMEOUT_S,
-    REFUSAL_PROBE_S,
-    REFUSALS_TO_DIE,
 )
 from protocol.transport.quic.engine import ALPN, Datagrams, Engine
 from protocol.transport.quic.identity import verify_certificate
+from protocol.transport.quic.liveness import Liveness, Verdict
 from protocol.transport.quic.mtu import MtuSearch
 from protocol.transport.quic.stream import QuicStream
 from protocol.transport.quic.udp import Addr, SendError
@@ -64,11 +62,8 @@ class Connection:
         self._accept_send, self._accept_receive = trio.open_memory_channel[QuicStream](MAX_INCOMING_STREAMS)
         self._mtu = MtuSearch(endpoint.largest_datagram)
         self._handshake_until = now + HANDSHAKE_TIMEOUT_S
-        self._heard_at = self._probed_at = self._active_at = now
+        self._liveness = Liveness(now, endpoint.keepalive_s)
         self._last_sent = b""
-        self._refusals = 0
-        self._refused_at = 0.0
-        self._refusal_gap_s = REFUSAL_PROBE_S
 
     # --- for the user
 
@@ -100,7 +95,7 @@ class Connection:
     @property
     def active_at(self) -> float:
         """When data last passed, by trio's clock."""
-        return self._active_at
+        return self._liveness.active_at
 
     async def wait_ready(self) -> None:
         """Wait until the peer is verified. Raises: what ended the attempt."""
@@ -150,8 +145,9 @@ class Connection:
             self.engine.send_stream_data(stream_id, data, end)  # type: ignore[arg-type]
         except (ValueError, RuntimeError):
             return  # aioquic has finished with the stream: the peer stopped it, and its error is on its way
-        self._active_at = trio.current_time()
-        self.engine.acknowledge_with_data(self._active_at)
+        now = trio.current_time()
+        self._liveness.active(now)
+        self.engine.acknowledge_with_data(now)
         self.flush()
 
     def stop(self, stream_id: int) -> None:
@@ -191,11 +187,10 @@ class Connection:
         """Everything that came for this connection in one turn."""
         for data, addr in datagrams:
             self.engine.receive_datagram(data, addr, now)
-        self._heard_at = now
-        self._refusals = 0
+        self._liveness.heard(now)
         self._handle_events()
         if not (self.is_dialler or self.engine.has_begun):
-            self._end(Unreachable("no first packet of a connection"))
+            self.end(Unreachable("no first packet of a connection"))
         if self.error is None:
             if self.is_ready:
                 self.engine.acknowledge_soon(len(datagrams), now)
@@ -213,10 +208,10 @@ class Connection:
         if self.error is not None:
             return
         if not self._ready.is_set() and now >= self._handshake_until:
-            self._end(TimedOut("the handshake took too long"))
+            self.end(TimedOut("the handshake took too long"))
             return
-        if now >= self._next_probe_at():
-            self._probed_at = now
+        if now >= self._liveness.next_probe_at(bool(self._streams)):
+            self._liveness.probed(now)
             self.engine.send_ping(0)
         if self.engine.probe_timeouts >= _BLACK_HOLE_TIMEOUTS and self._mtu.current > 1200:
             self._too_big(now)
@@ -226,7 +221,11 @@ class Connection:
     def next_timer(self) -> float:
         """When `on_timer` has to be called, if nothing happens before."""
         due = self.engine.get_timer()
-        own = self._next_probe_at() if self._ready.is_set() else self._handshake_until
+        own = (
+            self._liveness.next_probe_at(bool(self._streams))
+            if self._ready.is_set()
+            else self._handshake_until
+        )
         if self._ending:
             own = min(own, *self._ending.values())
         return own if due is None else min(due, own)
@@ -237,22 +236,18 @@ class Connection:
             if self._mtu.current + _HEADERS > error.mtu:
                 self._too_big(now)
         elif not self._ready.is_set():
-            self._end(Unreachable(f"nobody listens at {error.addr[0]} port {error.addr[1]}"))
+            self.end(Unreachable(f"nobody listens at {error.addr[0]} port {error.addr[1]}"))
         elif error.refused:
             self._refused(now)
 
     def _refused(self, now: float) -> None:
-        """A hint, not a proof: ask again, and believe it when it is repeated after time enough for an answer."""
-        if self._refusals and now < self._refused_at + self._refusal_gap_s:
-            return
-        self._refusals += 1
-        if self._refusals >= REFUSALS_TO_DIE:
-            self._end(Lost(f"nobody listens any more where peer {self.peer} was"))
-            return
-        self._refused_at = self._probed_at = now
-        self._refusal_gap_s = max(REFUSAL_PROBE_S, 2 * self.engine.round_trip_s)
-        self.engine.send_ping(0)
-        self.flush()
+        verdict = self._liveness.refused(now, self.engine.round_trip_s)
+        if verdict is Verdict.DEAD:
+            self.end(Lost(f"nobody listens any more where peer {self.peer} was"))
+        elif verdict is Verdict.ASK:
+            self._liveness.probed(now)
+            self.engine.send_ping(0)
+            self.flush()
 
     def flush(self) -> None:
         """Send everything that may be sent now."""
@@ -261,10 +256,6 @@ class Connection:
         self._handle_events()
         if self.error is None:
             self._endpoint.schedule(self)
-
-    def end(self, error: PeerUnavailable) -> None:
-        """End without a word to the peer."""
-        self._end(error)
 
     # --- inside
 
@@ -275,13 +266,13 @@ class Connection:
             if number == errno.EMSGSIZE:
                 self._too_big(now)
             elif number and not self._ready.is_set():
-                self._end(Unreachable(f"cannot send to {addr[0]}: {errno.errorcode.get(number, number)}"))
+                self.end(Unreachable(f"cannot send to {addr[0]}: {errno.errorcode.get(number, number)}"))
                 return
 
     def _handle_events(self) -> None:
         while self.error is None and (event := self.engine.next_event()) is not None:
             if isinstance(event, events.StreamDataReceived):
-                self._active_at = self._heard_at
+                self._liveness.active(self._liveness.heard_at)
                 stream = self._stream(event.stream_id)
                 if stream is not None:
                     stream.data_received(event.data, event.end_stream)
@@ -303,7 +294,7 @@ class Connection:
             if self.engine.close_is_pending:
                 now = trio.current_time()
                 self._transmit(self.engine.datagrams_to_send(now), now)
-            self._end(self._why_ended(self.engine.ended))
+            self.end(self._why_ended(self.engine.ended))
 
     def _why_ended(self, reason: str) -> PeerUnavailable:
         if self._ready.is_set():
@@ -325,7 +316,7 @@ class Connection:
             self.engine.close(error_code=_BAD_CERTIFICATE, reason_phrase="certificate refused")
             now = trio.current_time()
             self._transmit(self.engine.datagrams_to_send(now), now)
-            self._end(Unreachable(str(error)))
+            self.end(Unreachable(str(error)))
             return
         self.peer = peer
         self._ready.set()
@@ -364,15 +355,6 @@ class Connection:
                 self._ending[stream_id] = now + LINGER_TIMEOUT_S
                 self.abort(stream_id, _APPLICATION_RESET, stop=True)
 
-    def _next_probe_at(self) -> float:
-        """When to send a PING: soon after the last activity while streams wait, then ever more rarely."""
-        if self._refusals:
-            return self._probed_at + self._refusal_gap_s
-        gap = keepalive = self._endpoint.keepalive_s
-        if self._streams:
-            gap = min(keepalive, max(FIRST_PROBE_S, self._heard_at - self._active_at))
-        return max(self._heard_at, self._probed_at, self._active_at) + gap
-
     def _probe_mtu(self) -> None:
         now = trio.current_time()
         size = self._mtu.next_probe(now)
@@ -398,7 +380,8 @@ class Connection:
         self._mtu.too_big(now)
         self.engine.set_datagram_size(self._mtu.current)
 
-    def _end(self, error: PeerUnavailable) -> None:
+    def end(self, error: PeerUnavailable) -> None:
+        """End at once, without a word to the peer."""
         if self.error is not None:
             return
         self.error = error
