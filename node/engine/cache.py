@@ -153,6 +153,7 @@ class LayerCaches(DynamicCache):
     def __init__(self, config: PreTrainedConfig, owned: frozenset[int]) -> None:
         super().__init__(config=config)
         self.length = 0
+        self.torn = False  # a forward failed after some layers had taken its rows
         self._owned = owned
         # Without types of layers in the configuration transformers would add slots as they are used.
         self.layer_class_to_replicate = None
@@ -226,8 +227,9 @@ class SpanCache:
         """Go back to `position`, which is at most `length`.
 
         Raises: UnsupportedModel, where a layer keeps a recurrent state, which cannot be wound back, unless to 0.
+        After a forward that failed such a state is lost even if `position` is `length`.
         """
-        if position < self.layers.length and not self.layers.can_cut():
+        if (position < self.layers.length or self.layers.torn) and not self.layers.can_cut():
             if position:
                 raise UnsupportedModel("a model with recurrent layers cannot go back to an earlier position")
             self.layers = LayerCaches(self._config, self._owned)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -30,6 +31,8 @@ MODEL_FILES: Final = (
 )
 # Under which names configurations keep the longest sequence, where transformers has no one name for it.
 _CONTEXT_NAMES: Final = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+_CONFIG_DTYPES: Final = {"torch.float32": "f32", "torch.float16": "f16", "torch.bfloat16": "bf16"}
+_STORED_DTYPES: Final = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 
 
 class Checkpoint:
@@ -106,9 +109,15 @@ class Checkpoint:
 
     @property
     def dtype(self) -> str | None:
-        """The dtype that the checkpoint says it is stored in ("f32", "f16", "bf16"); None if it does not say."""
-        names = {"torch.float32": "f32", "torch.float16": "f16", "torch.bfloat16": "bf16"}
-        return names.get(str(self.config.get_text_config(decoder=True).dtype or self.config.dtype))
+        """The dtype that the checkpoint is stored in ("f32", "f16", "bf16"), None for any other.
+
+        By config.json; where that does not say, by most of the tensors that `require` has looked at.
+        """
+        said = str(self.config.get_text_config(decoder=True).dtype or self.config.dtype)
+        if said != "None":
+            return _CONFIG_DTYPES.get(said)
+        stored = Counter(tensor.dtype for header in self._headers.values() for tensor in header.values())
+        return _STORED_DTYPES.get(stored.most_common(1)[0][0]) if stored else None
 
     @cached_property
     def layout(self) -> Layout:

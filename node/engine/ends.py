@@ -31,11 +31,10 @@ class LocalEnds:
     @classmethod
     def load(cls, checkpoint: Checkpoint, dtype: str | None = None, device: str = "cpu") -> LocalEnds:
         """Load the tensors of both ends, no others. Raises: BadCheckpoint, UnsupportedModel, ConfigError."""
-        dtype = choose_dtype(checkpoint, dtype, device)
         last = checkpoint.stages - 1
         checkpoint.require(Span(0, 1))
         checkpoint.require(Span(last, last + 1))
-        return cls(checkpoint, dtype, device)
+        return cls(checkpoint, choose_dtype(checkpoint, dtype, device), device)
 
     @torch.inference_mode()
     def embed(self, tokens: Tensor, position: int) -> Tensor:

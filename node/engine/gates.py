@@ -59,15 +59,10 @@ class Gates:
         self._left = None
 
     @property
-    def entered(self) -> torch.Tensor:
-        """What reached the first running layer, or the first of all where none runs."""
+    def left(self) -> torch.Tensor:
+        """What left the span's last layer; where no layer runs, what reached the first."""
         assert self._left is not None
         return self._left
-
-    def take(self) -> torch.Tensor:
-        """What left the span's last layer (with no layer: what reached the first one). Forgets it."""
-        left, self._left, self._injected = self.entered, None, None
-        return left
 
     def _pass(self, index: int, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if index == self._entry and self._injected is not None:

@@ -126,8 +126,8 @@ def _run_once(model: PreTrainedModel, owner: nn.Module, gates: Gates) -> None:
     logits = Forward(model, owner).logits(caches, 0, ids, 1)
     if gates.seen != list(range(len(gates))):
         raise UnsupportedModel(f"{kind} cannot be split: its forward does not run its layers once, in order")
-    if tuple(gates.entered.shape) != (1, tokens, hidden_size):
-        raise UnsupportedModel(f"{kind} cannot be split: layers take states of {list(gates.entered.shape)}")
+    if tuple(gates.left.shape) != (1, tokens, hidden_size):
+        raise UnsupportedModel(f"{kind} cannot be split: layers take states of {list(gates.left.shape)}")
     if gates.tainted:
         raise UnsupportedModel(
             f"{kind} cannot be split: layers read more than hidden states: {gates.tainted}"

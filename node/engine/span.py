@@ -9,6 +9,7 @@ from node.engine.cache import SpanCache
 from node.engine.checkpoint import Checkpoint
 from node.engine.skeleton import first_line
 from node.engine.split import SplitModel
+from node.interfaces import KvCache
 from protocol.candidates import Candidates, Want
 from protocol.errors import ConfigError, LocalProtocolError, Malformed, SwarmError, UnsupportedModel
 from protocol.model import Manifest, Span
@@ -45,8 +46,8 @@ class SpanEngine:
         """
         if span.stop > checkpoint.stages:
             raise ConfigError(f"{checkpoint.name} has {checkpoint.stages} stages; there is no span {span}")
-        dtype = choose_dtype(checkpoint, dtype, device)
         checkpoint.require(span)
+        dtype = choose_dtype(checkpoint, dtype, device)
         return cls(checkpoint, span, dtype, device)
 
     def kv_bytes_per_token(self) -> int:
@@ -60,7 +61,7 @@ class SpanEngine:
         return self._model.new_cache(span)
 
     @torch.inference_mode()
-    def step(self, cache: SpanCache, position: int, inputs: Tensor, want: Want) -> Tensor | Candidates | None:
+    def step(self, cache: KvCache, position: int, inputs: Tensor, want: Want) -> Tensor | Candidates | None:
         """Cut the cache to `position`, run `inputs` through the cache's span, append to the cache.
 
         inputs: int32 ids [tokens] if the span begins with stage 0, else hidden states [tokens, hidden_size] in the
@@ -68,6 +69,8 @@ class SpanEngine:
         ends with the head: then candidates of the last row or of every row, or None if nothing is wanted.
         Raises: Malformed, the sender's fault; UnsupportedModel, if a recurrent model is asked to go back.
         """
+        if not isinstance(cache, SpanCache):
+            raise LocalProtocolError("a cache that this engine did not make")
         if not 0 <= position <= cache.length:
             raise Malformed(f"a step at position {position}, the cache ends at {cache.length}")
         states = self._inputs(cache.span, inputs)
@@ -90,7 +93,7 @@ class SpanEngine:
 
     @torch.inference_mode()
     def _check(self) -> int:
-        """Run the span at once and stage by stage, which must agree to the bit; returns KV bytes per token.
+        """Run the span at once and stage by stage, which must agree (on the CPU to the bit); KV bytes per token.
 
         Layers that hand each other more than hidden states show here. Raises: UnsupportedModel.
         """
@@ -102,13 +105,21 @@ class SpanEngine:
                 expected = self._run(whole, inputs)
                 for part in parts:
                     inputs = self._run(part, inputs)
-                if not torch.equal(expected, inputs):
+                if not self._agree(expected, inputs):
                     raise UnsupportedModel("its layers share more than hidden states")
         except SwarmError:
             raise
         except Exception as error:
             raise UnsupportedModel(f"this model cannot be split: {first_line(error)}") from error
         return whole.layers.bytes_per_token()
+
+    @staticmethod
+    def _agree(one: torch.Tensor, other: torch.Tensor) -> bool:
+        if one.device.type == "cpu":
+            return torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
+        # Elsewhere sums run in no fixed order; what layers keep from each other makes more of a difference.
+        one, other = one.float().nan_to_num(), other.float().nan_to_num()
+        return bool((one - other).norm() <= 0.05 * one.norm())
 
     def _sample(self, tokens: int) -> torch.Tensor:
         if self.span.start == 0:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -72,7 +74,7 @@ class SplitModel:
                 loaded |= weights.load_tensors(self._model, places, dtype, self.device)
             needed |= self._layout.stages[stage]
         weights.tie(self._model, self._layout, needed, loaded)
-        weights.fill_buffers(self._model, self._running(), self.device)
+        weights.fill_buffers(self._model, self._modules_run(), self.device)
         empty = [n for n in sorted(needed) if n not in loaded and self._is_meta(n)]
         if empty:
             raise BadCheckpoint(f"{checkpoint.name}: no tensors for {', '.join(empty[:3])}")
@@ -86,7 +88,7 @@ class SplitModel:
         distinct = {id(p): p for p in self._model.parameters() if p.device.type != "meta"}
         return sum(p.nbytes for p in distinct.values())
 
-    def _running(self) -> list[str]:
+    def _modules_run(self) -> list[str]:
         """The paths of the modules that a span here runs."""
         layout = self._layout
         paths = set(layout.shared)
@@ -134,24 +136,26 @@ class SplitModel:
 
         inputs: ids [1, tokens], int64, if the span begins with stage 0; else hidden states [1, tokens, hidden].
         """
-        self._enter(span, inputs)
-        self._forward.hidden(caches, caches.length, self._offered(span, inputs))
-        caches.length += inputs.shape[1]
-        return self._gates.take()
+        with self._running(span, caches, inputs):
+            self._forward.hidden(caches, caches.length, self._offered(span, inputs))
+            return self._gates.left
 
     def logits(self, span: Span, caches: LayerCaches, inputs: torch.Tensor, rows: int) -> torch.Tensor:
         """Logits [1, rows, vocabulary] of the last `rows` rows (0: of all); inputs as for `hidden`."""
-        self._enter(span, inputs)
-        try:
-            logits = self._forward.logits(caches, caches.length, self._offered(span, inputs), rows)
-        finally:
-            self._gates.set(0, 0, None)
-        caches.length += inputs.shape[1]
-        return logits
+        with self._running(span, caches, inputs):
+            return self._forward.logits(caches, caches.length, self._offered(span, inputs), rows)
 
-    def _enter(self, span: Span, inputs: torch.Tensor) -> None:
+    @contextlib.contextmanager
+    def _running(self, span: Span, caches: LayerCaches, inputs: torch.Tensor) -> Iterator[None]:
         layers = self.layers_of(span)
         self._gates.set(layers.start, layers.stop, None if span.start == 0 else inputs)
+        caches.torn = True
+        try:
+            yield
+        finally:
+            self._gates.set(0, 0, None)  # holds on to no states
+        caches.torn = False
+        caches.length += inputs.shape[1]
 
     def _offered(self, span: Span, inputs: torch.Tensor) -> torch.Tensor:
         """What the family's forward begins with: the ids, or zeros of the same length that nothing depends on."""

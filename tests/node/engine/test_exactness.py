@@ -7,12 +7,12 @@ import pytest
 
 from node.engine.checkpoint import Checkpoint
 from node.engine.span import SpanEngine
-from protocol.candidates import HIDDEN, Candidates, Want
+from protocol.candidates import HIDDEN, NOTHING, Candidates, Want
 from protocol.errors import UnsupportedModel
 from protocol.model import Span
 from protocol.tensors import Tensor, from_numpy
 from tests.node.engine.conftest import Tiny
-from tests.node.engine.whole import PROMPT, Chain, Whole, chunked, logits_of
+from tests.node.engine.whole import ALL_LOGITS, PROMPT, Chain, Whole, chunked, logits_of, states
 from tests.support.models import FAMILIES
 
 RECURRENT = ("qwen3_next", "mamba")
@@ -119,6 +119,35 @@ def test_recurrent_layers_go_back_to_the_start_only(family: str, tiny: Tiny) -> 
     with pytest.raises(UnsupportedModel, match="recurrent"):
         chain.step(PROMPT[:1], position=5)
     np.testing.assert_array_equal(logits_of(chain.step(PROMPT, position=0)), first)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3_next"])
+def test_a_forward_that_fails_half_way_leaves_no_trace(family: str, tiny: Tiny) -> None:
+    """The step can be made again; where a recurrent state may have moved, only from the beginning."""
+    engine = SpanEngine.load(Checkpoint.open(str(tiny(family))), Span(1, 6), dtype="f32")
+    cache, other = engine.new_cache(engine.span), engine.new_cache(engine.span)
+    first, second = states(4, 64), states(2, 64, seed=1)
+    engine.step(cache, 0, first, NOTHING)
+
+    def fail(*args: object) -> None:
+        raise MemoryError
+
+    # The fourth block, after three blocks have taken the rows.
+    block = engine._model._model.get_submodule("model.layers.3.mlp")
+    hook = block.register_forward_pre_hook(fail)
+    with pytest.raises(MemoryError):
+        engine.step(cache, 4, second, NOTHING)
+    hook.remove()
+    if family in RECURRENT:
+        with pytest.raises(UnsupportedModel, match="recurrent"):
+            engine.step(cache, 4, second, NOTHING)
+        engine.step(cache, 0, first, NOTHING)
+    found = engine.step(cache, 4, second, ALL_LOGITS)
+    engine.step(other, 0, first, NOTHING)
+    expected = engine.step(other, 4, second, ALL_LOGITS)
+    assert isinstance(found, Candidates)
+    assert isinstance(expected, Candidates)
+    np.testing.assert_array_equal(found.logits, expected.logits)
 
 
 def test_long_sessions_outgrow_their_buffers_unnoticed(tiny: Tiny, whole: Callable[[str], Whole]) -> None:

@@ -11,6 +11,7 @@ from node.engine.checkpoint import Checkpoint
 from node.engine.ends import LocalEnds
 from node.engine.measure import measure
 from node.engine.span import SpanEngine
+from node.interfaces import Engine
 from protocol.candidates import HIDDEN, NOTHING, Candidates, Want
 from protocol.errors import LocalProtocolError, Malformed
 from protocol.model import Span
@@ -25,7 +26,8 @@ def checkpoint(tiny: Tiny) -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def engine(checkpoint: Checkpoint) -> SpanEngine:
+def engine(checkpoint: Checkpoint) -> Engine:
+    """Typed as the daemon knows it."""
     return SpanEngine.load(checkpoint, Span(0, 6), dtype="f32")
 
 
@@ -48,7 +50,7 @@ BAD_STATES = {
 
 
 @pytest.mark.parametrize("case", BAD_STATES)
-def test_hidden_states_that_cannot_be_are_refused(case: str, engine: SpanEngine) -> None:
+def test_hidden_states_that_cannot_be_are_refused(case: str, engine: Engine) -> None:
     """By the sender's fault, and the cache is as it was."""
     cache = engine.new_cache(Span(1, 6))
     engine.step(cache, 0, states(3, 64), NOTHING)
@@ -64,14 +66,14 @@ def test_hidden_states_that_cannot_be_are_refused(case: str, engine: SpanEngine)
 @pytest.mark.parametrize(
     "inputs", [ids(264), ids(-1), ids(3, 1 << 30), ids(), states(1, 64), Tensor("i32", (1, 1), bytes(4))]
 )
-def test_token_ids_that_cannot_be_are_refused(inputs: Tensor, engine: SpanEngine) -> None:
+def test_token_ids_that_cannot_be_are_refused(inputs: Tensor, engine: Engine) -> None:
     """Outside the vocabulary, none at all, or no ids; by the embedding at the client too."""
     with pytest.raises(Malformed):
         engine.step(engine.new_cache(engine.span), 0, inputs, Want())
 
 
 @pytest.mark.parametrize("position", [1, 13, -1])
-def test_a_step_beyond_the_end_of_the_cache_is_refused(position: int, engine: SpanEngine) -> None:
+def test_a_step_beyond_the_end_of_the_cache_is_refused(position: int, engine: Engine) -> None:
     """Nothing stands between the cache's end and the step."""
     with pytest.raises(Malformed, match="position"):
         engine.step(engine.new_cache(engine.span), position, ids(1), Want())
@@ -88,7 +90,7 @@ def test_a_step_beyond_the_end_of_the_cache_is_refused(position: int, engine: Sp
         Want(temperature=float("nan")),
     ],
 )
-def test_wants_that_the_head_cannot_meet_are_refused(want: Want, engine: SpanEngine) -> None:
+def test_wants_that_the_head_cannot_meet_are_refused(want: Want, engine: Engine) -> None:
     """Before anything is computed."""
     cache = engine.new_cache(engine.span)
     with pytest.raises(Malformed):
@@ -96,7 +98,7 @@ def test_wants_that_the_head_cannot_meet_are_refused(want: Want, engine: SpanEng
     assert cache.length == 0
 
 
-def test_the_wants_decide_what_the_head_returns(engine: SpanEngine, whole: Callable[[str], Whole]) -> None:
+def test_the_wants_decide_what_the_head_returns(engine: Engine, whole: Callable[[str], Whole]) -> None:
     """Nothing, the last row, every row, the best few, those asked for, and the normaliser."""
     (expected,) = whole("llama").logits([PROMPT])
     cache = engine.new_cache(engine.span)
@@ -134,7 +136,7 @@ def test_logits_that_overflow_are_the_senders_fault() -> None:
             head.candidates(torch.tensor([[0.0, 1.0], [bad, 0.0]]), Want(top=2))
 
 
-def test_hidden_states_leave_whatever_is_wanted(engine: SpanEngine) -> None:
+def test_hidden_states_leave_whatever_is_wanted(engine: Engine) -> None:
     """A span that does not end with the head has to feed the next hop."""
     for span in (Span(0, 1), Span(0, 3), Span(0, 5)):
         for want in (NOTHING, HIDDEN, Want(every=False, top=3)):
@@ -150,13 +152,13 @@ def test_caches_are_for_stages_that_the_engine_holds(checkpoint: Checkpoint) -> 
         half.new_cache(Span(2, 5))
 
 
-def test_kv_bytes_are_what_a_position_takes(checkpoint: Checkpoint, engine: SpanEngine) -> None:
+def test_kv_bytes_are_what_a_position_takes(checkpoint: Checkpoint, engine: Engine) -> None:
     """Two tensors of 2 heads of 16 fp32 numbers in each of 4 blocks."""
     assert engine.kv_bytes_per_token() == 4 * 2 * 2 * 16 * 4
     assert SpanEngine.load(checkpoint, Span(5, 6), dtype="f32").kv_bytes_per_token() == 0
 
 
-def test_a_closed_cache_holds_no_memory(engine: SpanEngine) -> None:
+def test_a_closed_cache_holds_no_memory(engine: Engine) -> None:
     """Closing twice is safe."""
     cache = engine.new_cache(engine.span)
     engine.step(cache, 0, from_numpy(PROMPT), NOTHING)

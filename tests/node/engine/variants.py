@@ -38,7 +38,6 @@ _WINDOW: dict[str, Any] = {"head_dim": 16, "sliding_window": 6}
 
 # Name (a family, or a family and what is special about it) -> changes.
 EXACT: dict[str, dict[str, Any]] = {
-    "afmoe": {},
     "apertus": {},
     "arcee": {},
     "bamba": {**_STATES, "attn_layer_indices": [1, 3]},
