@@ -21,16 +21,16 @@ def open_client(where: Where, terminal: Terminal, on_event: OnEvent) -> Iterator
 
     Raises: ConfigError, Unreachable, NoRoute.
     """
-    addrs = joined.doors(where.join)
+    doors = joined.find_doors(where.join)
     how: dict[str, Any] = {"model": where.model, "wait_s": where.wait_s, "on_event": on_event}
     if where.model is not None and Path(where.model).is_dir():
         with working(terminal, f"loading both ends of {where.model}"):
             how |= {"model": None, "ends": local.load_ends(where.model)}
     with ExitStack() as stack:
-        with working(terminal, "entering the swarm"):
-            client = stack.enter_context(blocking.connect(*addrs, **how))
+        with doors.knocking(), working(terminal, "entering the swarm"):
+            client = stack.enter_context(blocking.connect(*doors.addrs, **how))
         others = (addr for said in client.book.alive(time.time()) for addr in said.addrs[:1])
-        joined.remember(addrs, others)
+        joined.remember(doors.addrs, others)
         yield client
 
 

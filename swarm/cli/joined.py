@@ -6,14 +6,16 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import platformdirs
 
 from protocol import limits
-from protocol.errors import ConfigError
+from protocol.errors import ConfigError, Unreachable
 
 # Doors kept of the swarm entered last: one that is still open is enough.
 DOORS: Final = 8
@@ -22,14 +24,35 @@ _NOWHERE: Final = (
 )
 
 
-def doors(given: Sequence[str]) -> tuple[str, ...]:
-    """Addresses to knock at. Raises: ConfigError, if nothing says where."""
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """Addresses to knock at, and whether they are only remembered."""
+
+    addrs: tuple[str, ...]
+    remembered: bool = False
+
+    @contextmanager
+    def knocking(self) -> Iterator[None]:
+        """Around the attempt to enter: if nothing answers that was only remembered, the error says so."""
+        try:
+            yield
+        except Unreachable as error:
+            if not self.remembered:
+                raise
+            tried = f"{len(self.addrs)} address{'es' * (len(self.addrs) > 1)} tried"
+            raise Unreachable(
+                f"no node answers of the swarm entered last ({tried}); --join ADDRESS names another"
+            ) from error
+
+
+def find_doors(given: Sequence[str]) -> Doors:
+    """Where to enter. Raises: ConfigError, if nothing says where."""
     if given:
-        return tuple(given)
+        return Doors(tuple(given))
     if from_environment := os.environ.get("SWARM_JOIN", "").replace(",", " ").split():
-        return tuple(from_environment)
+        return Doors(tuple(from_environment))
     if remembered := _remembered():
-        return remembered
+        return Doors(remembered, remembered=True)
     raise ConfigError(_NOWHERE)
 
 

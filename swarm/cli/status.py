@@ -37,14 +37,15 @@ def status(
 
     Example:  [bold]swarm status --json | jq '.models[].missing'[/]
     """
-    addrs = joined.doors(join or ())
+    doors = joined.find_doors(join or ())
     terminal = open_terminal()
-    trio.run(_status, addrs, terminal, as_json, watch)
+    trio.run(_status, doors, terminal, as_json, watch)
 
 
-async def _status(addrs: tuple[str, ...], terminal: Terminal, as_json: bool, watch: bool) -> None:
+async def _status(doors: joined.Doors, terminal: Terminal, as_json: bool, watch: bool) -> None:
+    addrs = doors.addrs
     async with AsyncExitStack() as stack:
-        with working(terminal, "entering the swarm"):
+        with doors.knocking(), working(terminal, "entering the swarm"):
             surveyor = await stack.enter_async_context(enter(addrs))
             found = await surveyor.survey()
         joined.remember(addrs, (addr for a in found.announcements for addr in a.addrs[:1]))

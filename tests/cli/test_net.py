@@ -1,0 +1,263 @@
+"""The command line against a real swarm: processes, sockets, a terminal, signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from swarm import blocking
+from swarm.demo import Demo, shipped_model, start
+from tests.cli.test_usage import run
+
+pytestmark = [pytest.mark.net, pytest.mark.timeout(240)]
+
+QUESTION = "What is the capital of France?"
+
+
+@pytest.fixture(scope="module")
+def swarm_of_two() -> Iterator[Demo]:
+    """Two nodes, together the whole model, neither of them alone."""
+    with start(shipped_model(), [(0, 5), (3, 8)]) as running:
+        for _ in running.progress():
+            pass
+        yield running
+
+
+@pytest.fixture
+def join(swarm_of_two: Demo) -> list[str]:
+    return ["--join", swarm_of_two.doors[1]]
+
+
+def test_generate_prints_the_text_alone(join: list[str], tmp_path: Path) -> None:
+    """For a pipe; and the swarm is remembered for the next command."""
+    done = run("generate", QUESTION, *join, home=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Paris" in done.stdout
+    assert run("generate", QUESTION, home=tmp_path).stdout == done.stdout
+
+
+def test_generate_as_json(join: list[str], tmp_path: Path) -> None:
+    """The text is that without --json; a raw prompt is continued, not answered; a stop string ends it."""
+    plain = run("generate", QUESTION, *join, home=tmp_path).stdout
+    fields = json.loads(run("generate", QUESTION, *join, "--json", home=tmp_path).stdout)
+    assert fields["text"] + "\n" == plain
+    assert (fields["finish_reason"], len(fields["route"]), fields["reroutes"]) == ("eos", 2, [])
+    raw = json.loads(run("generate", QUESTION, *join, "--json", "--raw", home=tmp_path).stdout)
+    assert raw["prompt_tokens"] < fields["prompt_tokens"]
+    cut = json.loads(run("generate", QUESTION, *join, "--json", "--stop", "Par", home=tmp_path).stdout)
+    assert (cut["finish_reason"], cut["text"]) == ("stop", fields["text"].split("Par")[0])
+
+
+def test_a_full_client_gives_the_same(join: list[str], tmp_path: Path) -> None:
+    """With both ends of the model on the client's side, the answer is the thin client's."""
+    thin = json.loads(run("generate", QUESTION, *join, "--json", home=tmp_path).stdout)
+    model = ["--model", str(shipped_model())]
+    full = json.loads(run("generate", QUESTION, *join, *model, "--json", home=tmp_path).stdout)
+    assert full["tokens"] == thin["tokens"]
+    assert full["route"][0]["stages"][0] == 1
+    assert full["route"][-1]["stages"][1] == 9
+
+
+def test_the_seed_gives_the_same_text_on_any_route(join: list[str], tmp_path: Path) -> None:
+    """Sampling is drawn on the client's side alone."""
+    drawn = ["--temperature", "1.5", "--top-p", "0.95", "--seed", "7", "-n", "40"]
+    texts = {run("generate", "Hello!", *join, *drawn, home=tmp_path).stdout for _ in range(2)}
+    assert len(texts) == 1
+
+
+def test_status_and_route(join: list[str], tmp_path: Path) -> None:
+    """Both nodes are seen, nothing is missing, and the route covers all stages."""
+    [model] = json.loads(run("status", *join, "--json", home=tmp_path).stdout)["models"]
+    assert (model["complete"], model["layers"], len(model["nodes"])) == (True, 8, 2)
+    assert all(node["rtt_ms"] is not None for node in model["nodes"])
+    assert "serving" in run("status", *join, home=tmp_path).stdout
+    hops = json.loads(run("route", *join, "--json", home=tmp_path).stdout)["hops"]
+    assert (hops[0]["stages"][0], hops[-1]["stages"][1]) == (0, 10)
+    assert "layers" in run("route", *join, home=tmp_path).stdout
+
+
+def test_an_unknown_model_is_named(join: list[str], tmp_path: Path) -> None:
+    """With those that there are."""
+    done = run("chat", *join, "--model", "nonsense", home=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "nonsense" in done.stderr
+    assert "tiny" in done.stderr
+
+
+def test_chat_takes_piped_lines(join: list[str], tmp_path: Path) -> None:
+    """Each line is a turn, commands too; in a terminal without UTF-8 nothing fails."""
+    done = subprocess.run(
+        [sys.executable, "-m", "swarm", "chat", *join],
+        input="What is the capital of Italy?\n/reset\n/nonsense\n\n/route\n/status\nWhat is é日😀?\n".encode(),
+        env={**os.environ, "SWARM_HOME": str(tmp_path), "PYTHONIOENCODING": "ascii", "LC_ALL": "C"},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"Rome" in done.stdout
+    assert b"embedding + layers" in done.stdout
+    assert b"/nonsense" in done.stderr
+    assert b"tok/s" in done.stderr
+
+
+def test_the_blocking_client(swarm_of_two: Demo) -> None:
+    """The same client without async: generate, a conversation, leaving an answer early, the map."""
+    with blocking.connect(*swarm_of_two.doors) as client:
+        assert "Paris" in "".join(piece.text for piece in client.generate(QUESTION, chat=True))
+        with client.conversation() as talk:
+            for _ in talk.say("Count from 3 to 40."):
+                break
+            assert talk.last is not None
+            assert talk.last.finish_reason == "cancelled"
+            assert "Rome" in "".join(piece.text for piece in talk.say("What is the capital of Italy?"))
+            assert len(talk.messages) == 4
+        client.refresh()
+        assert {record.peer for record in client.book} == set(swarm_of_two.names)
+        assert client.plan_route().hops
+
+
+class Person:
+    """Somebody at a terminal: a pseudo-terminal that is the controlling one of a process."""
+
+    def __init__(self, *args: str, home: Path, **environment: str) -> None:
+        code = (
+            "import os, sys; os.open(os.ttyname(0), os.O_RDWR);"  # a session's first terminal controls it
+            "os.execv(sys.executable, [sys.executable, '-m', 'swarm', *sys.argv[1:]])"
+        )
+        self._master, slave = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code, *args],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+            env={**os.environ, "SWARM_HOME": str(home), "TERM": "xterm", "COLUMNS": "120", **environment},
+        )
+        os.close(slave)
+        self._seen = ""
+
+    def types(self, keys: str) -> None:
+        os.write(self._master, keys.encode())
+
+    def sees(self, pattern: str, within_s: float = 60.0) -> str:
+        """Read until the pattern is on the screen; what stood before it is forgotten."""
+        deadline = time.monotonic() + within_s
+        while not (match := re.search(pattern, self._seen)):
+            ready, _, _ = select.select([self._master], [], [], max(0.0, deadline - time.monotonic()))
+            assert ready, f"{pattern!r} never came; on the screen: {self._seen!r}"
+            try:
+                data = os.read(self._master, 4096)
+            except OSError:  # the other side has closed
+                data = b""
+            assert data, f"{pattern!r} never came before the end: {self._seen!r}"
+            self._seen += data.decode(errors="replace")
+        seen, self._seen = self._seen[: match.end()], self._seen[match.end() :]
+        return seen
+
+    def leaves(self, within_s: float = 20.0) -> int:
+        try:
+            return self.process.wait(within_s)
+        finally:
+            self.process.kill()
+            self.process.wait()
+            os.close(self._master)
+
+
+def test_ctrl_c_stops_the_answer_not_the_chat(join: list[str], tmp_path: Path) -> None:
+    """In mid-answer, at the prompt, and then Ctrl-D leaves with status 0; no colour where none is wanted."""
+    person = Person("chat", *join, home=tmp_path, NO_COLOR="1")
+    try:
+        person.sees(r"tiny · 8 layers on 2 nodes")
+        person.sees(r"> ")
+        person.types("Count from 3 to 40.\r")
+        person.sees(r"\b6, 7")
+        person.types("\x03")
+        assert "40." not in person.sees(r"stopped")
+        person.sees(r"> ")
+        person.types("What is 12 + 30?\r")
+        assert re.search(r"\x1b\[[0-9;]*3[0-9]m", person.sees(r"= 42[^>]*> ")) is None
+        person.types("half a li\x03")
+        person.sees(r"Ctrl-D or /quit leaves")
+        person.sees(r"> ")
+        person.types("/help\r")
+        person.sees(r"/reset")
+        person.sees(r"> ")
+        person.types("\x04")
+    finally:
+        status = person.leaves()
+    assert status == 0
+
+
+def test_ctrl_c_ends_generate_with_130(join: list[str], tmp_path: Path) -> None:
+    """What there was of the answer stands."""
+    person = Person("generate", "Count from 3 to 40.", *join, home=tmp_path)
+    try:
+        person.sees(r"\b6, 7")
+        person.types("\x03")
+    finally:
+        status = person.leaves()
+    assert status == 130
+
+
+def test_the_demo_survives_kill_9(tmp_path: Path) -> None:
+    """A node dies in mid-answer, the reroute is shown, the answer is right; no process and no folder stays."""
+    done = run("demo", "--kill", home=tmp_path, TMPDIR=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    numbers = ", ".join(map(str, range(3, 41)))
+    assert numbers in done.stdout
+    for sight in ("kill -9", "lost node", "1 reroute", "with a node lost on the way"):
+        assert sight in done.stderr
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("swarm-demo")] == []
+
+
+def test_a_demo_that_is_itself_killed_leaves_no_node(tmp_path: Path) -> None:
+    """kill -9 of the demo: its nodes notice and leave."""
+    demo = subprocess.Popen(
+        [sys.executable, "-m", "swarm", "demo", "--nodes", "2"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "TMPDIR": str(tmp_path), "SWARM_HOME": str(tmp_path)},
+    )
+    try:
+        nodes = _wait_for(lambda: _children(demo.pid) if len(_children(demo.pid)) == 2 else None)
+        demo.send_signal(signal.SIGKILL)
+        demo.wait()
+        _wait_for(lambda: all(not _alive(pid) for pid in nodes) or None)
+    finally:
+        demo.kill()
+        demo.wait()
+
+
+def _wait_for(condition: object, within_s: float = 60.0) -> list[int]:
+    assert callable(condition)
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        if (value := condition()) is not None:
+            return value if isinstance(value, list) else []
+        time.sleep(0.05)
+    raise AssertionError("it did not happen in time")
+
+
+def _children(pid: int) -> list[int]:
+    found = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in found.read_text().split()] if found.exists() else []
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,168 @@
+"""What a user sees who asks for help, or for what cannot be. Nothing here starts a node or enters a swarm."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from protocol.errors import ConfigError
+from swarm.cli import local
+from swarm.cli.app import app, main
+from swarm.cli.node import parse_layers, parse_size
+
+COMMANDS = ["chat", "demo", "generate", "node", "route", "status"]
+NOBODY = "/ip4/127.0.0.1/udp/9/quic-v1/p2p/12D3KooWL6mTvFXi9JSMNbz6Q1PG2sgCYaqje8mdbLGWmYpXG3Vk"
+
+
+def run(*args: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`swarm ...` as a process of its own, in an empty home."""
+    inherited = {name: value for name, value in os.environ.items() if name != "SWARM_JOIN"}
+    return subprocess.run(
+        [sys.executable, "-m", "swarm", *args],
+        env={**inherited, "SWARM_HOME": str(home), "COLUMNS": "200", **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_teaches_by_example(command: str) -> None:
+    """Every command shows at least one command line."""
+    result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "120"})
+    assert result.exit_code == 0
+    assert f"swarm {command}" in result.output.split("Usage:")[1].split("Example:", 1)[1]
+
+
+def test_the_first_help_has_the_recipe_for_two_machines() -> None:
+    """Without arguments too."""
+    for args in ([], ["--help"], ["-h"]):
+        result = CliRunner().invoke(app, args, env={"COLUMNS": "120"})
+        for line in (
+            "swarm demo",
+            "swarm node --model MODEL --layers 16:32 --join ADDRESS",
+            "swarm chat --join ADDRESS",
+        ):
+            assert line in result.output
+
+
+def test_the_client_does_not_load_torch(tmp_path: Path) -> None:
+    """Importing the command line takes no part of the node and no libp2p."""
+    code = (
+        "import sys, swarm.cli, swarm.blocking\n"
+        "print([m for m in ('torch', 'transformers', 'node', 'libp2p') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_version(tmp_path: Path) -> None:
+    """One line."""
+    done = run("--version", home=tmp_path)
+    assert (done.returncode, done.stdout.split()[0]) == (0, "inference-swarm")
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["chat"], "--join"),
+        (["status", "--join", "nonsense"], "nonsense"),
+        (["generate", "hi", "--temperature", "-1"], "temperature"),
+        (["generate", "hi", "--top-p", "7"], "top_p"),
+        (["generate", "", "--join", NOBODY], "empty"),
+        (["generate", "-", "--join", NOBODY], "empty"),
+        (["node", "--model", "x", "--layers", "8"], "0:8"),
+        (["node", "--model", "x", "--layers", "3:3"], "0:8"),
+        (["node", "--model", "x", "--max-memory", "lots"], "6G"),
+        (["node", "--model", "x", "--dtype", "f8"], "f8"),
+        (["node", "--model", "x", "--join", "nonsense"], "nonsense"),
+        (["demo", "--kill", "--nodes", "1"], "2 nodes"),
+    ],
+    ids=" ".join,
+)
+def test_what_cannot_be_is_one_line_and_status_2(args: list[str], says: str, tmp_path: Path) -> None:
+    """On standard error, with what to do instead; no traceback."""
+    done = run(*args, home=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert says in done.stderr
+
+
+@pytest.mark.parametrize(
+    "args", [["--nonsense"], ["nonsense"], ["generate"], ["demo", "--nodes", "0"]], ids=" ".join
+)
+def test_wrong_usage_is_status_2(args: list[str], tmp_path: Path) -> None:
+    """With a pointer to the help."""
+    done = run(*args, home=tmp_path)
+    assert done.returncode == 2
+    assert "--help" in done.stderr
+
+
+def test_a_failure_is_one_line_and_status_1(tmp_path: Path) -> None:
+    """Nobody at the address; a traceback only with -vv."""
+    done = run("generate", "hi", "--join", NOBODY, home=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: no node answers")
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" in run("generate", "hi", "--join", NOBODY, "-vv", home=tmp_path).stderr
+
+
+def test_addresses_are_taken_from_the_environment_and_from_memory(tmp_path: Path) -> None:
+    """SWARM_JOIN names the swarm; what is only remembered and gone is told as such."""
+    done = run("status", home=tmp_path, SWARM_JOIN=NOBODY)
+    assert (done.returncode, "port 9" in done.stderr) == (1, True)
+    (tmp_path / "joined.json").write_text(f'{{"join": ["{NOBODY}"]}}')
+    done = run("status", home=tmp_path)
+    assert done.returncode == 1
+    assert "entered last (1 address tried)" in done.stderr
+
+
+def test_without_torch_the_node_command_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line with the command to run."""
+    monkeypatch.setattr(local, "_NEEDED", ("torch_that_is_not_there",))
+    for call in (lambda: local.serve({"model": "x"}, print), lambda: local.load_ends("x")):
+        with pytest.raises(ConfigError, match=r'pip install "inference-swarm\[node\]"'):
+            call()
+
+
+def test_ctrl_c_is_status_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From anywhere in a command."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(local, "serve", interrupted)
+    monkeypatch.setattr(sys, "argv", ["swarm", "node", "--model", "x"])
+    assert main() == 130
+
+
+def test_a_bug_is_one_line_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """It says whose fault it is and how to see more."""
+
+    def broken(*_: object) -> None:
+        raise ExceptionGroup("wrapped", [ZeroDivisionError("oops")])
+
+    monkeypatch.setattr(local, "serve", broken)
+    monkeypatch.setattr(sys, "argv", ["swarm", "node", "--model", "x"])
+    assert main() == 1
+    assert "a bug of ours: ZeroDivisionError: oops" in " ".join(capsys.readouterr().err.split())
+
+
+def test_layers_and_sizes() -> None:
+    """The forms that are taken."""
+    assert (parse_layers(None), parse_layers("0:8")) == (None, (0, 8))
+    assert [parse_size(text) for text in (None, "512", "6G", "1.5 GiB", "20mb")] == [
+        None, 512, 6 << 30, 3 << 29, 20 << 20,
+    ]  # fmt: skip
+    for text in ("", "x", "-1G", "1e9"):
+        with pytest.raises(ConfigError):
+            parse_size(text)
