@@ -237,11 +237,20 @@ async def run(config: NodeConfig, *, on_event: Notify | None = None) -> None:
     `on_event` is told what happens, a line at a time; one that begins with "ready " once the node serves.
     Raises: ConfigError, BadCheckpoint, UnsupportedModel, Unreachable.
     """
+    config.check()
+    try:
+        await _run(config, on_event or logger.info)
+    except BaseExceptionGroup as group:
+        error = named_error(group)
+        if error is None:
+            raise
+        raise error from None
+
+
+async def _run(config: NodeConfig, notify: Notify) -> None:
     from protocol.transport.libp2p import open_transport  # takes a second, which a wrong option need not cost
 
-    config.check()
     identity = await _in_thread(lambda: load_or_create(config.home.expanduser() / "node.key"))
-    notify = on_event or logger.info
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with open_transport(
             identity.key, listen=config.listen, announce=config.announce, dht="server", validate=RecordRule()
@@ -278,10 +287,7 @@ def main(config: NodeConfig) -> int:
 
     try:
         trio.run(serve)
-    except (SwarmError, BaseExceptionGroup) as raised:
-        error = named_error(raised)
-        if error is None:
-            raise
+    except SwarmError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2 if isinstance(error, ConfigError) else 1
     return 0
