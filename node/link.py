@@ -64,8 +64,6 @@ class Link:
         self._scope.cancel()
 
     async def _open_and_watch(self, transport: Transport) -> None:
-        if self.target.peer == transport.peer:
-            raise PeerUnavailable("a hop does not link to itself")
         state = StreamState(Side.OPENER)
         with trio.move_on_after(limits.LINK_TIMEOUT_S) as opening:
             stream = await transport.open_stream(self.target.peer, self.target.addrs, SESSION_PROTOCOL)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
-from protocol.errors import PeerUnavailable
+import trio
+
+from protocol.errors import PeerUnavailable, Unreachable
 from protocol.transport.base import Handler, Stream
+from protocol.transport.loopback import loopback_pair
 
 logger = logging.getLogger(__name__)
 
@@ -21,3 +25,13 @@ async def run_handler(handler: Handler, stream: Stream, protocol: str) -> None:
         logger.exception("the handler of %s failed; the stream from %s is reset", protocol, stream.peer)
     finally:
         stream.reset()  # nothing happens if it was closed
+
+
+def open_to_self(peer: str, handlers: Mapping[str, Handler], protocol: str, nursery: trio.Nursery) -> Stream:
+    """A stream to what this peer itself serves. Raises: Unreachable, if it does not speak `protocol`."""
+    handler = handlers.get(protocol)
+    if handler is None:
+        raise Unreachable(f"peer {peer} does not speak {protocol}")
+    ours, theirs = loopback_pair(peer)
+    nursery.start_soon(run_handler, handler, theirs, protocol)
+    return ours

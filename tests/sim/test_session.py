@@ -214,6 +214,19 @@ async def test_a_bridged_hop_dies(clock: trio.testing.MockClock) -> None:
         assert begin + await greedy(session, begin[-1:], 5) == greedy_reference(PROMPT, 10)
 
 
+async def test_two_hops_at_one_node(clock: trio.testing.MockClock) -> None:
+    """A replacement at the node that serves the next hop already is linked to it there, not through the client."""
+    async with swarm_of((0, 4), (4, 8), (0, 8), slow=[2]) as world:
+        session = await world.session()
+        begin = await greedy(session, PROMPT, 3)
+        break_by_kill(world, 1)
+        begin += await greedy(session, begin[-1:], 3)
+        break_by_kill(world, 0)
+        assert begin + await greedy(session, begin[-1:], 4) == greedy_reference(PROMPT, 10)
+        assert session.route.peers == (world.nodes[2].peer,)
+        assert not any(isinstance(event, Bridged) for event in world.events)
+
+
 async def test_nobody_else_serves(clock: trio.testing.MockClock) -> None:
     """The only node of some layers dies: within 10 s one line says which layers, and the command to serve them."""
     async with swarm_of((0, 4), (4, 8)) as world:

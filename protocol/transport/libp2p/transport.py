@@ -17,7 +17,7 @@ from protocol.errors import (
     Unreachable,
 )
 from protocol.transport.addresses import Address, parse_address
-from protocol.transport.base import Handler
+from protocol.transport.base import Handler, Stream
 from protocol.transport.libp2p.dht import KadDht
 from protocol.transport.libp2p.host import Host
 from protocol.transport.libp2p.multistream import (
@@ -37,7 +37,7 @@ from protocol.transport.limits import (
 from protocol.transport.quic.connection import Connection
 from protocol.transport.quic.endpoint import Endpoint
 from protocol.transport.quic.stream import QuicStream
-from protocol.transport.serving import run_handler
+from protocol.transport.serving import open_to_self, run_handler
 
 logger = logging.getLogger(__name__)
 
@@ -98,8 +98,10 @@ class Libp2pTransport:
         await self.dht.try_node(peer)
         return peer
 
-    async def open_stream(self, peer: str, addrs: Sequence[str], protocol: str) -> OpenedStream:
+    async def open_stream(self, peer: str, addrs: Sequence[str], protocol: str) -> Stream:
         """Open a stream of `protocol`; a peer that does not speak it refuses with its first answer."""
+        if peer == self.peer:
+            return open_to_self(peer, self._handlers, protocol, self._nursery)
         connection = await self.connection(peer, addrs)
         try:
             stream = await connection.open_stream()

@@ -18,10 +18,10 @@ from protocol.errors import (
     Unreachable,
 )
 from protocol.transport.addresses import parse_address
-from protocol.transport.base import Handler, PeerAddrs
+from protocol.transport.base import Handler, PeerAddrs, Stream
 from protocol.transport.limits import DIAL_TIMEOUT_S, MAX_DIAL_ADDRS
 from protocol.transport.memory.stream import Connection, MemoryStream
-from protocol.transport.serving import run_handler
+from protocol.transport.serving import open_to_self, run_handler
 from protocol.transport.validator import DhtValidator
 
 if TYPE_CHECKING:
@@ -80,8 +80,10 @@ class MemoryTransport:
         await self._connection(peer, [addr])
         return peer
 
-    async def open_stream(self, peer: str, addrs: Sequence[str], protocol: str) -> MemoryStream:
+    async def open_stream(self, peer: str, addrs: Sequence[str], protocol: str) -> Stream:
         """Open a stream of `protocol`; a peer that does not speak it refuses with the first answer."""
+        if peer == self._peer:
+            return open_to_self(peer, self._handlers, protocol, self._nursery)
         connection = await self._connection(peer, addrs)
         ours, theirs = connection.open(self._peer)
         other = self._network.living(peer)
