@@ -90,10 +90,12 @@ class OpenedStream:
             self.reset()
             raise
         except Lost:
-            # A responder that finds no meaning in our first data may reset the stream right after its refusal.
+            # A responder that finds no meaning in our first data may reset the stream right after its refusal,
+            # go-libp2p even instead of it.
             lines.feed(self._stream.take_before_reset())
-            refused = lines.next_is(NOT_AVAILABLE) or self._stream.reset_code == NEGOTIATION_FAILED
-            if not refused:
+            code = self._stream.reset_code
+            without_a_word = code == 0 and not lines.rest
+            if not (without_a_word or code == NEGOTIATION_FAILED or lines.next_is(NOT_AVAILABLE)):
                 raise
             self.reset()
             raise Unreachable(f"peer {self.peer} does not speak {self._protocol}") from None

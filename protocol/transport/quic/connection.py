@@ -20,7 +20,7 @@ from protocol.transport.limits import (
     MAX_INCOMING_STREAMS,
     NEGOTIATION_TIMEOUT_S,
 )
-from protocol.transport.quic.engine import ALPN, Datagrams, Engine
+from protocol.transport.quic.engine import ALPN, APPLICATION_RESET, Datagrams, Engine
 from protocol.transport.quic.identity import verify_certificate
 from protocol.transport.quic.liveness import Liveness, Verdict
 from protocol.transport.quic.mtu import MtuSearch
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _BAD_CERTIFICATE = 0x100 + 42  # CRYPTO_ERROR and TLS's alert
-_APPLICATION_RESET = 0
 _HEADERS = 28  # IPv4 and UDP; with IPv6's 48 a refused packet is noticed when it is sent
 _BLACK_HOLE_TIMEOUTS = 3  # this often in a row nothing passed: perhaps because it was too large
 
@@ -153,7 +152,7 @@ class Connection:
     def stop(self, stream_id: int) -> None:
         """Tell the peer that its bytes are not wanted any more."""
         if self.error is None and self.engine.has_stream(stream_id):
-            self.engine.stop_stream(stream_id, _APPLICATION_RESET)
+            self.engine.stop_stream(stream_id, APPLICATION_RESET)
             self.flush()
 
     def abort(self, stream_id: int, code: int, *, stop: bool) -> None:
@@ -353,7 +352,7 @@ class Connection:
                 self._streams.pop(stream_id, None)
             elif now >= until:
                 self._ending[stream_id] = now + LINGER_TIMEOUT_S
-                self.abort(stream_id, _APPLICATION_RESET, stop=True)
+                self.abort(stream_id, APPLICATION_RESET, stop=True)
 
     def _probe_mtu(self) -> None:
         now = trio.current_time()

@@ -28,6 +28,8 @@ from protocol.transport.quic.mtu import BASE
 
 ALPN = "libp2p"
 CID_BYTES = 8
+# The code of our resets. Not 0: that is what go-libp2p resets a stream with whose protocol it does not speak.
+APPLICATION_RESET = 1
 VERSIONS = [QuicProtocolVersion.VERSION_1]
 _LIMIT_FRAME_BYTES = 17  # type and two variable-length integers
 _MAX_INITIAL_WINDOW = 64 * 1024

@@ -10,6 +10,7 @@ import trio
 
 from protocol.errors import LocalProtocolError, Lost, PeerUnavailable
 from protocol.transport.limits import SEND_BUFFER
+from protocol.transport.quic.engine import APPLICATION_RESET
 
 if TYPE_CHECKING:
     from protocol.transport.quic.connection import Connection
@@ -129,7 +130,7 @@ class QuicStream:
             self.connection.stop(self.stream_id)
         self.connection.release(self)
 
-    def reset(self, code: int = 0) -> None:
+    def reset(self, code: int = APPLICATION_RESET) -> None:
         """End both directions at once; the peer's next receive raises Lost. Never blocks. Safe twice."""
         if self._closed:
             return
