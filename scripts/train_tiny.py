@@ -1,7 +1,7 @@
 """Trains the small chat model that ships in the package, and its draft sibling, from data made right here.
 
-    python -m scripts.train_tiny --out swarm/models/tiny
-    python -m scripts.train_tiny --model tiny-draft --out swarm/models/tiny-draft
+    python -m scripts.train_tiny --out FOLDER
+    python -m scripts.train_tiny --model tiny-draft --out FOLDER
     python -m scripts.train_tiny --eval-only swarm/models/tiny
 
 With ``--steps`` the result depends only on the seed and on the arithmetic of the machine; with ``--minutes``
@@ -37,7 +37,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="the model folder to write; only --quick goes without")
     parser.add_argument("--start", type=Path, metavar="DIR", help="go on from this model, at a lower rate")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--steps", type=int, help="train for this many steps (default: as the shipped one)")
+    parser.add_argument("--steps", type=int, help="train for this many steps")
     parser.add_argument("--minutes", type=float, help="train by the clock instead of by steps")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--checkpoint-minutes", type=float, default=5.0, help="how often to save and score")
