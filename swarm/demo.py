@@ -206,7 +206,7 @@ def replaceable(demo: Demo, used: Sequence[tuple[str, Span]]) -> DemoNode:
         needed = range(*node.layers)
         if all(any(first <= layer < stop for first, stop in others) for layer in needed):
             return node
-    raise ConfigError("no node can be spared: --kill needs at least 2 nodes")
+    raise ConfigError("no node in use can be spared: nobody else that runs has its layers")
 
 
 def _start(command: list[str], log: Path, home: Path) -> subprocess.Popen[bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib import metadata
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 
@@ -14,26 +14,13 @@ from swarm.cli import chat, demo, generate, node, route, status
 from swarm.cli.options import Verbose, Verbosity
 from swarm.cli.terminal import open_terminal
 
-_TWO_MACHINES: Final = """
-[bold]Try it on this machine:[/]  swarm demo
-
-[bold]Two machines:[/]
-
-on the first:  swarm node --model MODEL --layers 0:16   (it prints its ADDRESS)
-
-on the second:  swarm node --model MODEL --layers 16:32 --join ADDRESS
-
-on any:  swarm chat --join ADDRESS
-"""
-
 app = typer.Typer(
     name="swarm",
     add_completion=False,
     no_args_is_help=True,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
-    epilog=_TWO_MACHINES,
 )
 for _command in (chat.chat, demo.demo, generate.generate, node.node, route.route, status.status):
     app.command()(_command)
@@ -52,7 +39,22 @@ def swarm(
     ] = False,
     verbose: Verbose = 0,
 ) -> None:
-    """Run large language models together: every node serves some layers, anyone chats with the whole model."""
+    """Run large language models together: every node serves some layers, anyone chats with the whole model.
+
+    Try it on this machine:
+
+    ```
+    swarm demo
+    ```
+
+    Two machines, and a chat from any third (the first node prints its ADDRESS):
+
+    ```
+    swarm node --model MODEL --layers 0:16
+    swarm node --model MODEL --layers 16:32 --join ADDRESS
+    swarm chat --join ADDRESS
+    ```
+    """
 
 
 def main() -> int:

@@ -44,7 +44,7 @@ _HELP: Final = """/route   the hops that answer
 def chat(
     join: Join = None,
     model: Model = None,
-    wait: Wait = 0.0,
+    wait: Wait = 10.0,
     system: Annotated[
         str | None,
         typer.Option(metavar="TEXT", help="A system message.", show_default=False, rich_help_panel=ANSWER),
@@ -61,9 +61,10 @@ def chat(
 
     Ctrl-C stops an answer; /help lists what else there is. Piped input is taken a line at a time.
 
-    Example:  [bold]swarm chat --join ADDRESS[/]
-
-    Example:  [bold]swarm chat --temperature 0.7 --top-p 0.9 --system "Answer briefly."[/]
+    ```
+    swarm chat --join ADDRESS
+    swarm chat --temperature 0.7 --top-p 0.9 --system "Answer briefly."
+    ```
     """
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
     screen = Screen(open_terminal())
@@ -123,10 +124,10 @@ class _Chat:
         """/status"""
         self.client.refresh()
         said = [a for a in self.client.book.alive(time.time()) if a.digest == self.client.model.digest]
-        for coverage in by_model(said):
-            terminal = self.screen.terminal
-            join = next((addr for a in said for addr in a.addrs[:1]), "ADDRESS")
-            terminal.show(*render(coverage, self.client.rtt_ms, terminal, join, self.screen.names))
+        terminal = self.screen.terminal
+        join = next((addr for a in said for addr in a.addrs[:1]), "ADDRESS")
+        for coverage in by_model(said, self.client.rtt_ms):
+            terminal.show(*render(coverage, terminal, join, self.screen.names))
 
     def reset(self) -> None:
         """/reset"""

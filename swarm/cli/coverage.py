@@ -19,9 +19,14 @@ from swarm.route import missing_stages, serve_command
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """One model and the nodes that say they serve it, in the order of their spans."""
+    """One model and the nodes that say they serve it, in the order of their spans.
+
+    `rtt_ms` holds those that answered. A node that does not is drawn, but counts for nothing: an announcement
+    outlives a node that died by up to a minute.
+    """
 
     nodes: tuple[Announcement, ...]
+    rtt_ms: Mapping[str, float]
 
     @property
     def one(self) -> Announcement:
@@ -29,26 +34,36 @@ class Coverage:
         return self.nodes[0]
 
     @property
+    def spans(self) -> list[Span]:
+        """What is served now, by nodes that answer."""
+        return [node.span for node in self.nodes if self.state(node) == "serving"]
+
+    @property
     def missing(self) -> list[Span]:
         """Stages that nobody serves now."""
-        return missing_stages(Span(0, self.one.stages), [n.span for n in self.nodes if n.state == "serving"])
+        return missing_stages(Span(0, self.one.stages), self.spans)
+
+    def state(self, node: Announcement) -> str:
+        """What the node says it does; "silent" if it does not answer."""
+        return node.state if node.peer in self.rtt_ms else "silent"
 
     def fill(self, hole: Span, join: str) -> str:
         """The command that fills a hole."""
         return serve_command(hole, self.one.blocks, shlex.quote(harmless(self.one.model)), join)
 
 
-def by_model(announcements: Sequence[Announcement]) -> list[Coverage]:
+def by_model(announcements: Sequence[Announcement], rtt_ms: Mapping[str, float]) -> list[Coverage]:
     """The models of a swarm, the one with the most nodes first."""
     digests = dict.fromkeys(a.digest for a in announcements)
     groups = [
         sorted((a for a in announcements if a.digest == d), key=lambda a: (a.span, a.peer)) for d in digests
     ]
-    return [Coverage(tuple(g)) for g in sorted(groups, key=lambda g: (-len(g), g[0].model))]
+    groups.sort(key=lambda group: (-len(group), group[0].model))
+    return [Coverage(tuple(group), rtt_ms) for group in groups]
 
 
 def render(
-    coverage: Coverage, rtt_ms: Mapping[str, float], terminal: Terminal, join: str, names: Names | None = None
+    coverage: Coverage, terminal: Terminal, join: str, names: Names | None = None
 ) -> list[Table | Text]:
     """A heading, a bar for each node and for all, and a line for each hole."""
     one, width = coverage.one, terminal.out.width
@@ -63,9 +78,12 @@ def render(
     for header in ("node", Text(scale.axis(), style="dim"), *headers):
         table.add_column(header, no_wrap=True)
     for name, node, what in zip(names_of, coverage.nodes, serves, strict=True):
-        style = {"serving": "green", "joining": "yellow"}.get(node.state, "dim")
-        cells: list[str | Text] = [name, Text(terminal.glyphs(scale.bar(node.span)), style=style)]
-        cells += [what, *_details(node, rtt_ms.get(node.peer))][: len(headers)]
+        style = {"serving": "green", "joining": "yellow"}.get(coverage.state(node), "dim")
+        bar = scale.bar(node.span)
+        if coverage.state(node) != "serving":
+            bar = bar.replace("█", "▒")
+        cells: list[str | Text] = [name, Text(terminal.glyphs(bar), style=style)]
+        cells += [what, *_details(coverage, node)][: len(headers)]
         table.add_row(*cells)
     table.add_row(Text("nodes", style="dim"), scale.counts(coverage))
     heading = f"{harmless(one.model)} · {count(one.blocks, 'layer')} · {count(len(coverage.nodes), 'node')}"
@@ -86,10 +104,11 @@ _EVERY = (1, 2, 4, 5, 8, 10, 16, 20, 32, 50, 100)
 _HEADERS = ("dtype", "ms/layer", "free KV", "RTT", "state")
 
 
-def _details(node: Announcement, rtt_ms: float | None) -> tuple[str, ...]:
+def _details(coverage: Coverage, node: Announcement) -> tuple[str, ...]:
     kv = f"{_thousands(node.kv_tokens)}/{_thousands(node.kv_tokens_total)}"
+    rtt_ms = coverage.rtt_ms.get(node.peer)
     rtt = "?" if rtt_ms is None else f"{rtt_ms:.1f} ms"
-    return node.dtype, f"{node.decode_ms:.2f}", kv, rtt, node.state
+    return node.dtype, f"{node.decode_ms:.2f}", kv, rtt, coverage.state(node)
 
 
 def _thousands(number: int) -> str:
@@ -118,8 +137,7 @@ class _Scale:
 
     def counts(self, coverage: Coverage) -> Text:
         """How many nodes serve each stage (the fewest of a character's stages); holes in red."""
-        spans = [n.span for n in coverage.nodes if n.state == "serving"]
-        text = Text()
+        spans, text = coverage.spans, Text()
         for cell in range(0, self.cells, self._wide):
             fewest = min(sum(s in span for span in spans) for s in self._stages_of(cell))
             style = ("bold red", "yellow")[fewest] if fewest < 2 else "green"
@@ -140,7 +158,7 @@ class _Scale:
         return "".join(line).rstrip()
 
 
-def coverage_fields(coverage: Coverage, rtt_ms: Mapping[str, float], join: str) -> dict[str, Any]:
+def coverage_fields(coverage: Coverage, join: str) -> dict[str, Any]:
     """A model for --json."""
     one = coverage.one
     return {
@@ -156,18 +174,19 @@ def coverage_fields(coverage: Coverage, rtt_ms: Mapping[str, float], join: str) 
             }
             for hole in coverage.missing
         ],
-        "nodes": [_node_fields(node, rtt_ms.get(node.peer)) for node in coverage.nodes],
+        "nodes": [_node_fields(coverage, node) for node in coverage.nodes],
     }
 
 
-def _node_fields(node: Announcement, rtt_ms: float | None) -> dict[str, Any]:
+def _node_fields(coverage: Coverage, node: Announcement) -> dict[str, Any]:
+    rtt_ms = coverage.rtt_ms.get(node.peer)
     return {
         "peer": node.peer,
         "addrs": list(node.addrs),
         "stages": span_fields(node.span),
         "serves": describe_stages(node.span, node.blocks),
         "dtype": node.dtype,
-        "state": node.state,
+        "state": coverage.state(node),
         "decode_ms": node.decode_ms,
         "prefill_ms": node.prefill_ms,
         "queue_ms": node.queue_ms,

@@ -36,6 +36,8 @@ COUNTED: Final = [str(number) for number in range(3, 41)]
 # The node is killed when this much of the count is on the screen.
 KILL_AFTER: Final = 10
 MAX_NEW_TOKENS: Final = 300
+# On a machine that is busy with other things a slow node may be taken for a lost one; it is back soon.
+WAIT_S: Final = 30.0
 
 
 def demo(
@@ -53,7 +55,9 @@ def demo(
 
     Every layer is served twice, so any node may die; --kill shows it.
 
-    Example:  [bold]swarm demo --kill[/]
+    ```
+    swarm demo --kill
+    ```
     """
     if kill and nodes < 2:
         raise ConfigError("--kill needs at least 2 nodes: somebody has to go on")
@@ -67,7 +71,9 @@ def demo(
         _wait_until_ready(running, terminal)
         screen = Screen(terminal, running.names)
         with working(terminal, "entering the swarm"):
-            client = stack.enter_context(blocking.connect(*running.doors, on_event=screen.event))
+            client = stack.enter_context(
+                blocking.connect(*running.doors, wait_s=WAIT_S, on_event=screen.event)
+            )
         screen.blocks = client.model.blocks
         Show(running, screen, client).play(kill, prompt, chat=sys.stdin.isatty() and not no_chat)
 
@@ -107,20 +113,21 @@ class Show:
     def _coverage(self) -> None:
         self.client.refresh()
         terminal = self.screen.terminal
-        for coverage in by_model(self.client.book.alive(time.time())):
-            join = self.running.doors[0]
-            terminal.show(*render(coverage, self.client.rtt_ms, terminal, join, self.running.names), "")
+        for coverage in by_model(self.client.book.alive(time.time()), self.client.rtt_ms):
+            terminal.show(*render(coverage, terminal, self.running.doors[0], self.running.names), "")
 
     def _ask(self, talk: Conversation, question: str, watch: Callable[[str], None] | None = None) -> str:
         printer = self.screen.printer
         self.screen.terminal.out.print(Text(f"> {question}", style="bold"))
         text = ""
-        for piece in talk.say(question):
-            printer.write(piece.text)
-            text += piece.text
-            if watch is not None:
-                watch(text)
-        printer.end()
+        try:
+            for piece in talk.say(question):
+                printer.write(piece.text)
+                text += piece.text
+                if watch is not None:
+                    watch(text)
+        finally:
+            printer.end()
         if talk.last is not None:
             self.screen.terminal.remark(describe_answer(talk.last))
         return text

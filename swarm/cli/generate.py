@@ -36,7 +36,7 @@ def generate(
     ],
     join: Join = None,
     model: Model = None,
-    wait: Wait = 0.0,
+    wait: Wait = 10.0,
     max_new_tokens: MaxNewTokens = 256,
     temperature: Temperature = 0.0,
     top_k: TopK = 0,
@@ -63,9 +63,10 @@ def generate(
 ) -> None:
     """Answer one question. Standard output gets the text and nothing else.
 
-    Example:  [bold]swarm generate "What is 12 + 30?" --join ADDRESS[/]
-
-    Example:  [bold]git diff | swarm generate - --max-new-tokens 400 --json | jq .tokens_per_s[/]
+    ```
+    swarm generate "What is 12 + 30?" --join ADDRESS
+    git diff | swarm generate - -n 400 --json | jq .tokens_per_s
+    ```
     """
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
     text = sys.stdin.read() if prompt == "-" else prompt

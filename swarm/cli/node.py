@@ -119,12 +119,13 @@ def node(
 ) -> None:
     """Serve some layers of a model to the swarm.
 
-    The first node begins a swarm; every other joins it by the address of any node. Stop it with Ctrl-C: it says
-    goodbye, and running answers move to other nodes.
+    The first node begins a swarm; every other joins it by the address of any node. Without --layers it takes what the
+    swarm lacks most. Stop it with Ctrl-C: it says goodbye, and running answers move to other nodes.
 
-    Example: the first half of a model is  [bold]swarm node --model ./llama --layers 0:16[/]
-
-    Example: whatever the swarm lacks is  [bold]swarm node --model ./llama --join ADDRESS[/]
+    ```
+    swarm node --model ./llama --layers 0:16
+    swarm node --model ./llama --join ADDRESS
+    ```
     """
     from_environment = os.environ.get("SWARM_JOIN", "").replace(",", " ").split()
     options: dict[str, Any] = {

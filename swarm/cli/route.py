@@ -20,7 +20,9 @@ def route(
 ) -> None:
     """Show the route that the next answer would take, and what it is expected to cost.
 
-    Example:  [bold]swarm route --join ADDRESS[/]
+    ```
+    swarm route --join ADDRESS
+    ```
     """
     terminal = open_terminal()
     where = Where(tuple(join or ()), model, wait)

@@ -33,9 +33,10 @@ def status(
 ) -> None:
     """Show who serves which layers, and the command that fills each hole.
 
-    Example:  [bold]swarm status --join ADDRESS --watch[/]
-
-    Example:  [bold]swarm status --json | jq '.models[].missing'[/]
+    ```
+    swarm status --join ADDRESS --watch
+    swarm status --json | jq '.models[].missing'
+    ```
     """
     doors = joined.find_doors(join or ())
     terminal = open_terminal()
@@ -50,7 +51,9 @@ async def _status(doors: joined.Doors, terminal: Terminal, as_json: bool, watch:
             found = await surveyor.survey()
         joined.remember(addrs, (addr for a in found.announcements for addr in a.addrs[:1]))
         if as_json:
-            models = [coverage_fields(c, found.rtt_ms, addrs[0]) for c in by_model(found.announcements)]
+            models = [
+                coverage_fields(model, addrs[0]) for model in by_model(found.announcements, found.rtt_ms)
+            ]
             print(json.dumps({"models": models}))
             return
         if not watch:
@@ -67,6 +70,6 @@ def _picture(found: Survey, terminal: Terminal, join: str) -> list[Table | Text]
     if not found.announcements:
         return [Text("nobody serves a model here yet", style="red")]
     parts: list[Table | Text] = []
-    for model in by_model(found.announcements):
-        parts += [*([Text()] if parts else []), *render(model, found.rtt_ms, terminal, join)]
+    for model in by_model(found.announcements, found.rtt_ms):
+        parts += [*([Text()] if parts else []), *render(model, terminal, join)]
     return parts

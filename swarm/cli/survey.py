@@ -30,8 +30,11 @@ class Surveyor:
         self._view = view
 
     async def survey(self) -> Survey:
-        """Ask everybody known anew."""
+        """Ask everybody known anew, and those that were silent, or only now heard of, once more."""
         await self._view.refresh()
+        said = self._view.book.alive(time.time())
+        if any(a.peer not in self._view.rtt_ms for a in said):
+            await self._view.refresh()
         return Survey(tuple(self._view.book.alive(time.time())), dict(self._view.rtt_ms))
 
 

@@ -14,7 +14,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 # Drawn where the terminal's encoding has them, else what stands beside.
-_PLAIN: Final = {"█": "#", "·": "-", "…": "...", "↻": "*", "✓": "+", "—": "-", "░": "."}
+_PLAIN: Final = {"█": "#", "·": "-", "…": "...", "↻": "*", "✓": "+", "—": "-", "░": ".", "▒": "="}
 
 
 @dataclass(frozen=True, slots=True)

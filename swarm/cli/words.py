@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,11 @@ def name_of(peer: str, names: Names | None = None) -> str:
     return (names or {}).get(peer) or f"…{peer[-6:]}"
 
 
+def with_names(text: str, names: Names | None = None) -> str:
+    """`text` with the peers in it as the user knows them."""
+    return re.sub(r"12D3KooW\w{44}", lambda found: name_of(found[0], names), text)
+
+
 def count(number: int, word: str) -> str:
     """A number and its noun."""
     return f"{number} {word}" if number == 1 else f"{number} {word}s"
@@ -30,14 +36,16 @@ def describe_event(event: Event, blocks: int | None = None, names: Names | None 
             what = describe_stages(event.stages, blocks) if blocks else f"stages {event.stages}"
             by = " and ".join(name_of(peer, names) for peer in event.replacements)
             lost = name_of(event.lost, names)
-            return f"↻ lost {lost} ({event.reason}); {what} now at {by}, after {event.seconds:.2f} s"
+            reason = with_names(event.reason, names)
+            return f"↻ lost {lost} ({reason}); {what} now at {by}, after {event.seconds:.2f} s"
         case Bridged():
             first, second = (name_of(peer, names) for peer in event.peers)
-            return f"↻ {first} cannot reach {second} ({event.reason}); carrying for them"
+            reason = with_names(event.reason, names)
+            return f"↻ {first} cannot reach {second} ({reason}); carrying for them"
         case Waiting():
-            return f"… {event.text}; waiting up to {event.seconds:.0f} s more"
+            return f"… {with_names(event.text, names)}; waiting up to {event.seconds:.0f} s more"
         case Noticed():
-            return event.text
+            return with_names(event.text, names)
 
 
 def describe_answer(answer: Answer) -> str:

@@ -20,6 +20,7 @@ from swarm.generation import Answer
 from swarm.route import Hop, Route
 
 A, B = "12D3KooWaaaaaa", "12D3KooWbbbbbb"
+RTT_MS = {A: 3.25, B: 1.0, B[:-1] + "c": 1.0}
 
 
 def node(peer: str, start: int, stop: int, blocks: int = 8, state: str = "serving") -> Announcement:
@@ -34,7 +35,7 @@ def drawn(nodes: list[Announcement], width: int, encoding: str = "utf-8") -> str
     console = Console(file=file, width=width, force_terminal=True, no_color=True, highlight=False)
     terminal = Terminal(console, console)
     with console.capture() as capture:
-        terminal.show(*render(by_model(nodes)[0], {A: 3.25}, terminal, "ADDR"))
+        terminal.show(*render(by_model(nodes, RTT_MS)[0], terminal, "ADDR"))
     return capture.get().replace("\x1b[1m", "").replace("\x1b[2m", "").replace("\x1b[0m", "")
 
 
@@ -72,9 +73,18 @@ def test_details_where_there_is_room() -> None:
     assert "serving" not in drawn([node(A, 0, 10)], 80)
 
 
+def test_a_silent_node_counts_for_nothing() -> None:
+    """One that died is announced for a minute still: it is drawn as silent, and its layers are a hole."""
+    text = drawn([node(A, 0, 10), node("12D3KooWghosts", 0, 10)], 120)
+    assert ("█" * 10 in text, "▒" * 10 in text) == (True, True)
+    assert ("silent" in text, text.splitlines()[-1].split()[1:]) == (True, [*"1111111111"])
+    [dead] = by_model([node("12D3KooWghosts", 0, 10)], RTT_MS)
+    assert dead.missing == [Span(0, 10)]
+
+
 def test_json_of_coverage() -> None:
     """It is JSON, and says what is missing and how to fill it."""
-    fields = json.loads(json.dumps(coverage_fields(by_model([node(A, 0, 4)])[0], {A: 3.25}, "ADDR")))
+    fields = json.loads(json.dumps(coverage_fields(by_model([node(A, 0, 4)], RTT_MS)[0], "ADDR")))
     assert (fields["complete"], fields["layers"], fields["nodes"][0]["rtt_ms"]) == (False, 8, 3.25)
     assert fields["missing"][0]["command"] == "swarm node --model org/model --layers 3:8 --join ADDR"
     assert fields["missing"][0]["stages"] == [4, 10]
@@ -83,12 +93,13 @@ def test_json_of_coverage() -> None:
 def test_a_model_name_cannot_become_a_command() -> None:
     """What a stranger calls a model is quoted in the command that we tell a user to run."""
     evil = replace(node(A, 0, 4), model="x; rm -rf \x1b[2J$(id)")
-    command = by_model([evil])[0].fill(Span(4, 10), "ADDR")
+    command = by_model([evil], RTT_MS)[0].fill(Span(4, 10), "ADDR")
     assert command == "swarm node --model 'x; rm -rf [2J$(id)' --layers 3:8 --join ADDR"
 
 
 ROUTE = Route((Hop(A, (), Span(0, 5), 2.0), Hop(B, (), Span(5, 10), 3.0)), 8, 5.0)
 LOST = Rerouted(A, Span(0, 5), "gone", (B,), 0.314)
+FULL_ID = "12D3KooWL6mTvFXi9JSMNbz6Q1PG2sgCYaqje8mdbLGWmYpXG3Vk"
 ANSWER = Answer("hi", (5, 6, 7), 4, "length", 1.25, 0.25, ROUTE, (LOST,))
 
 
@@ -107,6 +118,7 @@ def test_events_are_one_line_each() -> None:
         == "↻ lost …aaaaaa (gone); embedding + layers 0:4 now at …bbbbbb, after 0.31 s"
     )
     assert describe_event(LOST, 8, {B: "node 2"}).count("node 2") == 1
+    assert "(…pXG3Vk left)" in describe_event(replace(LOST, reason=f"{FULL_ID} left"))
     for event in (LOST, Bridged((A, B), "no way"), Waiting((), "nobody serves it", 5), Noticed("hm")):
         assert "\n" not in describe_event(event)
 

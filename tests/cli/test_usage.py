@@ -38,7 +38,7 @@ def test_help_teaches_by_example(command: str) -> None:
     """Every command shows at least one command line."""
     result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "120"})
     assert result.exit_code == 0
-    assert f"swarm {command}" in result.output.split("Usage:")[1].split("Example:", 1)[1]
+    assert f"swarm {command} -" in result.output or f'swarm {command} "' in result.output
 
 
 def test_the_first_help_has_the_recipe_for_two_machines() -> None:
