@@ -39,8 +39,8 @@ from swarm.scope import background_nursery, unwrapped
 from swarm.session import Ends, Session
 from swarm.text import Text
 
-# KV that a chat reserves at every hop, where the model's context is not shorter.
-CHAT_TOKENS: Final = 4096
+# KV that a session of unknown length reserves at every hop, where the model's context is not shorter.
+SESSION_TOKENS: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +121,10 @@ class Client:
     ) -> AsyncIterator[Session]:
         """A sequence with its KV caches at the hops of `route` (default: the best one).
 
-        `max_tokens` bounds its length (default: the model's context). Raises: NoRoute; ConfigError.
+        `max_tokens` bounds its length and is reserved at every hop (default: the model's context, at most
+        SESSION_TOKENS). Raises: NoRoute; ConfigError.
         """
-        session = await self._open(route, max_tokens or self.model.context)
+        session = await self._open(route, max_tokens or min(self.model.context, SESSION_TOKENS))
         try:
             yield session
         finally:
@@ -167,6 +168,7 @@ class Client:
         With a `session` its caches are used, and only what they do not hold yet is sent. `last` tells how it went.
         Raises: NoRoute; ConfigError, if the prompt is empty, longer than the context, or not of the vocabulary.
         """
+        began = trio.current_time()
         request = Request(max_new_tokens, sampling or Sampling(), tuple(stop))
         ids = self._encode(prompt, chat)
         own = session is None
@@ -175,7 +177,7 @@ class Client:
             session = await self._open(None, min(len(ids) + max_new_tokens, self.model.context))
         else:
             self._check_length(len(ids), session.spec.max_tokens)
-        generation = Generation(session, self.text, ids, request)
+        generation = Generation(session, self.text, ids, request, began)
         try:
             async with aclosing(generation.pieces()) as pieces:
                 async for piece in pieces:
@@ -261,7 +263,7 @@ class Conversation:
 
     async def _ready(self) -> Session:
         if self._session is None:
-            self._session = await self._client._open(None, min(self._client.model.context, CHAT_TOKENS))
+            self._session = await self._client._open(None, min(self._client.model.context, SESSION_TOKENS))
         return self._session
 
     async def _drop(self) -> None:
@@ -296,9 +298,11 @@ async def connect(
         raise ConfigError("give the address of at least one node")
     me = identity or identities.generate()
     options = Options(model, wait_s, direct)
-    async with unwrapped(open_transport(me.key, dht="client", validate=RecordRule())) as transport:
-        async with enter(transport, addrs, options, ends=ends, on_event=on_event) as client:
-            yield client
+    async with (
+        unwrapped(open_transport(me.key, dht="client", validate=RecordRule())) as transport,
+        enter(transport, addrs, options, ends=ends, on_event=on_event) as client,
+    ):
+        yield client
 
 
 @asynccontextmanager

@@ -63,14 +63,19 @@ class Answer:
 
 
 class Generation:
-    """One answer in the making. Iterate it once; `answer` tells at any time how it stands."""
+    """One answer in the making. Iterate it once; `answer` tells at any time how it stands.
 
-    def __init__(self, session: Session, text: Text, prompt: Sequence[int], request: Request) -> None:
+    `began`: when it was asked for, by trio's clock; what it took is counted from then on.
+    """
+
+    def __init__(
+        self, session: Session, text: Text, prompt: Sequence[int], request: Request, began: float
+    ) -> None:
         self._session = session
         self._text = text
         self._prompt = list(prompt)
         self._request = request
-        self._began = self._first = self._ended = trio.current_time()
+        self._began = self._first = self._ended = began
         self._tokens: list[int] = []
         self._pieces: list[str] = []
         self._finish = "cancelled"
