@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import random
@@ -68,6 +69,7 @@ class Node:
         self._hop: Hop | None = None
         self._budget = KvBudget(0)
         self._suspects: set[str] = set()
+        self.ready = trio.Event()  # once it serves
 
     async def run(self) -> None:
         """Join, load and serve.
@@ -88,6 +90,7 @@ class Node:
             await self._load(model, span)
             await self._gossip.spread()
             self._tell_how_to_join()
+            self.ready.set()
             await trio.sleep_forever()
 
     async def leave(self) -> None:
@@ -259,10 +262,21 @@ async def _run(config: NodeConfig, notify: Notify) -> None:
             async with trio.open_nursery() as nursery:
                 serving = trio.CancelScope()
                 nursery.start_soon(_obey, signals, serving, notify)
+                nursery.start_soon(_settle, node)
                 with serving:
                     await node.run()
                 await node.leave()
                 nursery.cancel_scope.cancel()
+
+
+async def _settle(node: Node) -> None:
+    """What is loaded stays: the collector need not walk a hundred thousand objects of torch between two tokens.
+
+    Nor at the end, when it would hold the exit up for seconds.
+    """
+    await node.ready.wait()
+    gc.collect()
+    gc.freeze()
 
 
 async def _obey(signals: AsyncIterator[int], serving: trio.CancelScope, notify: Notify) -> None:
