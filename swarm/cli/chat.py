@@ -30,10 +30,10 @@ from swarm.cli.options import (
     Where,
 )
 from swarm.cli.route import route_table
-from swarm.cli.terminal import Printer, Terminal, harmless, open_terminal
-from swarm.cli.words import Names, count, describe_answer, describe_event
+from swarm.cli.screen import Screen
+from swarm.cli.terminal import harmless, open_terminal
+from swarm.cli.words import count, describe_answer
 from swarm.decoding import Sampling
-from swarm.events import Event
 
 _HELP: Final = """/route   the hops that answer
 /status  who serves which layers
@@ -72,22 +72,8 @@ def chat(
     with open_client(where, screen.terminal, screen.event) as client:
         talk = client.conversation(system=system, sampling=sampling, max_new_tokens=max_new_tokens)
         with talk as entered:
-            screen.blocks = client.model.blocks
+            screen.news.blocks = client.model.blocks
             converse(screen, client, entered)
-
-
-class Screen:
-    """The terminal of a chat, and what is known to name things by."""
-
-    def __init__(self, terminal: Terminal, names: Names | None = None) -> None:
-        self.terminal = terminal
-        self.printer = Printer(terminal)
-        self.names = names
-        self.blocks: int | None = None
-
-    def event(self, event: Event) -> None:
-        """Show what happened beside the answer; may be called in another thread."""
-        self.printer.remark(describe_event(event, self.blocks, self.names), "yellow")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +104,9 @@ class _Chat:
     def show_route(self) -> None:
         """/route"""
         planned = self.talk.route or self.client.plan_route()
-        self.screen.terminal.show(route_table(planned, self.client, self.screen.terminal, self.screen.names))
+        self.screen.terminal.show(
+            route_table(planned, self.client, self.screen.terminal, self.screen.news.names)
+        )
 
     def show_status(self) -> None:
         """/status"""
@@ -127,7 +115,7 @@ class _Chat:
         terminal = self.screen.terminal
         join = next((addr for a in said for addr in a.addrs[:1]), "ADDRESS")
         for coverage in by_model(said, self.client.rtt_ms):
-            terminal.show(*render(coverage, terminal, join, self.screen.names))
+            terminal.show(*render(coverage, terminal, join, self.screen.news.names))
 
     def reset(self) -> None:
         """/reset"""

@@ -21,10 +21,11 @@ from protocol.errors import ConfigError, SwarmError
 from swarm import blocking
 from swarm import demo as swarm_demo
 from swarm.blocking import Client, Conversation
-from swarm.cli.chat import Screen, converse
+from swarm.cli.chat import converse
 from swarm.cli.connection import working
 from swarm.cli.coverage import by_model, render
 from swarm.cli.options import Verbose
+from swarm.cli.screen import Screen
 from swarm.cli.terminal import Terminal, open_terminal
 from swarm.cli.words import count, describe_answer
 from swarm.demo import Demo, DemoNode
@@ -74,7 +75,7 @@ def demo(
             client = stack.enter_context(
                 blocking.connect(*running.doors, wait_s=WAIT_S, on_event=screen.event)
             )
-        screen.blocks = client.model.blocks
+        screen.news.blocks = client.model.blocks
         Show(running, screen, client).play(kill, prompt, chat=sys.stdin.isatty() and not no_chat)
 
 

@@ -25,8 +25,9 @@ from swarm.cli.options import (
     Wait,
     Where,
 )
-from swarm.cli.terminal import Printer, open_terminal
-from swarm.cli.words import answer_fields, describe_answer, describe_event
+from swarm.cli.screen import Screen
+from swarm.cli.terminal import open_terminal
+from swarm.cli.words import answer_fields, describe_answer
 from swarm.decoding import Sampling
 
 
@@ -72,10 +73,11 @@ def generate(
     text = sys.stdin.read() if prompt == "-" else prompt
     if not text:
         raise ConfigError("the prompt is empty: there is nothing to answer")
-    terminal = open_terminal()
-    printer = Printer(terminal)
+    screen = Screen(open_terminal())
+    terminal, printer = screen.terminal, screen.printer
     where = Where(tuple(join or ()), model, wait)
-    with open_client(where, terminal, lambda event: printer.remark(describe_event(event))) as client:
+    with open_client(where, terminal, screen.event) as client:
+        screen.news.blocks = client.model.blocks
         pieces = client.generate(
             text,
             max_new_tokens=max_new_tokens,

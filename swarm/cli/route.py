@@ -10,8 +10,9 @@ from protocol.model import describe_stages
 from swarm.blocking import Client
 from swarm.cli.connection import open_client
 from swarm.cli.options import Join, Json, Model, Verbose, Wait, Where
+from swarm.cli.screen import Screen
 from swarm.cli.terminal import Terminal, harmless, open_terminal
-from swarm.cli.words import Names, describe_event, hop_fields, name_of
+from swarm.cli.words import Names, hop_fields, name_of
 from swarm.route import Route
 
 
@@ -24,9 +25,10 @@ def route(
     swarm route --join ADDRESS
     ```
     """
-    terminal = open_terminal()
+    screen = Screen(open_terminal())
+    terminal = screen.terminal
     where = Where(tuple(join or ()), model, wait)
-    with open_client(where, terminal, lambda event: terminal.remark(describe_event(event))) as client:
+    with open_client(where, terminal, screen.event) as client:
         planned = client.plan_route()
         if as_json:
             print(json.dumps(_fields(planned, client)))

@@ -48,6 +48,21 @@ def describe_event(event: Event, blocks: int | None = None, names: Names | None 
             return with_names(event.text, names)
 
 
+class News:
+    """Events as lines, each thing once: of a wait that goes on only the beginning is told."""
+
+    def __init__(self, names: Names | None = None) -> None:
+        self.names = names
+        self.blocks: int | None = None  # of the model, once it is known
+        self._waiting = ""
+
+    def line(self, event: Event) -> str | None:
+        """What to say about it, if anything."""
+        waiting = event.text if isinstance(event, Waiting) else ""
+        known, self._waiting = self._waiting, waiting
+        return None if waiting and waiting == known else describe_event(event, self.blocks, self.names)
+
+
 def describe_answer(answer: Answer) -> str:
     """Time, speed and way of an answer: the dim line under it."""
     parts = [f"{answer.seconds:.2f} s"]

@@ -14,8 +14,8 @@ from protocol.model import Span
 from protocol.records import Announcement
 from swarm.cli.coverage import by_model, coverage_fields, render
 from swarm.cli.terminal import Terminal
-from swarm.cli.words import answer_fields, describe_answer, describe_event
-from swarm.events import Bridged, Noticed, Rerouted, Waiting
+from swarm.cli.words import News, answer_fields, describe_answer, describe_event
+from swarm.events import Bridged, Event, Noticed, Rerouted, Waiting
 from swarm.generation import Answer
 from swarm.route import Hop, Route
 
@@ -121,6 +121,20 @@ def test_events_are_one_line_each() -> None:
     assert "(…pXG3Vk left)" in describe_event(replace(LOST, reason=f"{FULL_ID} left"))
     for event in (LOST, Bridged((A, B), "no way"), Waiting((), "nobody serves it", 5), Noticed("hm")):
         assert "\n" not in describe_event(event)
+
+
+def test_a_wait_is_told_once() -> None:
+    """Until something else happens, or something else is waited for."""
+    news = News()
+    events = [
+        Waiting((), "a", 9),
+        Waiting((), "a", 8),
+        Waiting((), "b", 7),
+        Noticed("x"),
+        Waiting((), "b", 6),
+    ]
+    told = [news.line(event) is not None for event in events]
+    assert told == [True, False, True, True, True]
 
 
 def test_json_of_an_answer() -> None:
