@@ -126,7 +126,7 @@ def test_events_are_one_line_each() -> None:
 def test_a_wait_is_told_once() -> None:
     """Until something else happens, or something else is waited for."""
     news = News()
-    events = [
+    events: list[Event] = [
         Waiting((), "a", 9),
         Waiting((), "a", 8),
         Waiting((), "b", 7),
