@@ -125,16 +125,19 @@ class Announcer:
         return [said for said in self.book.alive(self.clock()) if said.peer != self._identity.peer]
 
     def page(self) -> tuple[bytes, ...]:
-        """The valid records as one map message holds them, our own first."""
+        """The valid records as one map message holds them, our own first.
+
+        What others still hold of an earlier run of this node is not handed on: it does not hold any more.
+        """
+        own = [self.own.data] if self.own is not None else []
+        earlier = self.book.get(self._identity.peer)
+        mine = {*own, *([earlier.data] if earlier is not None else [])}
         packed = self.book.pack(self.clock(), self._rng)
-        if self.own is None:
-            return packed
-        own = self.own.data
-        rest = [data for data in packed if data != own][: limits.MAP_RECORDS - 1]
-        size = len(own) + sum(len(data) + 8 for data in rest)
+        rest = [data for data in packed if data not in mine][: limits.MAP_RECORDS - len(own)]
+        size = sum(len(data) + 8 for data in (*own, *rest))
         while rest and size > limits.CONTROL_FRAME_BYTES - 1024:
             size -= len(rest.pop()) + 8
-        return (own, *rest)
+        return (*own, *rest)
 
     async def take(self, records: Sequence[bytes]) -> list[Record]:
         """Check records from a peer and keep what is new; the new ones. Lets other tasks run in between.

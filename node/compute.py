@@ -107,7 +107,7 @@ class EngineLoop:
     def submit(self, runnable: Runnable, number: int, rows: int) -> None:
         """Run step `number` of `runnable` in its turn."""
         self._runnables[runnable.key] = runnable
-        self.scheduler.add(runnable.key, number, rows)
+        self.scheduler.add(runnable.key, number, rows, time.perf_counter())
         if not self._busy:
             self._next()
 
@@ -117,7 +117,7 @@ class EngineLoop:
         self._runnables.pop(runnable.key, None)
 
     def _next(self) -> None:
-        piece = self.scheduler.take()
+        piece = self.scheduler.take(time.perf_counter())
         self._busy = piece is not None
         if piece is not None:
             runnable = self._runnables[piece.session]

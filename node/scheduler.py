@@ -1,8 +1,9 @@
 """Which steps run next. Pure: moves numbers, never tensors.
 
-A step of few rows (a decode step, a draft to check) goes before a long one; a long one is cut into pieces, so that
-it holds nobody up for longer than a piece takes, and after a few short ones a piece of a long one has its turn.
-Inside a session everything is in order of arrival, and one piece runs at a time.
+A step of few rows (a decode step, a draft to check) goes before a long one, and after a few short ones a long one has
+its turn. While other sessions decode, a long step is cut into pieces, so that it holds them up for no longer than a
+piece takes; when it is alone it runs whole, which is faster. Inside a session everything is in order of arrival, and
+one piece runs at a time. `now` is in seconds, on any clock that does not jump.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from protocol import limits
 SHORT_ROWS = 8
 # Short steps that may pass a waiting long one: it gets at least one turn in nine.
 SHORT_BEFORE_LONG = 8
+# A session that has had a short step this recently is decoding, and its next step is on its way.
+DECODING_S = 1.0
 
 
 @dataclass(slots=True)
@@ -47,19 +50,22 @@ class Scheduler:
         self._short: dict[int, None] = {}
         self._long: dict[int, None] = {}
         self._passed = 0
+        self._last_short: dict[int, float] = {}  # by session, when it came
 
     def __len__(self) -> int:
         """Steps not yet wholly taken."""
         return sum(len(jobs) for jobs in self._jobs.values())
 
-    def add(self, session: int, number: int, rows: int) -> None:
+    def add(self, session: int, number: int, rows: int, now: float) -> None:
         """A step of `session` is ready once those before it have run."""
+        if rows <= SHORT_ROWS:
+            self._last_short[session] = now
         jobs = self._jobs.setdefault(session, deque())
         jobs.append(_Job(number, rows))
         if len(jobs) == 1 and session not in self._running:
             self._line_up(session)
 
-    def take(self) -> Piece | None:
+    def take(self, now: float) -> Piece | None:
         """What to run next, or None. Its session rests until `finish`."""
         line = self._choose()
         if line is None:
@@ -70,7 +76,7 @@ class Scheduler:
         self._running.add(session)
         jobs = self._jobs[session]
         job = jobs[0]
-        start, stop = job.taken, min(job.rows, job.taken + self._most_rows(job))
+        start, stop = job.taken, min(job.rows, job.taken + self._most_rows(session, job, now))
         job.taken = stop
         if stop == job.rows:
             jobs.popleft()
@@ -87,6 +93,7 @@ class Scheduler:
     def drop(self, session: int) -> None:
         """Forget the steps of `session`; what runs is finished by `finish` as ever."""
         self._jobs.pop(session, None)
+        self._last_short.pop(session, None)
         self._short.pop(session, None)
         self._long.pop(session, None)
 
@@ -95,8 +102,13 @@ class Scheduler:
             return self._short
         return self._long or None
 
-    def _most_rows(self, job: _Job) -> int:
-        return job.rows if job.rows <= SHORT_ROWS else max(self.piece_rows, SHORT_ROWS)
+    def _most_rows(self, session: int, job: _Job, now: float) -> int:
+        if job.rows <= SHORT_ROWS or not self._others_decode(session, now):
+            return job.rows
+        return max(self.piece_rows, SHORT_ROWS)
+
+    def _others_decode(self, session: int, now: float) -> bool:
+        return any(other != session and now - at < DECODING_S for other, at in self._last_short.items())
 
     def _line_up(self, session: int) -> None:
         line = self._short if self._jobs[session][0].rows <= SHORT_ROWS else self._long

@@ -121,6 +121,18 @@ async def test_own_record_first_and_all_that_is_valid(autojump_clock: MockClock,
     assert sorted(page[1:]) == sorted(words)
 
 
+async def test_regression_the_word_of_an_earlier_run_is_not_handed_on(
+    autojump_clock: MockClock, crowd: Crowd
+) -> None:
+    """A node that starts again hears from others what it served before; it does not say so itself."""
+    talker = await crowd.talker()
+    identity = crowd.identity_of(talker)
+    earlier = sign_record(identity, strangers_word(identity)).data
+    talker.announcer.own = None
+    await talker.announcer.take([earlier])
+    assert earlier not in talker.announcer.page()
+
+
 async def test_forged_expired_and_future_records_are_not_taken(
     autojump_clock: MockClock, crowd: Crowd
 ) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.scheduler import SHORT_BEFORE_LONG, Piece, Scheduler
+from node.scheduler import DECODING_S, SHORT_BEFORE_LONG, SHORT_ROWS, Piece, Scheduler
 
 
 def drain(scheduler: Scheduler) -> list[Piece]:
     """Run everything, one at a time."""
     pieces = []
-    while (piece := scheduler.take()) is not None:
+    while (piece := scheduler.take(0.0)) is not None:
         pieces.append(piece)
         scheduler.finish(piece.session)
     return pieces
@@ -20,23 +20,25 @@ def drain(scheduler: Scheduler) -> list[Piece]:
 def test_one_piece_of_a_session_at_a_time() -> None:
     """The second step of a session waits for the first, another session's does not."""
     scheduler = Scheduler()
-    scheduler.add(1, 0, 1)
-    scheduler.add(1, 1, 1)
-    scheduler.add(2, 0, 1)
-    assert scheduler.take() == Piece(1, 0, 0, 1, True)
-    assert scheduler.take() == Piece(2, 0, 0, 1, True)
-    assert scheduler.take() is None
+    scheduler.add(1, 0, 1, 0.0)
+    scheduler.add(1, 1, 1, 0.0)
+    scheduler.add(2, 0, 1, 0.0)
+    assert scheduler.take(0.0) == Piece(1, 0, 0, 1, True)
+    assert scheduler.take(0.0) == Piece(2, 0, 0, 1, True)
+    assert scheduler.take(0.0) is None
     scheduler.finish(1)
-    assert scheduler.take() == Piece(1, 1, 0, 1, True)
+    assert scheduler.take(0.0) == Piece(1, 1, 0, 1, True)
 
 
 def test_a_decode_step_goes_between_the_pieces_of_a_prefill() -> None:
     """A long step is cut, and a short one that came later need not wait for all of it."""
     scheduler = Scheduler(piece_rows=16)
-    scheduler.add(1, 0, 40)
-    first = scheduler.take()
+    scheduler.add(2, 0, 1, 0.0)
+    drain(scheduler)
+    scheduler.add(1, 0, 40, 0.0)
+    first = scheduler.take(0.0)
     assert first == Piece(1, 0, 0, 16, False)
-    scheduler.add(2, 0, 1)
+    scheduler.add(2, 0, 1, 0.0)
     scheduler.finish(1)
     assert drain(scheduler) == [
         Piece(2, 0, 0, 1, True),
@@ -45,13 +47,29 @@ def test_a_decode_step_goes_between_the_pieces_of_a_prefill() -> None:
     ]
 
 
+def test_a_prefill_alone_runs_whole() -> None:
+    """Cut only while another session decodes, or did so a moment ago."""
+    scheduler = Scheduler(piece_rows=16)
+    scheduler.add(1, 0, 1, 0.0)  # its own decoding does not count
+    scheduler.add(1, 1, 40, 0.0)
+    scheduler.add(2, 0, 1, 0.0)
+    drain(scheduler)
+    for number, (now, pieces) in enumerate([(0.5, 3), (DECODING_S, 1)]):
+        scheduler.add(1, 2 + number, 40, now)
+        taken = 0
+        while (piece := scheduler.take(now)) is not None:
+            taken += 1
+            scheduler.finish(piece.session)
+        assert taken == pieces
+
+
 def test_a_prefill_never_starves() -> None:
     """Behind endless decode steps, a long step still has its turn."""
     scheduler = Scheduler()
-    scheduler.add(0, 0, 100)
+    scheduler.add(0, 0, 100, 0.0)
     for number in range(100):
-        scheduler.add(1, number, 1)
-        scheduler.add(2, number, 1)
+        scheduler.add(1, number, 1, 0.0)
+        scheduler.add(2, number, 1, 0.0)
     order = [piece.session for piece in drain(scheduler)]
     assert order.index(0) == SHORT_BEFORE_LONG
 
@@ -59,12 +77,12 @@ def test_a_prefill_never_starves() -> None:
 def test_a_dropped_session_leaves_nothing() -> None:
     """Its waiting steps are gone; what ran is finished without harm."""
     scheduler = Scheduler()
-    scheduler.add(1, 0, 100)
-    scheduler.add(1, 1, 1)
-    assert scheduler.take() is not None
+    scheduler.add(1, 0, 100, 0.0)
+    scheduler.add(1, 1, 1, 0.0)
+    assert scheduler.take(0.0) is not None
     scheduler.drop(1)
     scheduler.finish(1)
-    assert (scheduler.take(), len(scheduler)) == (None, 0)
+    assert (scheduler.take(0.0), len(scheduler)) == (None, 0)
 
 
 JOBS = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 50)), max_size=40)
@@ -72,13 +90,16 @@ JOBS = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 50)), max_size=40)
 
 @given(JOBS, st.integers(1, 20))
 def test_every_row_runs_once_and_in_order(jobs: list[tuple[int, int]], piece_rows: int) -> None:
-    """Whatever is added, each session's rows run once, in the order of its steps, in bounded pieces."""
+    """Whatever is added, each session's rows run once, in the order of its steps, in bounded pieces
+    where others decode.
+    """
     scheduler = Scheduler(piece_rows)
     for number, (session, rows) in enumerate(jobs):
-        scheduler.add(session, number, rows)
+        scheduler.add(session, number, rows, 0.0)
     seen: dict[int, list[tuple[int, int]]] = {}
     for piece in drain(scheduler):
-        assert piece.stop - piece.start <= max(piece_rows, 8)
+        if any(session != piece.session and rows <= SHORT_ROWS for session, rows in jobs):
+            assert piece.stop - piece.start <= max(piece_rows, SHORT_ROWS)
         seen.setdefault(piece.session, []).extend(
             (piece.number, row) for row in range(piece.start, piece.stop)
         )
