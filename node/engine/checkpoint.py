@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from node.engine import shards
 from node.engine.shards import StoredTensor
-from node.engine.sources import Source, open_source
+from node.engine.sources import Source, first_line, open_source
 from protocol import limits
-from protocol.errors import BadCheckpoint, UnsupportedModel
+from protocol.errors import BadCheckpoint, ConfigError, UnsupportedModel
 from protocol.model import Manifest, ManifestFile, Span
 from protocol.tensors import ITEM_BYTES
 
@@ -74,8 +74,10 @@ class Checkpoint:
     def require(self, span: Span) -> None:
         """Make sure that every tensor of the span can be read; fetches what the hub has to give.
 
-        Raises: BadCheckpoint, naming the missing files or tensors.
+        Raises: BadCheckpoint, naming the missing files or tensors; ConfigError, if the model has no such span.
         """
+        if span.stop > self.stages:
+            raise ConfigError(f"{self.name} has {self.stages} stages; there is no span {span}")
         for stage in span:
             missing = self._stage_tensors[stage].missing
             if missing:
@@ -169,35 +171,37 @@ class Checkpoint:
             raise BadCheckpoint(
                 f"{self.name}: config.json does not say what model this is: {error!r}"
             ) from error
-        if raw.get("quantization_config"):
-            method = raw["quantization_config"].get("quant_method", "an unnamed method")
+        parts = [
+            raw,
+            *(part for part in raw.values() if isinstance(part, dict)),
+        ]  # of models with several parts
+        for quantised in (part["quantization_config"] for part in parts if part.get("quantization_config")):
+            method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
             raise UnsupportedModel(
                 f"{self.name} is quantised ({method}); only unquantised checkpoints are served"
             )
-        from transformers import AutoConfig
+        from transformers import CONFIG_MAPPING, AutoConfig
 
+        if kind not in CONFIG_MAPPING:
+            raise UnsupportedModel(f"{self.name}: transformers has no model type {kind!r} of its own")
         folder = self._source.find("config.json")
         assert folder is not None
         try:
             return AutoConfig.from_pretrained(folder.parent, trust_remote_code=False, local_files_only=True)
         except Exception as error:
-            raise UnsupportedModel(
-                f"{self.name}: transformers has no model type {kind!r} of its own"
-            ) from error
+            raise BadCheckpoint(f"{self.name}: config.json is no {kind}'s: {first_line(error)}") from error
 
     def _manifest(self) -> Manifest:
         config = self.config.get_text_config(decoder=True)
         lengths = [getattr(config, name, None) for name in _CONTEXT_NAMES]
         context = next((n for n in lengths if isinstance(n, int) and n > 0), limits.SESSION_TOKENS)
+        try:
+            sizes = int(config.num_hidden_layers), int(config.hidden_size), int(config.vocab_size)
+        except (AttributeError, TypeError) as error:
+            raise UnsupportedModel(f"{self.name}: a {config.model_type} is no language model") from error
         files = [ManifestFile(n, len(data), hashlib.sha256(data).digest()) for n, data in self._files.items()]
-        return Manifest(
-            blocks=config.num_hidden_layers,
-            hidden_size=config.hidden_size,
-            vocab_size=config.vocab_size,
-            context=min(context, limits.SESSION_TOKENS),
-            tensors=shards.names_digest(self._shards),
-            files=tuple(files),
-        )
+        tensors = shards.names_digest(self._shards)
+        return Manifest(*sizes, min(context, limits.SESSION_TOKENS), tensors, tuple(files))
 
     def _shard(self, tensor: str) -> Path:
         file = self._shards[tensor]

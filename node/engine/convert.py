@@ -21,6 +21,15 @@ def ids_in(tensor: Tensor, vocab_size: int) -> torch.Tensor:
     return torch.from_numpy(ids.astype("int64"))[None]
 
 
+def check_context(position: int, rows: Tensor, context: int) -> None:
+    """Raises Malformed if rows from `position` on go beyond what the model is made for.
+
+    Learned positions end there; on a CUDA device reading past them would take the whole process with it.
+    """
+    if position + rows.rows > context:
+        raise Malformed(f"{rows.rows} tokens at position {position}, the model's context is {context}")
+
+
 def hidden_in(tensor: Tensor, hidden_size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Hidden states [1, tokens, hidden_size] on the device, a copy. Raises: Malformed."""
     check_hidden(tensor, hidden_size)

@@ -40,9 +40,10 @@ class LocalEnds:
     def embed(self, tokens: Tensor, position: int) -> Tensor:
         """Hidden states [n, hidden_size], in `dtype`, of int32 ids [n] that stand at `position` and after.
 
-        Raises: Malformed, if the ids are not of the vocabulary.
+        Raises: Malformed, if the ids are not of the vocabulary or stand beyond the model's context.
         """
         ids = convert.ids_in(tokens, self.manifest.vocab_size).to(self._model.device)
+        convert.check_context(position, tokens, self.manifest.context)
         return convert.hidden_out(self._model.hidden(self._first, self._at(self._first, position), ids))
 
     @torch.inference_mode()

@@ -18,6 +18,7 @@ from torch import nn
 from node.engine.cache import LayerCaches
 from node.engine.forward import Forward
 from node.engine.gates import Gates
+from node.engine.sources import first_line
 from protocol.errors import UnsupportedModel
 
 if TYPE_CHECKING:
@@ -208,8 +209,3 @@ def _parameter_names(model: PreTrainedModel) -> dict[int, frozenset[str]]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), set()).add(name)
     return {key: frozenset(group) for key, group in names.items()}
-
-
-def first_line(error: Exception) -> str:
-    """An exception in one line, for a message to people."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -83,7 +83,7 @@ class HubSource:
         except EntryNotFoundError:
             return None
         except (HfHubHTTPError, HFValidationError, OSError) as error:
-            raise ConfigError(f"{self.name} cannot be fetched: {_first_line(error)}") from error
+            raise ConfigError(f"{self.name} cannot be fetched: {first_line(error)}") from error
         path = Path(found)
         # Every file after the first comes from the commit that the first came from.
         self._revision = self._revision or path.parent.name
@@ -102,7 +102,7 @@ class HubSource:
         except SafetensorsParsingError as error:
             raise BadCheckpoint(f"{self.name}/{file}: corrupt safetensors header") from error
         except (HfHubHTTPError, OSError) as error:
-            raise ConfigError(f"{self.name} cannot be fetched: {_first_line(error)}") from error
+            raise ConfigError(f"{self.name} cannot be fetched: {first_line(error)}") from error
         return list(metadata.tensors)
 
     @staticmethod
@@ -126,5 +126,6 @@ def open_source(model: str, cache_dir: str | None) -> Source:
     raise ConfigError(f"{model}: no such folder, and not a hub id like org/name")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """An exception in one line, for a message to people."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

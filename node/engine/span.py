@@ -7,7 +7,7 @@ import torch
 from node.engine import convert, head
 from node.engine.cache import SpanCache
 from node.engine.checkpoint import Checkpoint
-from node.engine.skeleton import first_line
+from node.engine.sources import first_line
 from node.engine.split import SplitModel
 from node.interfaces import KvCache
 from protocol.candidates import Candidates, Want
@@ -44,8 +44,6 @@ class SpanEngine:
         dtype: None takes the checkpoint's own where the device computes in it natively, else "f32".
         Raises: BadCheckpoint, UnsupportedModel; ConfigError, if the model has no such span or dtype.
         """
-        if span.stop > checkpoint.stages:
-            raise ConfigError(f"{checkpoint.name} has {checkpoint.stages} stages; there is no span {span}")
         checkpoint.require(span)
         dtype = choose_dtype(checkpoint, dtype, device)
         return cls(checkpoint, span, dtype, device)
@@ -74,6 +72,7 @@ class SpanEngine:
         if not 0 <= position <= cache.length:
             raise Malformed(f"a step at position {position}, the cache ends at {cache.length}")
         states = self._inputs(cache.span, inputs)
+        convert.check_context(position, inputs, self.manifest.context)
         ends = self._model.has_head(cache.span)
         if ends:
             head.check_want(want, self.manifest.vocab_size)

@@ -18,7 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from node.engine.skeleton import DTYPES, Layout, first_line
+from node.engine.skeleton import DTYPES, Layout
+from node.engine.sources import first_line
 from protocol.errors import BadCheckpoint, UnsupportedModel
 
 if TYPE_CHECKING:

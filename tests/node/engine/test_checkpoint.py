@@ -243,6 +243,8 @@ def test_what_is_no_checkpoint_is_said_to_be_none(tmp_path: Path, copy: Copy) ->
     ("change", "reason"),
     [
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"quantised \(gptq\)"),
+        ({"text_config": {"quantization_config": {"quant_method": "awq"}}}, r"quantised \(awq\)"),
+        ({"model_type": "vit"}, "vit cannot be built"),
         ({"model_type": "nothing_known"}, "no model type 'nothing_known'"),
         ({"model_type": "t5", "num_decoder_layers": 2, "d_model": 64}, "t5 cannot be built"),
     ],
@@ -255,6 +257,15 @@ def test_models_that_are_not_served_are_refused(change: dict[str, object], reaso
     (folder / "a.py").write_text("raise SystemExit('ran code of a checkpoint')")
     with pytest.raises(UnsupportedModel, match=reason):
         SpanEngine.load(Checkpoint.open(str(folder)), Span(0, 2))
+
+
+def test_a_configuration_that_makes_no_sense_is_a_bad_checkpoint(copy: Copy) -> None:
+    """Of a model type that transformers knows, with values that it does not take."""
+    folder = copy(sharded=False)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": "four"}))
+    with pytest.raises(BadCheckpoint, match=r"config\.json is no llama's"):
+        Checkpoint.open(str(folder))
 
 
 def test_a_span_beyond_the_model_is_the_users_mistake(tiny: Tiny) -> None:

@@ -79,6 +79,16 @@ def test_a_step_beyond_the_end_of_the_cache_is_refused(position: int, engine: En
         engine.step(engine.new_cache(engine.span), position, ids(1), Want())
 
 
+def test_tokens_beyond_the_context_are_refused(checkpoint: Checkpoint, engine: Engine) -> None:
+    """Learned positions end with it."""
+    cache = engine.new_cache(engine.span)
+    engine.step(cache, 0, from_numpy(np.zeros(512, np.int32)), NOTHING)
+    with pytest.raises(Malformed, match="context"):
+        engine.step(cache, 512, ids(1), NOTHING)
+    with pytest.raises(Malformed, match="context"):
+        LocalEnds.load(checkpoint, dtype="f32").embed(ids(1, 2), 511)
+
+
 @pytest.mark.parametrize(
     "want",
     [
