@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 import trio
 from libp2p.kad_dht.pb.kademlia_pb2 import Message
@@ -152,16 +153,24 @@ class KadDht:
             ID.from_base58(peer), [Multiaddr(addr) for addr in addrs], DHT_ADDRESS_LIFE_S
         )
 
-    async def try_node(self, peer: str) -> None:
-        """Ask `peer` for the nodes near us, and keep it in the routing table if it answers."""
+    async def try_node(self, peer: str) -> bool:
+        """Ask `peer` for the nodes near us, and keep it in the routing table if it answers; True if it did."""
         node = ID.from_base58(peer)
-        request = Message(type=Message.MessageType.FIND_NODE, key=self._self.to_bytes())
-        response = await self._ask(node, request)
-        if response is not None:
-            await self._server.routing_table.add_peer(node, skip_server_mode_check=True)
-            self._closer(response)
+        response = await self._ask(node, self._find_self())
+        if response is None:
+            return False
+        await self._server.routing_table.add_peer(node, skip_server_mode_check=True)
+        self._closer(response)
+        return True
+
+    async def find_neighbours(self) -> None:
+        """Look for ourselves: who is asked on the way is met, identified, and enters the routing table."""
+        await self._lookup(self._self.to_bytes(), self._find_self(), lambda response: False)
 
     # --- inside
+
+    def _find_self(self) -> Message:
+        return Message(type=Message.MessageType.FIND_NODE, key=self._self.to_bytes())
 
     def _is_valid(self, key: str, value: bytes) -> bool:
         try:
@@ -229,16 +238,20 @@ class KadDht:
                 peers.append(peer)
         return peers
 
+    def _addrs_of(self, peer: ID) -> list[str]:
+        try:
+            addrs = self._server.host.get_peerstore().addrs(peer)
+        except PeerStoreError:  # unknown, or known for too long
+            info = self._server.routing_table.get_peer_info(peer)
+            addrs = info.addrs if info is not None else []
+        return [str(addr) for addr in addrs]
+
     async def _ask(self, peer: ID, request: Message) -> Message | None:
         """The answer to one question, or None; who does not answer leaves the routing table."""
         stream: Stream | None = None
         try:
-            addrs = [str(addr) for addr in self._server.host.get_peerstore().addrs(peer)]
-        except PeerStoreError:
-            addrs = []
-        try:
             with trio.fail_after(DHT_QUERY_TIMEOUT_S):
-                stream = await self._open_stream(peer.to_base58(), addrs, KAD)
+                stream = await self._open_stream(peer.to_base58(), self._addrs_of(peer), KAD)
                 await write_message(stream, request)
                 await stream.finish()
                 return await read_message(stream)
@@ -267,10 +280,10 @@ def _value_key(key: str) -> bytes:
     return encoded
 
 
-def _readable(addrs: object) -> list[str]:
+def _readable(addrs: Iterable[bytes]) -> list[str]:
     """The addresses among `addrs` (binary multiaddrs) that this project can dial."""
     texts = []
-    for addr in list(addrs)[:MAX_DIAL_ADDRS]:  # type: ignore[call-overload]
+    for addr in islice(addrs, MAX_DIAL_ADDRS):
         try:
             texts.append(str(parse_address(str(Multiaddr(addr)))))
         except (ConfigError, MultiaddrError, ValueError, TypeError, KeyError):

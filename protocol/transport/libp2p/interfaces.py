@@ -30,7 +30,18 @@ def _ipv4() -> list[str]:
             except OSError:
                 continue  # an interface without an address
             found.append(socket.inet_ntoa(answer[20:24]))
+    found += _towards("192.0.2.1")
     return [host for host in dict.fromkeys(found) if not ipaddress.ip_address(host).is_loopback]
+
+
+def _towards(destination: str) -> list[str]:
+    """The address this machine would send from; nothing is sent. For systems that number their ioctls otherwise."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((destination, 9))
+        except OSError:
+            return []
+        return [str(probe.getsockname()[0])]
 
 
 def _ipv6() -> list[str]:

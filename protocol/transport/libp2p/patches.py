@@ -8,6 +8,7 @@ modules. They are set when a transport is opened, never at import, and setting t
 from __future__ import annotations
 
 import logging
+import os
 
 from libp2p.kad_dht import kad_dht, peer_routing, provider_store, value_store
 
@@ -29,11 +30,11 @@ def _dead_nodes_cost_little() -> None:
 def _quiet_unless_asked() -> None:
     """Every dead node and every stream that ends costs warnings and errors: thousands an hour in a small swarm.
 
-    Importing libp2p sets its logger to WARNING without a handler, which prints to standard error. A logger
-    to which the application has given a handler (or, for aioquic's, a level) is left alone.
+    Importing libp2p sets its logger to WARNING without a handler, which prints to standard error. Another level,
+    or libp2p's own variable LIBP2P_DEBUG, says that somebody wants to see them: then they are left alone.
     """
     libp2p = logging.getLogger("libp2p")
-    if not libp2p.handlers:
+    if libp2p.level == logging.WARNING and not os.environ.get("LIBP2P_DEBUG"):
         libp2p.setLevel(logging.CRITICAL)
     aioquic = logging.getLogger("quic")
     if aioquic.level == logging.NOTSET:

@@ -95,7 +95,8 @@ class Libp2pTransport:
             raise ConfigError(f"malformed address {addr!r}: it must end in /p2p/<peer id>")
         await self.connection(peer, [addr])
         self.dht.learn(peer, [addr])
-        await self.dht.try_node(peer)
+        if await self.dht.try_node(peer):
+            self._nursery.start_soon(self.dht.find_neighbours)
         return peer
 
     async def open_stream(self, peer: str, addrs: Sequence[str], protocol: str) -> Stream:

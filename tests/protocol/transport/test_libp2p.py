@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import socket
 import time
@@ -10,6 +11,7 @@ from contextlib import AsyncExitStack
 import pytest
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from libp2p.kad_dht import kad_dht, peer_routing, provider_store, value_store
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 from libp2p.peer.peerstore import PeerStoreError
@@ -22,6 +24,8 @@ from protocol.transport.libp2p import Libp2pTransport, open_transport
 from protocol.transport.libp2p.dht import _provider_key
 from protocol.transport.libp2p.host import Host
 from protocol.transport.libp2p.kad_server import KAD
+from protocol.transport.libp2p.patches import apply_patches
+from protocol.transport.limits import DHT_QUERY_TIMEOUT_S
 from protocol.transport.quic.udp import Addr
 from protocol.transport.validator import AcceptAll
 from tests.protocol.transport.conftest import LOOPBACK
@@ -294,6 +298,40 @@ async def test_the_dht_with_a_third_of_the_nodes_dead() -> None:
                 assert await reader.dht.get(f"/test/{number}") == b"%d" % number
             slowest = max(slowest, time.monotonic() - begin)
         assert slowest < 4
+
+
+async def test_a_swarm_outlives_the_node_it_was_joined_through() -> None:
+    """Who joins through one node soon knows others, and needs the first no more."""
+    addrs: list[str] = []
+    leave, left = trio.Event(), trio.Event()
+
+    async def run_first() -> None:
+        async with opened() as first:
+            addrs.extend(first.addrs)
+            await leave.wait()
+        left.set()
+
+    async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
+        nursery.start_soon(run_first)
+        peers = [await stack.enter_async_context(opened()) for _ in range(4)]
+        for peer in peers:
+            await peer.connect(addrs[0])
+        for peer in peers:
+            await wait_until(lambda peer=peer: routing_table_size(peer) >= 2)  # type: ignore[misc]
+        leave.set()
+        await left.wait()
+        with trio.fail_after(5):
+            await peers[0].dht.provide("model")
+            assert [entry.peer for entry in await peers[3].dht.providers("model")] == [peers[0].peer]
+
+
+def test_patches_are_in_force_once_applied() -> None:
+    """A dead node costs py-libp2p's own queries what it costs ours, and its loggers keep quiet."""
+    apply_patches()
+    for module in (kad_dht, peer_routing, provider_store, value_store):
+        assert module.QUERY_TIMEOUT == DHT_QUERY_TIMEOUT_S
+    assert not logging.getLogger("libp2p.kad_dht.kad_dht").isEnabledFor(logging.ERROR)
+    assert not logging.getLogger("quic").isEnabledFor(logging.WARNING)
 
 
 async def test_a_silent_node_costs_a_lookup_one_timeout() -> None:
