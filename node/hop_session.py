@@ -301,9 +301,9 @@ class HopSession:
     async def _emit(self, pending: _Pending) -> None:
         step = pending.step
         await self._sender.emit(
-            Computed(step.number, step.position, step.want, step.fill_until, join(pending.parts))
+            Computed(step.number, step.position, step.want, step.fill_until, join(pending.parts)),
+            Ack(step.number, max(0.0, pending.queue_ms), pending.compute_ms),
         )
-        await self._tell(Ack(step.number, max(0.0, pending.queue_ms), pending.compute_ms))
         self._hold(-1, -step.inputs.rows)
 
     def _explain(self, error: Exception, *, from_client: bool) -> None:
@@ -317,10 +317,10 @@ class HopSession:
             logger.error("the engine failed in a session of %s", self.peer, exc_info=error)
             self.fail("engine", f"the engine failed: {type(error).__name__}", elsewhere=True)
 
-    async def _tell(self, message: Message) -> None:
+    async def _tell(self, *messages: Message) -> None:
         """Send to the client. One that is gone ends the session."""
         try:
-            await self._client.send(message)
+            await self._client.send(*messages)
         except Lost:
             self._over = True
             self._scope.cancel()

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from dataclasses import replace
+from typing import Protocol
 
 import trio
 
 from node.link import Link
 from node.steps import Computed, KeptOutputs, Shape, output_of
 from protocol.journal import Entry, Journal
-from protocol.messages import LinkDown, Message, NextHop, Output, Relink, Step
+from protocol.messages import Ack, LinkDown, Message, NextHop, Output, Relink, Step
 from protocol.tensors import Tensor
 from protocol.transport.base import Transport
 
 logger = logging.getLogger(__name__)
 
-Tell = Callable[[Message], Awaitable[None]]
+
+class Tell(Protocol):
+    """Sends messages to the client, together."""
+
+    def __call__(self, *messages: Message) -> Awaitable[None]:
+        """Returns when they are sent, or the client is gone."""
+
 
 
 class Sender:
@@ -46,14 +53,17 @@ class Sender:
         if self._link is not None:
             self._link.abandon()
 
-    async def emit(self, done: Computed) -> None:
-        """Keep a result and send it on. Raises: Malformed, if the client wants what this hop does not have."""
+    async def emit(self, done: Computed, ack: Ack) -> None:
+        """Keep a result, send it on, then acknowledge the step.
+
+        Raises: Malformed, if the client wants what this hop does not have.
+        """
         if self._journal is not None and isinstance(done.result, Tensor):
             self._journal.append(done.number, done.position, done.result, done.want)
         self.emitted = done.number + 1
         if done.fill_until is not None:
             self._live_from = self.emitted
-        await self._deliver(done)
+        await self._deliver(done, ack)
 
     async def emit_again(self, number: int) -> None:
         """What step `number` gave goes where results go now; nothing is computed."""
@@ -78,14 +88,18 @@ class Sender:
             self._link = None
             await self._replay_to_client(relink)
 
-    async def _deliver(self, done: Computed) -> None:
+    async def _deliver(self, done: Computed, *after: Message) -> None:
+        """Send a result where results go now, and `after` to the client."""
         done = self._as_relinked(done)
         if self._link is None:
-            await self._deliver_to_client(done)
-        elif isinstance(done.result, Tensor):
+            await self._deliver_to_client(done, *after)
+            return
+        if isinstance(done.result, Tensor):
             step = Step(done.number, done.position, done.result, done.want, done.fill_until)
             if self._goes_on(step):
                 await self._link.send(step)
+        if after:
+            await self._tell(*after)
 
     def _as_relinked(self, done: Computed) -> Computed:
         """A hop may be relinked while it is itself being filled: what it computes then belongs to the journal that
@@ -99,13 +113,15 @@ class Sender:
     def _goes_on(self, step: Step) -> bool:
         return step.fill_until is None or self._shape.span.stop < step.fill_until
 
-    async def _deliver_to_client(self, done: Computed) -> None:
+    async def _deliver_to_client(self, done: Computed, *after: Message) -> None:
         if self._bridged and done.fill_until is not None and self._shape.span.stop < done.fill_until:
             done = replace(done, fill_until=None)  # the client fills the hop behind with it
         output = output_of(done, bridged=self._bridged)
         if output is not None:
             self._kept.keep(output)
-            await self._tell(output)
+            after = (output, *after)
+        if after:
+            await self._tell(*after)
 
     async def _replay_to(self, link: Link, relink: Relink) -> None:
         assert self._journal is not None, "no hop after the head"

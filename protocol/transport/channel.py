@@ -47,16 +47,20 @@ class Channel:
     def frame_limit(self, limit: int) -> None:
         self._reader.limit = limit
 
-    async def send(self, message: Message) -> None:
-        """Send one message. Raises: Lost; LocalProtocolError, if the session's table forbids it now."""
+    async def send(self, *messages: Message) -> None:
+        """Send messages, together in as few packets as they fit.
+
+        Raises: Lost; LocalProtocolError, if the session's table forbids one now.
+        """
         async with self._sending:
             if self._torn:
                 raise Lost("a message was cut short by its sender")
             if self._state is not None:
-                self._state.sent(message)
-            frame = encode(message)
+                for message in messages:
+                    self._state.sent(message)
+            frames = b"".join(map(encode, messages)) if len(messages) > 1 else encode(messages[0])
             try:
-                await self.stream.send(frame)
+                await self.stream.send(frames)
             except trio.Cancelled:
                 self._torn = True
                 raise
