@@ -39,6 +39,8 @@ KILL_AFTER: Final = 10
 MAX_NEW_TOKENS: Final = 300
 # On a machine that is busy with other things a slow node may be taken for a lost one; it is back soon.
 WAIT_S: Final = 30.0
+# News of the last node to be ready is with all others within about a second.
+SETTLED_WITHIN_S: Final = 5.0
 
 
 def demo(
@@ -105,17 +107,27 @@ class Show:
             if kill:
                 self._kill_in_mid_answer(talk)
             if chat:
-                self.screen.terminal.remark(
-                    f"more terminals: swarm chat --join {self.running.doors[0]}\n"
-                    "your turn; /kill ends a node in use, Ctrl-D ends the swarm"
-                )
+                terminal = self.screen.terminal
+                terminal.show(Text(f"more terminals: swarm chat --join {self.running.doors[0]}", style="dim"))
+                terminal.remark("your turn; /kill ends a node in use, Ctrl-D ends the swarm")
                 converse(self.screen, self.client, talk, {"/kill": lambda: self._kill(talk)})
 
     def _coverage(self) -> None:
+        deadline = time.monotonic() + SETTLED_WITHIN_S
         self.client.refresh()
+        while not self._settled() and time.monotonic() < deadline:
+            time.sleep(0.1)
+            self.client.refresh()
         terminal = self.screen.terminal
         for coverage in by_model(self.client.book.alive(time.time()), self.client.rtt_ms):
             terminal.show(*render(coverage, terminal, self.running.doors[0], self.running.names), "")
+
+    def _settled(self) -> bool:
+        """Whether everybody has heard that all nodes serve."""
+        said = self.client.book.alive(time.time())
+        return sum(a.state == "serving" and a.peer in self.client.rtt_ms for a in said) >= len(
+            self.running.nodes
+        )
 
     def _ask(self, talk: Conversation, question: str, watch: Callable[[str], None] | None = None) -> str:
         printer = self.screen.printer

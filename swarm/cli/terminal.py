@@ -38,8 +38,9 @@ class Terminal:
         return text
 
     def remark(self, line: str, style: str = "dim") -> None:
-        """One line about the answer or the swarm."""
-        self.beside.print(Text(self.glyphs(harmless(line)), style=style), soft_wrap=True)
+        """One line about the answer or the swarm; for a person it is broken between words."""
+        soft = not self.beside.is_terminal
+        self.beside.print(Text(self.glyphs(harmless(line)), style=style), soft_wrap=soft)
 
     def fail(self, line: str) -> None:
         """One line on standard error: what went wrong."""

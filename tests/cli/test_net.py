@@ -241,6 +241,20 @@ def test_a_demo_that_is_itself_killed_leaves_no_node(tmp_path: Path) -> None:
         demo.wait()
 
 
+def test_ctrl_c_while_the_demo_starts(tmp_path: Path) -> None:
+    """Status 130; no node and no folder stays."""
+    person = Person("demo", home=tmp_path, TMPDIR=str(tmp_path))
+    try:
+        person.sees("node 4")
+        nodes = _children(person.process.pid)
+        person.types("\x03")
+    finally:
+        status = person.leaves()
+    assert (status, len(nodes)) == (130, 4)
+    assert not any(_alive(pid) for pid in nodes)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("swarm-demo")] == []
+
+
 def _wait_for(condition: object, within_s: float = 60.0) -> list[int]:
     assert callable(condition)
     deadline = time.monotonic() + within_s

@@ -10,14 +10,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
+from transformers import AutoTokenizer
 
 from protocol.errors import ConfigError, Malformed, RemoteProtocolError
+from swarm.demo import shipped_model
 from swarm.text import StopStrings, Text, TextStream
 from swarm.text_stream import WINDOW
 from tests.swarm.tokenizers import byte_level, metaspace, model_files
 
 BYTE_LEVEL, METASPACE = Text(model_files(byte_level())), Text(model_files(metaspace()))
-TEXTS = pytest.mark.parametrize("text", [BYTE_LEVEL, METASPACE], ids=["byte-level", "metaspace"])
+SHIPPED = Text(
+    {path.name: path.read_bytes() for path in shipped_model().iterdir() if path.suffix != ".safetensors"}
+)
+TEXTS = pytest.mark.parametrize(
+    "text", [BYTE_LEVEL, METASPACE, SHIPPED], ids=["byte-level", "metaspace", "shipped"]
+)
 WORDS = st.text(
     st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from("hello  日本é😀👨‍👩‍👧▁\n")),
     max_size=60,
@@ -58,7 +65,7 @@ def test_any_tokens_are_taken(text: Text, data: st.DataObject) -> None:
     """Also those of a model gone mad: nothing fails, and byte-level text is that of all tokens still."""
     ids = data.draw(st.lists(st.integers(0, 290), max_size=150))
     pieces = streamed(text, ids)
-    if text is BYTE_LEVEL and len(ids) <= WINDOW:
+    if text is not METASPACE and len(ids) <= WINDOW:
         assert "".join(pieces) == text.decode(ids)
 
 
@@ -186,6 +193,22 @@ def test_a_conversation_is_rendered_and_encoded() -> None:
     assert expected[:2] == [0, 2]
     plain = Text(model_files(tokenizer_config={}))
     assert plain.decode(plain.encode_chat(talk)) == "User:  hi \nAssistant:"
+
+
+def test_the_shipped_model_reads_as_in_transformers() -> None:
+    """Prompts and conversations become the ids that transformers makes of them."""
+    reference = AutoTokenizer.from_pretrained(shipped_model())
+    talk = [
+        {"role": "user", "content": "What is 12 + 30?"},
+        {"role": "assistant", "content": "12 + 30 = 42."},
+        {"role": "user", "content": " Spell 'café' 😀 \n"},
+    ]
+    expected = reference.apply_chat_template(talk, add_generation_prompt=True, return_dict=False)
+    assert SHIPPED.encode_chat(talk) == expected
+    for words in ("What is 12 + 30?", " é😀\n\n日本", ""):
+        assert SHIPPED.encode(words) == reference.encode(words)
+    assert SHIPPED.eos == {reference.eos_token_id}
+    assert (SHIPPED.bos, SHIPPED.context, SHIPPED.chats) == (reference.bos_token_id, 512, True)
 
 
 def test_where_templates_are_found() -> None:
