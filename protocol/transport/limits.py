@@ -26,6 +26,9 @@ KEEPALIVES_PER_IDLE_TIMEOUT = 3
 STREAM_WINDOW = 1 * MIB
 # Unread bytes of all streams of one connection: four streams may stall without holding up a fifth.
 CONNECTION_WINDOW = 5 * MIB
+# Pieces received out of order in one stream. Losses leave at most one gap in two packets: 360 in a window of
+# Ethernet packets. aioquic walks over all of them for each packet, so many are an attack.
+MAX_STREAM_GAPS = 1024
 # Unacknowledged and unsent bytes a stream accepts before `send` waits.
 SEND_BUFFER = 512 * KIB
 

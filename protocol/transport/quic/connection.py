@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import trio
@@ -20,8 +21,8 @@ from protocol.transport.limits import (
     MAX_INCOMING_STREAMS,
     NEGOTIATION_TIMEOUT_S,
 )
-from protocol.transport.quic.engine import ALPN, APPLICATION_RESET, Datagrams, Engine
-from protocol.transport.quic.identity import verify_certificate
+from protocol.transport.quic.engine import APPLICATION_RESET, Datagrams, Engine
+from protocol.transport.quic.identity import prove_peer
 from protocol.transport.quic.liveness import Liveness, Verdict
 from protocol.transport.quic.mtu import MtuSearch
 from protocol.transport.quic.stream import QuicStream
@@ -251,8 +252,9 @@ class Connection:
     def flush(self) -> None:
         """Send everything that may be sent now."""
         now = trio.current_time()
-        self._transmit(self.engine.datagrams_to_send(now), now)
-        self._handle_events()
+        with self.guarded():
+            self._transmit(self.engine.datagrams_to_send(now), now)
+            self._handle_events()
         if self.error is None:
             self._endpoint.schedule(self)
 
@@ -301,15 +303,8 @@ class Connection:
         return Unreachable(f"no connection: {reason}")
 
     def _handshake_completed(self, event: events.HandshakeCompleted) -> None:
-        certificate = self.engine.peer_certificate
         try:
-            if certificate is None:
-                raise BadSignature("the peer has no certificate")
-            if event.alpn_protocol != ALPN:
-                raise BadSignature("the peer does not speak libp2p")
-            peer = verify_certificate(certificate)
-            if self._expected_peer is not None and peer != self._expected_peer:
-                raise BadSignature(f"it is peer {peer} that answers, not {self._expected_peer}")
+            self.peer = prove_peer(self.engine.peer_certificate, event.alpn_protocol, self._expected_peer)
         except BadSignature as error:
             logger.info("refused %s: %s", self.addr, error)
             self.engine.close(error_code=_BAD_CERTIFICATE, reason_phrase="certificate refused")
@@ -317,7 +312,6 @@ class Connection:
             self._transmit(self.engine.datagrams_to_send(now), now)
             self.end(Unreachable(str(error)))
             return
-        self.peer = peer
         self._ready.set()
         self._endpoint.connection_ready(self)
 
@@ -378,6 +372,15 @@ class Connection:
     def _too_big(self, now: float) -> None:
         self._mtu.too_big(now)
         self.engine.set_datagram_size(self._mtu.current)
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """What a stranger's bytes do inside aioquic ends this connection at most."""
+        try:
+            yield
+        except Exception:
+            logger.exception("the connection with %s failed", self.peer or self.addr)
+            self.end(Lost("the connection failed inside"))
 
     def end(self, error: PeerUnavailable) -> None:
         """End at once, without a word to the peer."""

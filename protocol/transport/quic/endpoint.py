@@ -8,15 +8,15 @@ import itertools
 import logging
 import os
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import trio
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.retry import QuicRetryTokenHandler
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from protocol.errors import Lost, TimedOut, Unreachable
+from protocol.errors import TimedOut, Unreachable
 from protocol.transport.background import background_tasks
 from protocol.transport.limits import (
     CONNECTION_WINDOW,
@@ -34,9 +34,9 @@ from protocol.transport.limits import (
 )
 from protocol.transport.peer_id import peer_id_of
 from protocol.transport.quic.connection import Connection
-from protocol.transport.quic.engine import ALPN, CID_BYTES, VERSIONS, Engine
+from protocol.transport.quic.engine import CID_BYTES, VERSIONS, Engine
 from protocol.transport.quic.first_packet import Initial, parse_initial, refuse, retry, version_negotiation
-from protocol.transport.quic.identity import make_certificate
+from protocol.transport.quic.identity import ALPN, make_certificate
 from protocol.transport.quic.mtu import CANDIDATES
 from protocol.transport.quic.port import Batch, Port
 from protocol.transport.quic.udp import Addr, SendError
@@ -44,16 +44,6 @@ from protocol.transport.quic.udp import Addr, SendError
 logger = logging.getLogger(__name__)
 
 _TIMER_SLACK_S = 1e-4
-
-
-@contextmanager
-def _guarded(connection: Connection) -> Iterator[None]:
-    """What a stranger's bytes do inside aioquic ends that connection at most."""
-    try:
-        yield
-    except Exception:
-        logger.exception("a connection with %s failed", connection.peer or connection.addr)
-        connection.end(Lost("the connection failed inside"))
 
 
 class Endpoint:
@@ -218,11 +208,15 @@ class Endpoint:
         now = trio.current_time()
         turns: dict[Connection, list[tuple[bytes, Addr]]] = {}
         for data, addr in batch:
-            connection = self._find(port, data, addr)
+            try:
+                connection = self._find(port, data, addr)
+            except Exception:
+                logger.exception("a datagram from %s could not be sorted", addr)
+                continue
             if connection is not None:
                 turns.setdefault(connection, []).append((data, addr))
         for connection, datagrams in turns.items():
-            with _guarded(connection):
+            with connection.guarded():
                 connection.datagrams_received(datagrams, now)
         told: set[Addr] = set()
         for error in errors:
@@ -323,7 +317,7 @@ class Endpoint:
                 connection = heapq.heappop(self._timers)[2]
                 connection.timers.pop()
                 if connection.error is None:
-                    with _guarded(connection):
+                    with connection.guarded():
                         connection.on_timer(now)
                 if connection.error is None:
                     self.schedule(connection)

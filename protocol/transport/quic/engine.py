@@ -12,6 +12,7 @@ from aioquic.buffer import Buffer
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection, QuicConnectionState
 from aioquic.quic.packet import (
+    QuicErrorCode,
     QuicFrameType,
     QuicPacketType,
     QuicProtocolVersion,
@@ -23,10 +24,14 @@ from aioquic.quic.stream import QuicStream
 from aioquic.tls import Epoch
 from cryptography import x509
 
-from protocol.transport.limits import CONNECTION_WINDOW, MAX_INCOMING_STREAMS, STREAM_WINDOW
+from protocol.transport.limits import (
+    CONNECTION_WINDOW,
+    MAX_INCOMING_STREAMS,
+    MAX_STREAM_GAPS,
+    STREAM_WINDOW,
+)
 from protocol.transport.quic.mtu import BASE
 
-ALPN = "libp2p"
 CID_BYTES = 8
 # The code of our resets. Not 0: that is what go-libp2p resets a stream with whose protocol it does not speak.
 APPLICATION_RESET = 1
@@ -248,6 +253,10 @@ class Engine(QuicConnection):
         self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream
     ) -> None:
         """Send MAX_STREAM_DATA where it has grown; `grant` alone makes it grow."""
+        if len(stream.receiver._ranges) > MAX_STREAM_GAPS:
+            self.close(
+                QuicErrorCode.FLOW_CONTROL_ERROR, QuicFrameType.STREAM_BASE, "too many gaps in a stream"
+            )
         if stream.max_stream_data_local_sent == stream.max_stream_data_local or stream.receiver.is_finished:
             return
         frame = builder.start_frame(

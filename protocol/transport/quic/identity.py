@@ -21,6 +21,7 @@ from cryptography.x509.oid import NameOID
 from protocol.errors import BadSignature
 from protocol.transport.peer_id import base58
 
+ALPN = "libp2p"
 _EXTENSION = x509.ObjectIdentifier("1.3.6.1.4.1.53594.1.1")
 _DOMAIN = b"libp2p-tls-handshake:"
 _LIFE = timedelta(days=365)
@@ -84,6 +85,18 @@ def verify_certificate(certificate: x509.Certificate, now: datetime | None = Non
     public, signature = _parse_sequence(ours[0].value)
     _verify(public, signature, _DOMAIN + spki)
     return _peer_id(public)
+
+
+def prove_peer(certificate: x509.Certificate | None, alpn: str | None, expected: str | None) -> str:
+    """Whose handshake this was. Raises: BadSignature, if nobody's, or not that of the `expected` peer."""
+    if certificate is None:
+        raise BadSignature("the peer has no certificate")
+    if alpn != ALPN:
+        raise BadSignature("the peer does not speak libp2p")
+    peer = verify_certificate(certificate)
+    if expected is not None and peer != expected:
+        raise BadSignature(f"it is peer {peer} that answers, not {expected}")
+    return peer
 
 
 def _unknown(extension: x509.Extension[x509.ExtensionType]) -> bool:

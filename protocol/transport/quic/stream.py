@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from protocol.transport.quic.connection import Connection
 
 
+_JOIN_BELOW = 16_384
+
+
 class Waiter:
     """At most one task that sleeps until it is woken; cheaper than an Event for every wait."""
 
@@ -47,7 +50,7 @@ class QuicStream:
     def __init__(self, connection: Connection, stream_id: int) -> None:
         self.connection = connection
         self.stream_id = stream_id
-        self._chunks: deque[bytes] = deque()
+        self._chunks: deque[bytes | bytearray] = deque()
         self._consumed = 0  # bytes the reader has taken, or that were thrown away
         self._arrived = 0
         self._fin_received = False
@@ -157,7 +160,7 @@ class QuicStream:
         if self._closed:
             self._discard()
         elif data:
-            self._chunks.append(data)
+            self._keep(data)
         if fin:
             self._fin_received = True
             self._release_if_done()
@@ -196,6 +199,16 @@ class QuicStream:
 
     # --- inside
 
+    def _keep(self, data: bytes) -> None:
+        # Small pieces are joined: a peer that sends single bytes must not make us hold an object for each.
+        if self._chunks and len(self._chunks[-1]) < _JOIN_BELOW:
+            last = self._chunks[-1]
+            if not isinstance(last, bytearray):
+                last = self._chunks[-1] = bytearray(last)
+            last += data
+        else:
+            self._chunks.append(data)
+
     def _release_if_done(self) -> None:
         """Both directions have ended well: the connection need not know us when all is acknowledged."""
         if self._fin_sent and self._fin_received and not self._closed:
@@ -213,7 +226,7 @@ class QuicStream:
     def _take(self, max_bytes: int | None) -> bytes:
         if not self._chunks:
             return b""
-        data = self._chunks.popleft() if len(self._chunks) == 1 else b"".join(self._chunks)
+        data = bytes(self._chunks.popleft()) if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks.clear()
         if max_bytes is not None and len(data) > max_bytes:
             self._chunks.append(data[max_bytes:])

@@ -435,6 +435,56 @@ async def test_rubbish_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
         await wait_until(lambda: server.endpoint.statistics()["connections"] == 1)
 
 
+async def test_single_bytes_are_not_kept_one_by_one() -> None:
+    """A peer that sends a byte at a time to a slow reader costs bytes, not objects."""
+    async with dialling() as dialler:
+        stream = QuicStream(dialler._start_dial(HOST, 9, None), 0)
+        for number in range(100_000):
+            stream.data_received(bytes((number % 256,)), fin=False)
+        assert len(stream._chunks) < 10
+        data = b""
+        while len(data) < 100_000:
+            data += await stream.receive(70_000)
+        assert data == bytes(range(256)) * 390 + bytes(range(160))
+
+
+async def test_a_stream_full_of_gaps_ends_the_connection() -> None:
+    """Every second byte of a stream is no loss but an attack on those who sort the pieces."""
+    async with serving() as server, dialling() as dialler:
+        connection = await dialler.dial(HOST, server.port, server.endpoint.peer)
+        stream = await connection.open_stream()
+        await stream.send(b"x")
+        sender = connection.engine._streams[stream.stream_id].sender
+        sender.write(bytes(10_000))
+        for start in range(1, 10_000, 2):
+            sender._pending.subtract(start, start + 1)
+        connection.flush()
+        assert await stream.receive() == b"x"
+        with trio.fail_after(5), pytest.raises(Lost, match="gaps"):
+            await stream.receive()
+
+
+async def test_a_bug_inside_ends_one_connection_only(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If aioquic raises over a packet, that connection is lost and logged, and the endpoint lives."""
+    async with serving() as server, dialling() as one, dialling() as two:
+        good = await one.dial(HOST, server.port, server.endpoint.peer)
+        bad = await two.dial(HOST, server.port, server.endpoint.peer)
+        await wait_until(lambda: len(server.connections) == 2)
+
+        def broken(*_: object) -> None:
+            raise AssertionError("deliberate")
+
+        monkeypatch.setattr(server.connections[1].engine, "receive_datagram", broken)
+        stream = await bad.open_stream()
+        await stream.send(b"x")
+        with trio.fail_after(2):
+            await server.connections[1].closed.wait()
+        assert "deliberate" in caplog.text
+        await round_trip(good, b"unharmed")
+
+
 async def test_a_full_endpoint_refuses_at_once() -> None:
     """Beyond the most connections a dial is refused with a reason, and room made is room used."""
     async with serving() as server, dialling() as one, dialling() as two, dialling() as three:
