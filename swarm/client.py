@@ -113,7 +113,7 @@ class Client:
     async def plan_route(self, tokens: int = 1) -> Route:
         """The best route now for a session of `tokens`. Raises: NoRoute."""
         await self._view.measure(self.model.digest, self.wanted)
-        return self._view.plan(self.model.digest, self.wanted, tokens)
+        return self._view.plan(self.model.digest, self.model.blocks, self.wanted, tokens)
 
     @asynccontextmanager
     async def session(

@@ -21,7 +21,7 @@ from protocol.errors import (
 )
 from protocol.hints import SWARM_KEY, model_key
 from protocol.model import Span
-from protocol.records import Announcement
+from protocol.records import Announcement, parse_record
 from protocol.transport.base import PeerAddrs, Transport
 from protocol.transport.exchange import exchange_maps
 from swarm.bans import Bans
@@ -103,9 +103,10 @@ class View:
         alive = [a for a in self.book.alive(time.time()) if a.digest == digest]
         return [a for a in agreeing(alive) if not self.bans.banned(a.peer, now)]
 
-    def plan(self, digest: bytes, wanted: Span, tokens: int) -> Route:
-        """The best route now for a session of `tokens`. Raises: NoRoute."""
-        return plan_route(wanted, self.nodes(digest), Network(self.rtt_ms), tokens=tokens, rng=self._rng)
+    def plan(self, digest: bytes, blocks: int, wanted: Span, tokens: int) -> Route:
+        """The best route now for a session of `tokens` with a model of `blocks`. Raises: NoRoute."""
+        network = Network(self.rtt_ms)
+        return plan_route(wanted, self.nodes(digest), network, blocks=blocks, tokens=tokens, rng=self._rng)
 
     def choose_model(self, name: str | None) -> Announcement:
         """An announcement of the model asked for: by name, by the first digits of its digest, or the only one.
@@ -154,8 +155,17 @@ class View:
         """Exchange maps with one peer. Raises: PeerUnavailable, RemoteProtocolError."""
         data, rtt_s = await exchange_maps(self.transport, peer.peer, peer.addrs)
         self.rtt_ms[peer.peer] = min(1000 * rtt_s, self.rtt_ms.get(peer.peer, float("inf")))
-        self.bans.forgive(peer.peer)
         self.book.merge(data, time.time())
+        if _speaks_for_itself(peer.peer, data):
+            self.bans.forgive(peer.peer)
+
+
+def _speaks_for_itself(peer: str, records: Sequence[bytes]) -> bool:
+    """Whether a map begins with its sender's own word; a node that has just started has yet to say what it serves."""
+    try:
+        return bool(records) and parse_record(records[0], time.time()).peer == peer
+    except RemoteProtocolError:
+        return False
 
 
 def agreeing(nodes: Sequence[Announcement]) -> list[Announcement]:

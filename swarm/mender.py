@@ -73,7 +73,7 @@ class Mender:
 
     def _plan(self, stages: Span) -> Route:
         spec = self._chain.spec
-        return self._view.plan(spec.digest, stages, spec.max_tokens)
+        return self._view.plan(spec.digest, spec.blocks, stages, spec.max_tokens)
 
     def _has_route(self, stages: Span) -> bool:
         try:
@@ -204,6 +204,6 @@ class Mender:
 
 def explained(error: NoRoute, refusals: dict[str, str], blocks: int) -> NoRoute:
     """The error with what nodes said when asked, and the commands that would help."""
-    reasons = "".join(f"; {peer} says: {why}" for peer, why in refusals.items())
+    reasons = "".join(f"; {peer}: {why}" for peer, why in refusals.items())
     commands = " and ".join(serve_command(Span(*pair), blocks) for pair in error.missing)
     return NoRoute(f"{error}{reasons}. To serve them, run on another machine: {commands}", error.missing)

@@ -99,24 +99,24 @@ def plan_route(
     nodes: Sequence[Announcement],
     network: Network,
     *,
+    blocks: int,
     tokens: int,
     rng: random.Random,
 ) -> Route:
-    """The quickest route over `wanted` through nodes with room for `tokens` in their KV caches.
+    """The quickest route over `wanted` of a model of `blocks`; nodes need room for `tokens` in their KV caches.
 
     Raises: NoRoute, naming the stages that nobody (or nobody with room) serves.
     """
     able = [n for n in nodes if n.state == "serving" and n.kv_tokens >= tokens]
     missing = missing_stages(wanted, (n.span for n in able))
     if missing:
-        raise _no_route(missing, nodes, tokens)
+        raise _no_route(missing, nodes, tokens, blocks)
     search = _Search(wanted, able, network, rng)
     return search.run()
 
 
-def _no_route(missing: list[Span], nodes: Sequence[Announcement], tokens: int) -> NoRoute:
-    blocks = nodes[0].blocks if nodes else None
-    names = [describe_stages(span, blocks) if blocks else f"stages {span}" for span in missing]
+def _no_route(missing: list[Span], nodes: Sequence[Announcement], tokens: int, blocks: int) -> NoRoute:
+    names = [describe_stages(span, blocks) for span in missing]
     full = [n for n in nodes if n.kv_tokens < tokens and any(s in n.span for span in missing for s in span)]
     what = " and ".join(names)
     if full:

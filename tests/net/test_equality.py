@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-un
 
 def generated(folder: Path, ids: list[int]) -> list[int]:
     """What transformers makes of it."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     output = model.generate(torch.tensor([ids]), max_new_tokens=NEW_TOKENS, do_sample=False)
     found: list[int] = output[0, len(ids) :].tolist()
     return found

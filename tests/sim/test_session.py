@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
+from contextlib import AsyncExitStack
 
 import pytest
 import trio
 import trio.testing
 
 from protocol.errors import ConfigError, NoRoute
+from protocol.model import Span
 from swarm.events import Bridged, Rerouted
-from tests.sim.world import World, greedy, greedy_reference, swarm_of
+from tests.sim.world import World, greedy, greedy_reference, start_node, swarm_of
+from tests.support.waiting import eventually
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 LONG = [(7 * i + 3) % 32 for i in range(300)]  # several prefill chunks
@@ -258,6 +261,32 @@ async def test_session_goes_on_after_no_route(clock: trio.testing.MockClock) -> 
             nursery.start_soon(come_back)
             rest = await greedy(session, begin[-1:], 5)
         assert begin + rest == greedy_reference(PROMPT, 10)
+
+
+async def test_regression_a_node_that_is_starting_is_not_asked_to_serve(
+    clock: trio.testing.MockClock,
+) -> None:
+    """A node that was killed answers for the map long before it serves: it is not banned for that meanwhile."""
+    async with swarm_of((0, 4), (4, 8)) as world:
+        session = await world.session(wait_s=60)
+        begin = await greedy(session, PROMPT, 5)
+        dead = world.nodes.pop()
+        world.network.kill(dead.peer)
+
+        async def go_on() -> None:
+            begin.extend(await greedy(session, begin[-1:], 5))
+
+        async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
+            nursery.start_soon(go_on)
+            await trio.sleep(5)
+            node = await start_node(
+                stack, world.network, Span(4, 8), lambda: world.nodes, identity=dead.identity, loading=True
+            )
+            await trio.sleep(20)
+            node.hop.serve()
+            world.nodes.append(node)
+            await eventually(lambda: len(begin) == 10, 5)
+        assert begin == greedy_reference(PROMPT, 10)
 
 
 async def test_the_only_node_closes_its_streams(clock: trio.testing.MockClock) -> None:

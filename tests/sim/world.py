@@ -108,18 +108,24 @@ async def start_node(
     decode_ms: float = 1.0,
     step_s: float = 0.0,
     identity: Identity | None = None,
+    loading: bool = False,
 ) -> FakeNode:
-    """A node of its own identity that serves `span` and hands out everybody's records."""
+    """A node of its own identity that serves `span` and hands out everybody's records.
+
+    While it is `loading` it answers for the map only: `node.hop.serve()` ends that.
+    """
     me = identity or identities.generate()
     transport = await stack.enter_async_context(network.transport(me.key))
     engine = FakeEngine(span)
     hop = HopServer(engine, transport, KvBudget(4096), executor=InlineExecutor(step_s))
-    hop.serve()
+    if not loading:
+        hop.serve()
 
     async def serve_map(stream: Stream) -> None:
         async with Channel(stream) as channel:
             await channel.expect(MapRequest, limits.CONTROL_TIMEOUT_S)
-            await channel.send(MapReply(tuple(node.record().data for node in everybody())))
+            own_first = sorted(everybody(), key=lambda node: node.peer != me.peer)
+            await channel.send(MapReply(tuple(node.record().data for node in own_first)))
 
     transport.serve(MAP_PROTOCOL, serve_map)
     return FakeNode(me, transport, engine, hop, decode_ms)

@@ -24,6 +24,11 @@ class RunningNode:
     addr: str
     layers: str
 
+    @property
+    def running(self) -> bool:
+        """Whether its process has not ended."""
+        return self.process.returncode is None
+
 
 class LocalSwarm:
     """Node processes of one checkpoint; the first started is the one that others join. Ends with `processes`."""
@@ -44,31 +49,33 @@ class LocalSwarm:
         """Start nodes of these layers ("0:4") and wait until all serve."""
         started: list[RunningNode] = []
         if not self.nodes:
-            started += self._ready([self._spawn(layers[0], None)], layers[:1])
+            started += self._ready([self._spawn(layers[0])], layers[:1])
             layers = layers[1:]
         started += self._ready([self._spawn(each, self.join) for each in layers], layers)
         return started
 
-    def restart(self, node: RunningNode) -> RunningNode:
-        """A process in the place of a dead one: same key, same port, same layers."""
-        listen = re.sub(r"/p2p/.*", "", node.addr)
-        index = self.nodes.index(node)
-        join = next((other.addr for other in self.nodes if other is not node), None)
-        process = self._spawn(node.layers, join, home=self._home / f"node-{index}", listen=listen)
-        ready = self._ready([process], [node.layers], keep=False)[0]
-        self.nodes[index] = ready
+    def restart(self, *dead: RunningNode) -> list[RunningNode]:
+        """Processes in the place of dead ones, all at once: same keys, same ports, same layers."""
+        living = [other.addr for other in self.nodes if other not in dead and other.running]
+        places = [self.nodes.index(node) for node in dead]
+        spawned = []
+        for index, node in zip(places, dead, strict=True):
+            listen = re.sub(r"/p2p/.*", "", node.addr)
+            home = self._home / f"node-{index}"
+            spawned.append(self._spawn(node.layers, *living, home=home, listen=listen))
+        ready = self._ready(spawned, [node.layers for node in dead], keep=False)
+        for index, node in zip(places, ready, strict=True):
+            self.nodes[index] = node
         return ready
 
-    def _spawn(
-        self, layers: str, join: str | None, *, home: Path | None = None, listen: str = LOOPBACK
-    ) -> Process:
+    def _spawn(self, layers: str, *join: str, home: Path | None = None, listen: str = LOOPBACK) -> Process:
         number = sum(1 for _ in self._home.glob("node-*"))
         home = home or self._home / f"node-{number}"
         home.mkdir(parents=True, exist_ok=True)
         argv = [sys.executable, "-m", "swarm", "node", "--model", str(self._model), "--layers", layers]
         argv += ["--listen", listen, "--home", str(home), *self._extra]
-        if join is not None:
-            argv += ["--join", join]
+        for addr in join:
+            argv += ["--join", addr]
         return self._processes.start(argv, name=f"node {layers}")
 
     def _ready(

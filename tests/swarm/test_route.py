@@ -39,7 +39,7 @@ def node(
 
 def plan(nodes: list[Announcement], rtt: dict[str, float] | None = None, tokens: int = 10, seed: int = 0):  # type: ignore[no-untyped-def]
     known = {n.peer: 2.0 for n in nodes} | (rtt or {})
-    return plan_route(ALL, nodes, Network(known), tokens=tokens, rng=random.Random(seed))
+    return plan_route(ALL, nodes, Network(known), blocks=BLOCKS, tokens=tokens, rng=random.Random(seed))
 
 
 def test_one_node_serves_all() -> None:
@@ -98,7 +98,7 @@ def test_only_serving_nodes_are_used() -> None:
 def test_measured_peers_win_over_unmeasured() -> None:
     """A peer that did not answer a probe is used only where nobody else serves."""
     nodes = [node("silent", 0, 12), node("answers", 0, 12, decode_ms=5)]
-    route = plan_route(ALL, nodes, Network({"answers": 20.0}), tokens=1, rng=random.Random(0))
+    route = plan_route(ALL, nodes, Network({"answers": 20.0}), blocks=BLOCKS, tokens=1, rng=random.Random(0))
     assert route.peers == ("answers",)
 
 
@@ -139,7 +139,7 @@ def test_no_route_is_better(shapes: list[tuple[tuple[int, int], int, int]]) -> N
     if best is None:
         assert missing_stages(ALL, [n.span for n in nodes])
         return
-    route = plan_route(ALL, nodes, network, tokens=1, rng=random.Random(1))
+    route = plan_route(ALL, nodes, network, blocks=BLOCKS, tokens=1, rng=random.Random(1))
     assert best - 1e-6 <= route.expected_ms <= best * (1 + SCATTER) + 1e-6
 
 
