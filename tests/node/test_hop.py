@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import trio
 
+from node.casting import cast_hidden
 from node.compute import WorkerThread
 from protocol.candidates import HIDDEN, NOTHING, Want
+from protocol.errors import Lost
 from protocol.messages import (
     Ack,
     Attach,
@@ -321,6 +324,37 @@ async def test_an_idle_client_is_gone(swarm: Swarm, monkeypatch: pytest.MonkeyPa
     client = await opened(await swarm.client(node), WHOLE)
     assert (await client.expect(Error)).code == "idle"
     await wait_until(lambda: node.budget.free == 1000)
+
+
+async def test_a_stream_that_says_nothing(swarm: Swarm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is not kept."""
+    monkeypatch.setattr("protocol.limits.FIRST_MESSAGE_TIMEOUT_S", 0.02)
+    client = await swarm.client(await swarm.node(WHOLE))
+    with pytest.raises(Lost), trio.fail_after(5):
+        await client.channel.receive()
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "f16"])
+async def test_neighbours_may_compute_in_other_dtypes(swarm: Swarm, dtype: str) -> None:
+    """Their hidden states are taken as the nearest in our own."""
+    client = await opened(await swarm.client(await swarm.node(BACK)), BACK)
+    rows = cast_hidden(hidden_rows(TOKENS, 4), dtype)
+    await client.step(0, 0, rows, LAST)
+    theirs = ids_of(await client.expect(Output))
+    again = await opened(await swarm.client(await swarm.node(BACK)), BACK)
+    await again.step(0, 0, cast_hidden(rows, "f32"), LAST)
+    assert ids_of(await again.expect(Output)) == theirs
+
+
+async def test_logits_of_ids_that_are_none(swarm: Swarm) -> None:
+    """The client's fault, whoever brings the step."""
+    node = await swarm.node(BACK)
+    client = await opened(await swarm.client(node), BACK)
+    previous = await swarm.client(node)
+    await previous.attach(client.session)
+    await previous.step(0, 0, hidden_rows(TOKENS, 4), Want(ids=(99,)))
+    error = await client.expect(Error)
+    assert (error.code, error.elsewhere) == ("bad_step", False)
 
 
 async def test_a_newer_attach_replaces_the_older(swarm: Swarm) -> None:
