@@ -24,6 +24,7 @@ from swarm.discovery import View
 from swarm.events import OnEvent, Rerouted
 from swarm.hop import HopLink
 from swarm.mender import Mender
+from swarm.outputs import Asked
 from swarm.route import Route
 from swarm.watch import Ask, GiveUp, Unlinked, look
 
@@ -61,7 +62,7 @@ class Session:
         self._ends = ends
         self._nursery = view.nursery
         self._next_number = 0
-        self._wants: dict[int, Want] = {}  # of the steps that are out
+        self._asked: dict[int, Asked] = {}  # of the steps that are out
         self._results: dict[int, Output] = {}
         self._fatal: SwarmError | None = None
         self._mended = 0  # repairs within this step
@@ -161,7 +162,7 @@ class Session:
                 rows = await trio.to_thread.run_sync(self._ends.embed, rows, position + start)
             chunk_want = self._hop_want(want, last=stop == len(tokens))
             number, self._next_number = self._next_number, self._next_number + 1
-            self._wants[number] = chunk_want
+            self._asked[number] = Asked(chunk_want, stop - start)
             step = Step(number, position + start, rows, chunk_want)
             while step.number - self._chain.done >= STEPS_OUT:
                 await self._progress()
@@ -197,15 +198,20 @@ class Session:
             self._mender.lose(link, str(error), honest=isinstance(error, PeerUnavailable))
 
     def _take(self, link: HopLink, message: Message) -> None:
+        """One message of a hop. Raises: Malformed, if it says what cannot be."""
+        if isinstance(message, Ack | Output) and message.number >= self._next_number:
+            raise Malformed(f"speaks of step {message.number}, which was never sent")
         match message:
             case Ack():
                 link.note_ack(message)
                 if link is self._chain.last:
-                    self._take_last_ack(link, message.number)
+                    self._through(message.number)
             case Output() if link is self._chain.last:
-                if message.number in self._wants:
+                asked = self._asked.get(message.number)
+                if asked is not None and asked.expects_output:
+                    asked.check(message, self.spec.vocab_size)
                     self._results[message.number] = message
-                    self._chain.advance(message.number + 1)
+                    self._through(message.number)
             case Output():
                 self._carry(link, message)
             case Pong():
@@ -219,12 +225,12 @@ class Session:
             case Error():
                 self._take_error(link, message)
 
-    def _take_last_ack(self, link: HopLink, number: int) -> None:
-        wanted = self._wants.get(number, NOTHING).kind != "nothing"
-        if wanted and number not in self._results:
-            self._mender.lose(link, "acknowledged a step without its output", honest=False)
-        else:
-            self._chain.advance(number + 1)
+    def _through(self, number: int) -> None:
+        """The last hop is done with step `number` and so with all before it. Raises: Malformed, if it is not."""
+        for earlier, asked in self._asked.items():
+            if earlier <= number and asked.expects_output and earlier not in self._results:
+                raise Malformed(f"passed over the output of step {earlier}")
+        self._chain.advance(number + 1)
 
     def _take_error(self, link: HopLink, error: Error) -> None:
         before = self._chain.before(link)
@@ -246,7 +252,8 @@ class Session:
         if output.number < self._chain.done:
             step = Step(output.number, output.position, output.hidden, NOTHING, behind.fill_until)
         else:
-            want = self._wants.get(output.number, NOTHING)
+            asked = self._asked.get(output.number)
+            want = asked.want if asked is not None else NOTHING
             step = Step(output.number, output.position, output.hidden, want)
         # what the hop behind got before the boundary was bridged only fills our journal
         self._send(behind.feed, behind if output.number >= behind.received else None, step)
@@ -257,7 +264,7 @@ class Session:
             await self._progress()
         found = [self._results[n] for n in numbers if n in self._results]
         self._results.clear()
-        self._wants.clear()
+        self._asked.clear()
         return found
 
     async def _progress(self) -> None:
@@ -273,15 +280,12 @@ class Session:
         await self._mender.mend()
 
     async def _candidates(self, output: Output, want: Want) -> Candidates:
+        """What a checked output amounts to, by way of our own head if we have it."""
         if self._ends is None:
-            found = output.candidates
-        elif output.hidden is not None:
-            found = await trio.to_thread.run_sync(self._ends.head, output.hidden, want, output.position)
-        else:
-            found = None
-        if found is None or found.ids.size == 0 or int(found.ids.max()) >= self.spec.vocab_size:
-            raise Malformed("the last hop returned no candidates of this model")
-        return found
+            assert output.candidates is not None
+            return output.candidates
+        assert output.hidden is not None
+        return await trio.to_thread.run_sync(self._ends.head, output.hidden, want, output.position)
 
     # -- noticing failures
 

@@ -9,6 +9,7 @@ import pytest
 import trio
 import trio.testing
 
+from protocol.candidates import Candidates, Want
 from protocol.errors import ConfigError, NoRoute
 from protocol.model import Span
 from swarm.events import Bridged, Rerouted
@@ -215,6 +216,42 @@ async def test_a_bridged_hop_dies(clock: trio.testing.MockClock) -> None:
         begin = await greedy(session, PROMPT, 5)
         world.network.kill(second.peer)
         assert begin + await greedy(session, begin[-1:], 5) == greedy_reference(PROMPT, 10)
+
+
+def nothing_at_all(found: Candidates) -> None:
+    """What a hop returns that wants to spare itself the head."""
+    return None
+
+
+def unknown_token(found: Candidates) -> Candidates:
+    """The right candidates, moved out of the vocabulary."""
+    return Candidates(found.ids + 1000, found.logits, found.lse, found.asked)
+
+
+def too_few(found: Candidates) -> Candidates:
+    """Fewer than were asked for."""
+    return Candidates(found.ids[:, :1], found.logits[:, :1], found.lse, found.asked)
+
+
+@pytest.mark.parametrize("spoil", [nothing_at_all, unknown_token, too_few])
+async def test_a_head_that_answers_nonsense(
+    spoil: Callable[[Candidates], Candidates | None], clock: trio.testing.MockClock
+) -> None:
+    """Candidates that cannot be are noticed when they come; another head answers instead."""
+    async with swarm_of((0, 4), (4, 8), (4, 8), slow=[2]) as world:
+        session = await world.session()
+        engine = world.nodes[1].engine
+        honest = engine.step
+
+        def lying(*args: Any) -> Any:
+            found = honest(*args)
+            return spoil(found) if isinstance(found, Candidates) else found
+
+        engine.step = lying  # type: ignore[method-assign]
+        candidates = await session.step(PROMPT, want=Want(top=5))
+        assert candidates is not None
+        assert int(candidates.ids[0, 0]) == greedy_reference(PROMPT, 1)[0]
+        assert session.route.peers == (world.nodes[0].peer, world.nodes[2].peer)
 
 
 async def test_two_hops_at_one_node(clock: trio.testing.MockClock) -> None:
