@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 import trio
@@ -247,7 +249,7 @@ async def test_a_head_that_answers_nonsense(
             found = honest(*args)
             return spoil(found) if isinstance(found, Candidates) else found
 
-        engine.step = lying  # type: ignore[method-assign]
+        engine.step = lying  # type: ignore[method-assign, assignment]
         candidates = await session.step(PROMPT, want=Want(top=5))
         assert candidates is not None
         assert int(candidates.ids[0, 0]) == greedy_reference(PROMPT, 1)[0]
