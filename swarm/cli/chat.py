@@ -11,9 +11,9 @@ from typing import Annotated, Final
 
 import typer
 
-from protocol.errors import SwarmError
+from protocol.errors import ConfigError, SwarmError
 from swarm.blocking import Client, Conversation
-from swarm.cli.connection import open_client
+from swarm.cli.connection import copyable, open_client
 from swarm.cli.coverage import by_model, render
 from swarm.cli.options import (
     ANSWER,
@@ -81,9 +81,10 @@ class _Chat:
     screen: Screen
     client: Client
     talk: Conversation
+    person: bool
 
     def answer(self, line: str) -> None:
-        """Put one turn and stream the answer. A failure is told, and the chat goes on."""
+        """Put one turn and stream the answer. To a person a failure is told, and the chat goes on."""
         printer, terminal = self.screen.printer, self.screen.terminal
         pieces = self.talk.say(line)
         try:
@@ -91,7 +92,11 @@ class _Chat:
                 printer.write(piece.text)
         except SwarmError as error:
             printer.end()
-            terminal.fail(str(error))
+            if not self.person:
+                raise
+            terminal.fail(copyable(error, self.client))
+            if isinstance(error, ConfigError) and self.talk.messages:
+                terminal.remark("/reset forgets what was said and makes room")
             return
         except KeyboardInterrupt:
             pieces.close()
@@ -132,7 +137,8 @@ Commands = dict[str, Callable[[], object]]
 
 def converse(screen: Screen, client: Client, talk: Conversation, more: Commands | None = None) -> None:
     """Turn by turn, until the input ends or somebody leaves; `more` are further commands."""
-    chatting = _Chat(screen, client, talk)
+    person = sys.stdin.isatty()
+    chatting = _Chat(screen, client, talk, person)
     commands: Commands = {
         **(more or {}),
         "/route": chatting.show_route,
@@ -140,7 +146,6 @@ def converse(screen: Screen, client: Client, talk: Conversation, more: Commands 
         "/reset": chatting.reset,
         "/help": chatting.help,
     }
-    person = sys.stdin.isatty()
     if person:
         _greet(screen, client)
     while True:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from protocol.errors import NoRoute, SwarmError
 from swarm import blocking
 from swarm.cli import joined, local
 from swarm.cli.options import Where
-from swarm.cli.terminal import Terminal
+from swarm.cli.terminal import Terminal, harmless
 from swarm.events import OnEvent
 
 
@@ -31,7 +33,18 @@ def open_client(where: Where, terminal: Terminal, on_event: OnEvent) -> Iterator
             client = stack.enter_context(blocking.connect(*doors.addrs, **how))
         others = (addr for said in client.book.alive(time.time()) for addr in said.addrs[:1])
         joined.remember(doors.addrs, others)
-        yield client
+        try:
+            yield client
+        except NoRoute as error:
+            raise NoRoute(copyable(error, client), error.missing) from error
+
+
+def copyable(error: SwarmError, client: blocking.Client) -> str:
+    """The error with commands that can be copied: this model and a node's address in place of the words for them."""
+    said = (a for a in client.book.alive(time.time()) if a.digest == client.model.digest)
+    door = next((addr for a in said for addr in a.addrs[:1]), "ADDRESS")
+    text = str(error).replace("--model MODEL ", f"--model {shlex.quote(harmless(client.model.name))} ")
+    return text.replace("--join ADDRESS", f"--join {door}")
 
 
 def working(terminal: Terminal, what: str) -> AbstractContextManager[object]:
