@@ -11,7 +11,7 @@ import typer
 
 from protocol.errors import ConfigError, SwarmError
 from swarm.cli import chat, demo, generate, node, route, status
-from swarm.cli.options import Verbose, Verbosity
+from swarm.cli.options import Verbose, wants_tracebacks
 from swarm.cli.terminal import open_terminal
 
 app = typer.Typer(
@@ -73,7 +73,7 @@ def main() -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:  # told in one line; the traceback is one option away
-        if Verbosity.level > 1:
+        if wants_tracebacks():
             raise
         return _tell(_bare(error))
     return 0

@@ -100,6 +100,8 @@ class _Chat:
             return
         except KeyboardInterrupt:
             pieces.close()
+            if not self.person:
+                raise
         finally:
             printer.end()
         answer = self.talk.last
@@ -159,26 +161,29 @@ def converse(screen: Screen, client: Client, talk: Conversation, more: Commands 
             continue
         if line is None or line.strip() in ("/quit", "/exit"):
             return
-        line = line.strip()
-        if not line:
-            continue
-        if line.startswith("/"):
-            command = commands.get(line.split()[0])
-            if command is None:
-                screen.terminal.remark(f"there is no command {line.split()[0]}; /help lists them")
-                continue
-            _guarded(screen, command)
-        else:
+        try:
+            _turn(chatting, commands, line.strip())
+        except KeyboardInterrupt:
+            if not person:
+                raise
+            print()
+
+
+def _turn(chatting: _Chat, commands: Commands, line: str) -> None:
+    """One line of input: a command, or something to answer."""
+    terminal = chatting.screen.terminal
+    if not line.startswith("/"):
+        if line:
             chatting.answer(line)
-
-
-def _guarded(screen: Screen, command: Callable[[], object]) -> None:
+        return
+    command = commands.get(line.split()[0])
+    if command is None:
+        terminal.remark(f"there is no command {line.split()[0]}; /help lists them")
+        return
     try:
         command()
     except SwarmError as error:
-        screen.terminal.fail(str(error))
-    except KeyboardInterrupt:
-        print()
+        terminal.fail(str(error))
 
 
 def _greet(screen: Screen, client: Client) -> None:

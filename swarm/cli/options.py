@@ -16,20 +16,18 @@ ANSWER: Final = "The answer"
 OUTPUT: Final = "Output"
 
 
-class Verbosity:
-    """How much a run says about itself: 0 nothing, 1 its log, 2 tracebacks too."""
-
-    level = 0
-
-
 def _set_verbosity(level: int) -> int:
-    Verbosity.level = max(Verbosity.level, level)
     if level:
-        handler = RichHandler(console=open_terminal().err, show_path=False, rich_tracebacks=False)
-        logging.basicConfig(
-            level=logging.INFO if level == 1 else logging.DEBUG, format="%(message)s", handlers=[handler]
-        )
+        handler = RichHandler(console=open_terminal().err, show_path=False)
+        logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+        for ours in ("protocol", "node", "swarm"):
+            logging.getLogger(ours).setLevel(logging.INFO if level == 1 else logging.DEBUG)
     return level
+
+
+def wants_tracebacks() -> bool:
+    """Whether -vv was given."""
+    return logging.getLogger("swarm").isEnabledFor(logging.DEBUG)
 
 
 Verbose = Annotated[
