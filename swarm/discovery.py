@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 from collections import Counter
@@ -83,7 +84,10 @@ class View:
         await self._round(list(known.values()))
 
     async def measure(self, digest: bytes, wanted: Span) -> None:
-        """Probe the nodes of a model until those that answered cover `wanted`, or a round is over."""
+        """Probe the nodes of a model until those that answered cover `wanted`, or a round is over.
+
+        Nodes that are a little further away get as long again to answer.
+        """
 
         def enough() -> bool:
             answered = [a.span for a in self.nodes(digest) if a.peer in self.rtt_ms]
@@ -105,8 +109,11 @@ class View:
 
     def plan(self, digest: bytes, blocks: int, wanted: Span, tokens: int) -> Route:
         """The best route now for a session of `tokens` with a model of `blocks`. Raises: NoRoute."""
-        network = Network(self.rtt_ms)
-        return plan_route(wanted, self.nodes(digest), network, blocks=blocks, tokens=tokens, rng=self._rng)
+        network, nodes = Network(self.rtt_ms), self.nodes(digest)
+        with contextlib.suppress(NoRoute):  # those that answered suffice: nobody has to wait for a dead one
+            answered = [node for node in nodes if node.peer in self.rtt_ms]
+            return plan_route(wanted, answered, network, blocks=blocks, tokens=tokens, rng=self._rng)
+        return plan_route(wanted, nodes, network, blocks=blocks, tokens=tokens, rng=self._rng)
 
     def choose_model(self, name: str | None) -> Announcement:
         """An announcement of the model asked for: by name, by the first digits of its digest, or the only one.
@@ -130,7 +137,8 @@ class View:
             chosen = self._rng.sample(chosen, PROBES)
         if not chosen or enough():
             return
-        left, finished = len(chosen), trio.Event()
+        left, began = len(chosen), trio.current_time()
+        suffices, everybody = trio.Event(), trio.Event()
 
         async def ask(peer: PeerAddrs) -> None:
             nonlocal left
@@ -143,13 +151,17 @@ class View:
                 if not self.bans.banned(peer.peer, now):  # a probe that fails again is no new failure
                     self.bans.ban(peer.peer, now, honest=isinstance(error, PeerUnavailable))
             left -= 1
+            if left == 0:
+                everybody.set()
             if left == 0 or enough():
-                finished.set()
+                suffices.set()
 
         for peer in chosen:
             self.nursery.start_soon(ask, peer)
         with trio.move_on_after(PROBE_ROUND_S):
-            await finished.wait()
+            await suffices.wait()
+            with trio.move_on_after(trio.current_time() - began):
+                await everybody.wait()
 
     async def _probe(self, peer: PeerAddrs) -> None:
         """Exchange maps with one peer. Raises: PeerUnavailable, RemoteProtocolError."""

@@ -11,11 +11,15 @@ import pytest
 import trio
 import trio.testing
 
+from protocol import identity as identities
 from protocol.candidates import Candidates, Want
 from protocol.errors import ConfigError, NoRoute
 from protocol.model import Span
+from swarm.discovery import View
 from swarm.events import Bridged, Rerouted
-from tests.sim.world import World, greedy, greedy_reference, start_node, swarm_of
+from swarm.scope import background_nursery
+from tests.node.fakes import MANIFEST
+from tests.sim.world import ALL, World, greedy, greedy_reference, start_node, swarm_of
 from tests.support.waiting import eventually
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
@@ -326,6 +330,22 @@ async def test_regression_a_node_that_is_starting_is_not_asked_to_serve(
             world.nodes.append(node)
             await eventually(lambda: len(begin) == 10, 5)
         assert begin == greedy_reference(PROMPT, 10)
+
+
+async def test_regression_who_answered_is_preferred(clock: trio.testing.MockClock) -> None:
+    """A node that is silent from the start costs a new client nothing, however fast it says it is."""
+    async with swarm_of((0, 8), (0, 8), slow=[0]) as world:
+        world.network.pause(world.nodes[1].peer)
+        async with (
+            world.network.transport(identities.generate().key, listen=False) as transport,
+            background_nursery() as nursery,
+        ):
+            view = View(transport, nursery, random.Random(3))
+            await view.enter([world.nodes[0].transport.addrs[0]])
+            before = trio.current_time()
+            await view.measure(MANIFEST.digest, ALL)
+            assert trio.current_time() - before < 0.5
+            assert view.plan(MANIFEST.digest, MANIFEST.blocks, ALL, 1).peers == (world.nodes[0].peer,)
 
 
 async def test_the_only_node_closes_its_streams(clock: trio.testing.MockClock) -> None:
