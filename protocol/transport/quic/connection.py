@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from protocol.transport.quic.port import Port
 
 logger = logging.getLogger(__name__)
-
 _BAD_CERTIFICATE = 0x100 + 42  # CRYPTO_ERROR and TLS's alert
 _HEADERS = 28  # IPv4 and UDP; with IPv6's 48 a refused packet is noticed when it is sent
 _BLACK_HOLE_TIMEOUTS = 3  # this often in a row nothing passed: perhaps because it was too large

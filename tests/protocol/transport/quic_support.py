@@ -13,15 +13,14 @@ from protocol.errors import Lost
 from protocol.transport.quic.connection import Connection
 from protocol.transport.quic.endpoint import Endpoint, open_endpoint
 from protocol.transport.quic.stream import QuicStream
+from tests.support.waiting import eventually
 
 HOST = "127.0.0.1"
 
 
 async def wait_until(condition: Callable[[], bool], within_s: float = 5.0) -> None:
     """Wait for `condition`; fail after `within_s`."""
-    with trio.fail_after(within_s):
-        while not condition():  # noqa: ASYNC110  # what is waited for has no event
-            await trio.sleep(0.002)
+    await eventually(condition, within_s)
 
 
 async def echo(stream: QuicStream) -> None:

@@ -549,6 +549,23 @@ async def test_many_handshakes_at_once_demand_proof_of_address(monkeypatch: pyte
             )  # a token that is not ours is as good as none: it is asked, and proves itself
 
 
+@pytest.mark.net
+async def test_a_crowd_gets_in_at_once() -> None:
+    """More dials at the same moment than may go unproven all succeed."""
+    async with serving() as server, trio.open_nursery() as nursery:
+
+        async def one() -> None:
+            async with dialling() as dialler:
+                await round_trip(await dialler.dial(HOST, server.port, server.endpoint.peer), b"x")
+
+        with trio.fail_after(20):
+            async with trio.open_nursery() as crowd:
+                for _ in range(60):
+                    crowd.start_soon(one)
+        assert len(server.connections) == 60
+        nursery.cancel_scope.cancel()
+
+
 async def test_an_unused_connection_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """With all connections taken, the longest unused is closed for a newcomer; one with a stream stays."""
     monkeypatch.setattr("protocol.transport.quic.endpoint.UNUSED_AFTER_S", 0.0)
