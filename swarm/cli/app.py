@@ -72,15 +72,18 @@ def main() -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    except Exception as error:  # told in one line; the traceback is one option away
-        if wants_tracebacks():
+    except (Exception, BaseExceptionGroup) as error:  # told in one line; the traceback is one option away
+        bare = _bare(error)
+        if wants_tracebacks() and not isinstance(bare, KeyboardInterrupt):
             raise
-        return _tell(_bare(error))
+        return _tell(bare)
     return 0
 
 
-def _tell(error: Exception) -> int:
+def _tell(error: BaseException) -> int:
     fail = open_terminal().fail
+    if isinstance(error, KeyboardInterrupt):
+        return 130
     if isinstance(error, ConfigError):
         fail(str(error))
         return 2
@@ -91,8 +94,11 @@ def _tell(error: Exception) -> int:
     return 1
 
 
-def _bare(error: Exception) -> Exception:
-    """The one error that nurseries have wrapped."""
-    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
+def _bare(error: BaseException) -> BaseException:
+    """The one error that nurseries have wrapped; a Ctrl-C, if there is one among several."""
+    if isinstance(error, BaseExceptionGroup):
+        if error.subgroup(KeyboardInterrupt) is not None:
+            return KeyboardInterrupt()
+        if len(error.exceptions) == 1:
+            return _bare(error.exceptions[0])
     return error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -166,6 +167,13 @@ class Person:
         seen, self._seen = self._seen[: match.end()], self._seen[match.end() :]
         return seen
 
+    def ends(self) -> str:
+        """What is still written until the process closes the terminal."""
+        with contextlib.suppress(OSError):
+            while data := os.read(self._master, 4096):
+                self._seen += data.decode(errors="replace")
+        return self._seen
+
     def leaves(self, within_s: float = 20.0) -> int:
         try:
             return self.process.wait(within_s)
@@ -239,6 +247,19 @@ def test_a_demo_that_is_itself_killed_leaves_no_node(tmp_path: Path) -> None:
     finally:
         demo.kill()
         demo.wait()
+
+
+def test_ctrl_c_ends_a_watch(join: list[str], tmp_path: Path) -> None:
+    """With status 130 and no word more."""
+    person = Person("status", "--watch", *join, home=tmp_path)
+    try:
+        person.sees(r"nodes (.|\n)*nodes ")
+        person.types("\x03")
+        seen = person.ends()
+    finally:
+        status = person.leaves()
+    assert status == 130
+    assert "Traceback" not in seen
 
 
 def test_ctrl_c_while_the_demo_starts(tmp_path: Path) -> None:

@@ -134,15 +134,23 @@ def test_without_torch_the_node_command_says_how_to_get_it(monkeypatch: pytest.M
             call()
 
 
-def test_ctrl_c_is_status_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From anywhere in a command."""
+@pytest.mark.parametrize(
+    "interrupt",
+    [KeyboardInterrupt(), BaseExceptionGroup("", [BaseExceptionGroup("", [KeyboardInterrupt()]), OSError()])],
+    ids=["bare", "wrapped"],
+)
+def test_ctrl_c_is_status_130(
+    interrupt: BaseException, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From anywhere in a command, also out of nurseries; and not a word about it."""
 
     def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
+        raise interrupt
 
     monkeypatch.setattr(local, "serve", interrupted)
     monkeypatch.setattr(sys, "argv", ["swarm", "node", "--model", "x"])
     assert main() == 130
+    assert capsys.readouterr().err == ""
 
 
 def test_a_bug_is_one_line_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
