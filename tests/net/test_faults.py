@@ -17,9 +17,10 @@ import trio
 import swarm
 from protocol.errors import NoRoute
 from swarm.events import Event, Rerouted, Waiting
-from tests.support.answers import LONG, SHORT, generated, make_slow_model
+from tests.support.answers import generated, make_slow_model
 from tests.support.local_swarm import LocalSwarm, RunningNode
 from tests.support.processes import Processes
+from tests.support.prompts import LONG, SHORT
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.net, pytest.mark.timeout(240)]

@@ -12,8 +12,6 @@ from tests.support.models import make_model
 
 LAYERS = 4
 CONTEXT = 2048
-SHORT = [(11 * i + 5) % 256 for i in range(24)]
-LONG = [(7 * i * i + 3 * i + 1) % 256 for i in range(1000)]  # a second of computing, in eight chunks
 
 
 def make_slow_model(folder: Path) -> Path:
