@@ -35,7 +35,7 @@ from swarm.generation import Answer, Generation, Piece, Request
 from swarm.mender import RETRY_EVERY_S
 from swarm.modelfiles import model_files
 from swarm.route import Route
-from swarm.scope import background_nursery, unwrapped
+from swarm.scope import background_nursery
 from swarm.session import Ends, Session
 from swarm.text import Text
 
@@ -299,7 +299,7 @@ async def connect(
     me = identity or identities.generate()
     options = Options(model, wait_s, direct)
     async with (
-        unwrapped(open_transport(me.key, dht="client", validate=RecordRule())) as transport,
+        open_transport(me.key, dht="client", validate=RecordRule()) as transport,
         enter(transport, addrs, options, ends=ends, on_event=on_event) as client,
     ):
         yield client

@@ -56,6 +56,10 @@ class Shape:
         write_tokenizer(folder)
 
 
+# Of a 0.5B model, in fp32.
+HALF_BILLION = Shape(layers=24, hidden=896, heads=14, kv_heads=2, intermediate=4864, vocabulary=32_000)
+
+
 def spans(layers: int, nodes: int) -> list[str]:
     """`layers` cut evenly into `nodes` ranges as the command line takes them."""
     cuts = [round(layers * n / nodes) for n in range(nodes + 1)]

@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import trio
-from common import Shape, arguments, local_swarm, report, spans
+from common import HALF_BILLION, arguments, local_swarm, report, spans
 
 import swarm
 
-HALF_BILLION = Shape(layers=24, hidden=896, heads=14, kv_heads=2, intermediate=4864, vocabulary=32_000)
 PROMPT = list(range(1, 33))
 NODES = (1, 2, 4)
 

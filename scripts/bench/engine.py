@@ -10,67 +10,33 @@ turns. On a machine that does other work too, the speeds say little and the rati
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from node.engine.threads import OPENMP_ENVIRONMENT, configure_threads
+import numpy as np
+import torch
+from common import HALF_BILLION, Shape, arguments, report  # sets the environment that OpenMP reads
+from transformers import AutoModelForCausalLM
+from transformers.utils import logging
 
-for _name, _value in OPENMP_ENVIRONMENT.items():
-    os.environ.setdefault(_name, _value)
+from node.engine.checkpoint import Checkpoint
+from node.engine.span import SpanEngine
+from node.engine.threads import configure_threads
+from protocol.candidates import Candidates, Want
+from protocol.model import Span
+from protocol.tensors import Tensor, from_numpy
 
-import numpy as np  # noqa: E402 - after the environment that OpenMP reads
-import torch  # noqa: E402
-from transformers import AutoModelForCausalLM, LlamaConfig  # noqa: E402
-from transformers.utils import logging  # noqa: E402
-
-from node.engine.checkpoint import Checkpoint  # noqa: E402
-from node.engine.span import SpanEngine  # noqa: E402
-from protocol.candidates import Candidates, Want  # noqa: E402
-from protocol.model import Span  # noqa: E402
-from protocol.tensors import Tensor, from_numpy  # noqa: E402
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A Llama of this shape, fp32."""
-
-    name: str
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    intermediate: int
-    vocabulary: int
-
-
-HALF_BILLION = Shape("0.5B", 24, 896, 14, 2, 4864, 32_000)
-SIXTH = Shape("0.5B, 4 of 24 layers", 4, 896, 14, 2, 4864, 32_000)
-CALLS = Shape("hidden 64, 16 layers", 16, 64, 4, 2, 128, 512)
+SIXTH = replace(HALF_BILLION, layers=4)
+CALLS = Shape(layers=16, hidden=64, heads=4, kv_heads=2, intermediate=128, vocabulary=512)
 PROMPT = 32
-
-
-def write(shape: Shape, folder: Path) -> None:
-    """A random checkpoint."""
-    config = LlamaConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-    )
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
 
 
 class Chain:
@@ -108,7 +74,7 @@ def compare(
     shape: Shape, folder: Path, parts: tuple[int, ...], tokens: int, turns: int
 ) -> list[dict[str, Any]]:
     """One row for prefill and one for decoding per way to split."""
-    write(shape, folder)
+    shape.write(folder)
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     checkpoint = Checkpoint.open(str(folder))
     chains = {n: Chain(checkpoint, n) for n in parts}
@@ -137,7 +103,8 @@ def compare(
         units = PROMPT if what == "prefill" else tokens
         rows.append(
             {
-                "model": shape.name,
+                "layers": shape.layers,
+                "hidden": shape.hidden,
                 "what": what,
                 "spans": n,
                 "engine_tokens_s": units / min(took),
@@ -150,11 +117,9 @@ def compare(
 
 def main() -> None:
     """Measure, print the table, write the JSON."""
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    arguments.add_argument("--quick", action="store_true", help="a sixth of the model, fewer turns")
-    arguments.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    arguments.add_argument("--json", type=Path)
-    options = arguments.parse_args()
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args()
     configure_threads(options.threads)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -162,18 +127,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = compare(shape, Path(folder, "large"), (1, 2, 4), tokens, turns)
         rows += compare(CALLS, Path(folder, "calls"), (1, 4), 64, turns)
-    print(f"{'model':24}{'':9}{'spans':>6}{'engine tok/s':>14}{'transformers':>14}{'ratio':>8}")
-    for row in rows:
-        speeds = f"{row['engine_tokens_s']:14.1f}{row['transformers_tokens_s']:14.1f}"
-        speeds += f"{row['ratio']:8.2f}"
-        print(f"{row['model']:24}{row['what']:9}{row['spans']:6}{speeds}")
-    if options.json:
-        whole = next(
-            r for r in rows if r["model"] == shape.name and r["what"] == "decode" and r["spans"] == 1
-        )
-        options.json.write_text(
-            json.dumps({"summary": {"ratio_engine": whole["ratio"]}, "rows": rows}, indent=2)
-        )
+    whole = next(row for row in rows if row["what"] == "decode" and row["spans"] == 1)
+    report({"ratio_engine": whole["ratio"]}, rows, options.json)
 
 
 if __name__ == "__main__":
