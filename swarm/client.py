@@ -26,6 +26,7 @@ from protocol.hints import RecordRule
 from protocol.identity import Identity
 from protocol.model import Manifest, Span
 from protocol.records import Announcement
+from protocol.transport.background import background_tasks
 from protocol.transport.base import Transport
 from swarm.chain import SessionSpec
 from swarm.decoding import Sampling
@@ -35,7 +36,6 @@ from swarm.generation import Answer, Generation, Piece, Request
 from swarm.mender import RETRY_EVERY_S
 from swarm.modelfiles import model_files
 from swarm.route import Route
-from swarm.scope import background_nursery
 from swarm.session import Ends, Session
 from swarm.text import Text
 
@@ -316,7 +316,7 @@ async def enter(
 ) -> AsyncIterator[Client]:
     """`connect` over a transport that is open already."""
     notify = on_event or _ignore
-    async with background_nursery() as nursery:
+    async with background_tasks() as nursery:
         view = View(transport, nursery, random.Random())
         await view.enter(addrs)
         said = await _choose(view, options, ends, notify)

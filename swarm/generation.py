@@ -111,6 +111,8 @@ class Generation:
         if rest:
             self._pieces.append(rest)
             yield Piece(rest, last)
+        if stops.stopped:
+            self._finish = "stop"
 
     async def _run(self) -> AsyncGenerator[int, None]:
         """Tokens, as the strategy emits them."""

@@ -290,12 +290,20 @@ class Session:
     # -- noticing failures
 
     async def _watch(self) -> None:
-        """Ping hops that are silent while a step is out; give up those that stay silent."""
+        """Ping hops that are silent while a step is out; give up those that stay silent.
+
+        A machine too busy to run this in time is too busy to judge others: their time then begins anew.
+        """
+        judged_from = 0.0
         with self._watching:
             while True:
+                began = trio.current_time()
                 await trio.sleep(WATCH_EVERY_S)
+                now = trio.current_time()
+                if now - began > 2 * WATCH_EVERY_S:
+                    judged_from = now
                 if self._waiting_since is not None:
-                    self._act_on_silence(self._waiting_since)
+                    self._act_on_silence(max(self._waiting_since, judged_from))
 
     def _act_on_silence(self, since: float) -> None:
         for verdict in look(self._chain.links, trio.current_time(), since):

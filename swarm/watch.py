@@ -15,7 +15,7 @@ from swarm.hop import HopLink
 # A hop from which nothing came for this long while a step is out is asked whether it is there ...
 PING_AFTER_S: Final = 0.5
 # ... and given up after this long: the event loop of a busy machine may stall for a second, hardly for more.
-DEAD_AFTER_S: Final = 2.5
+DEAD_AFTER_S: Final = 3.0
 # A hop says it sent a step on, the next one (which answers pings) has not got it: the link between is broken.
 LINK_STALL_S: Final = 2.0
 # A hop that answers pings but does not finish a step.

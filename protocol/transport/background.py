@@ -10,12 +10,15 @@ import trio
 
 @asynccontextmanager
 async def background_tasks() -> AsyncIterator[trio.Nursery]:
-    """A nursery whose tasks end with the body; what the body raises passes as it is, not in a group."""
-    failure: Exception | None = None
+    """A nursery whose tasks end with the body; what the body raises passes as it is, not in a group.
+
+    Only a crash of a background task, a bug of ours, comes out as a group.
+    """
+    failure: BaseException | None = None
     async with trio.open_nursery() as nursery:
         try:
             yield nursery
-        except Exception as error:  # noqa: BLE001  # raised again below
+        except BaseException as error:  # noqa: BLE001 - raised again below, Cancelled and Ctrl-C too
             failure = error
         nursery.cancel_scope.cancel()
     if failure is not None:

@@ -42,6 +42,8 @@ class LoopbackStream:
 
     async def send(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of `data`. Raises: Lost; LocalProtocolError, after `finish`."""
+        if self._outgoing.was_reset:
+            raise Lost("the stream was reset")
         if self._finished:
             raise LocalProtocolError("sending after finish")
         try:

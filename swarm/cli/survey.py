@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from protocol import identity
 from protocol.hints import RecordRule
 from protocol.records import Announcement
+from protocol.transport.background import background_tasks
 from swarm.discovery import View
-from swarm.scope import background_nursery
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ async def enter(addrs: Sequence[str]) -> AsyncIterator[Surveyor]:
     me = identity.generate()
     async with (
         open_transport(me.key, dht="client", validate=RecordRule()) as transport,
-        background_nursery() as nursery,
+        background_tasks() as nursery,
     ):
         view = View(transport, nursery, random.Random())
         await view.enter(addrs)

@@ -15,9 +15,9 @@ from protocol import identity as identities
 from protocol.candidates import Candidates, Want
 from protocol.errors import ConfigError, NoRoute
 from protocol.model import Span
+from protocol.transport.background import background_tasks
 from swarm.discovery import View
 from swarm.events import Bridged, Rerouted
-from swarm.scope import background_nursery
 from tests.node.fakes import MANIFEST
 from tests.sim.world import ALL, World, greedy, greedy_reference, start_node, swarm_of
 from tests.support.waiting import eventually
@@ -338,7 +338,7 @@ async def test_regression_who_answered_is_preferred(clock: trio.testing.MockCloc
         world.network.pause(world.nodes[1].peer)
         async with (
             world.network.transport(identities.generate().key, listen=False) as transport,
-            background_nursery() as nursery,
+            background_tasks() as nursery,
         ):
             view = View(transport, nursery, random.Random(3))
             await view.enter([world.nodes[0].transport.addrs[0]])

@@ -17,6 +17,7 @@ from protocol.identity import Identity
 from protocol.messages import MAP_PROTOCOL, MapReply, MapRequest
 from protocol.model import Span
 from protocol.records import Announcement, Record, sign_record
+from protocol.transport.background import background_tasks
 from protocol.transport.base import Stream
 from protocol.transport.channel import Channel
 from protocol.transport.memory import Network
@@ -24,7 +25,6 @@ from protocol.transport.memory.transport import MemoryTransport
 from swarm.chain import SessionSpec
 from swarm.discovery import View
 from swarm.events import Event
-from swarm.scope import background_nursery
 from swarm.session import Session
 from tests.node.fakes import HIDDEN, MANIFEST, STAGES, VOCAB, FakeEngine, InlineExecutor, token_rows
 
@@ -146,7 +146,7 @@ async def swarm_of(
             )
             nodes.append(node)
         client = await stack.enter_async_context(network.transport(identities.generate().key, listen=False))
-        nursery = await stack.enter_async_context(background_nursery())
+        nursery = await stack.enter_async_context(background_tasks())
         view = View(client, nursery, random.Random(2))
         await view.enter([nodes[0].transport.addrs[0]])
         await view.measure(MANIFEST.digest, ALL)
