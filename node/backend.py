@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from typing import Protocol
 
-import psutil
-
 from node.config import NodeConfig
 from node.interfaces import Engine, Speed
 from protocol.model import Manifest, Span
@@ -96,4 +94,6 @@ class TorchBackend:
 
     def free_bytes(self, config: NodeConfig) -> int:
         """See `Backend`."""
-        return psutil.virtual_memory().available
+        from node.engine.device import free_bytes
+
+        return free_bytes(config.device)

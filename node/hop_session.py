@@ -17,7 +17,7 @@ import trio
 from node.casting import cast_hidden
 from node.compute import EngineLoop, Outcome
 from node.interfaces import Engine, KvCache
-from node.kv import KvBudget
+from node.kv import KvBudget, Reservation
 from node.meter import Meter, StepTime
 from node.scheduler import Piece
 from node.sender import Sender
@@ -101,7 +101,7 @@ class _Again:
 class HopSession:
     """A session as its hop keeps it, from Opened to the end of the client's stream."""
 
-    def __init__(self, machine: Machine, client: Channel, opened: Open) -> None:
+    def __init__(self, machine: Machine, client: Channel, opened: Open, reserved: Reservation) -> None:
         self.key = next(_keys)
         self.id = opened.session
         self.peer = client.peer
@@ -109,6 +109,7 @@ class HopSession:
         self.failure: Error | None = None
         self._machine = machine
         self._client = client
+        self._reserved = reserved
         self._first_next = opened.next
         self._gate = Gate(self.shape)
         self._computed = 0  # the highest number plus one
@@ -142,7 +143,7 @@ class HopSession:
 
     def fail(self, code: str, message: str, *, elsewhere: bool) -> None:
         """End the session; the first reason given is the one the client is told."""
-        if self.failure is None:
+        if not self._over:
             self.failure = Error(code, message, elsewhere)
         self._over = True
         self._scope.cancel()
@@ -172,6 +173,7 @@ class HopSession:
                     return
                 if message is None or isinstance(message, Close | Error):
                     self._over = True
+                    self.failure = None  # whatever failed meanwhile, nobody listens any more
                     return
                 await self._take(message)
         except RemoteProtocolError as error:
@@ -203,6 +205,8 @@ class HopSession:
             if self._room.is_set():
                 self._room = trio.Event()
             await self._room.wait()
+        if self._over:
+            return  # it ended just as the step came: its cache is gone
         try:
             self.shape.check_want(step)
             fresh = self._gate.admit(step)
@@ -347,6 +351,6 @@ class HopSession:
             self._cache.close()
 
     def _released(self, outcome: Outcome) -> None:
-        self._machine.budget.release(self.id)
+        self._reserved.release()
         if outcome.error is not None:
             logger.error("a cache could not be closed", exc_info=outcome.error)

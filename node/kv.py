@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from protocol.errors import CacheFull, LocalProtocolError
+from protocol.errors import CacheFull
 
 # Above this a budget is no longer a limit: 256 sessions of a thousand tokens.
 MOST_DEFAULT_TOKENS = 256 * 1024
@@ -13,26 +13,36 @@ class KvBudget:
 
     def __init__(self, total: int) -> None:
         self.total = total
-        self._reserved: dict[bytes, int] = {}
-        self._used = 0
+        self._reserved = 0
 
     @property
     def free(self) -> int:
         """Tokens that nobody has reserved."""
-        return self.total - self._used
+        return self.total - self._reserved
 
-    def reserve(self, session: bytes, tokens: int) -> None:
-        """Promise `tokens` to `session`. Raises: CacheFull, if they are not free."""
-        if session in self._reserved:
-            raise LocalProtocolError("a session reserves once")
+    def reserve(self, tokens: int) -> Reservation:
+        """Promise `tokens`. Raises: CacheFull, if they are not free."""
         if tokens > self.free:
             raise CacheFull(f"{tokens} tokens asked for, {self.free} of {self.total} are free")
-        self._reserved[session] = tokens
-        self._used += tokens
+        self._reserved += tokens
+        return Reservation(self, tokens)
 
-    def release(self, session: bytes) -> None:
-        """Take back what `session` has reserved; nothing, if it has nothing."""
-        self._used -= self._reserved.pop(session, 0)
+    def _take_back(self, tokens: int) -> None:
+        self._reserved -= tokens
+
+
+class Reservation:
+    """Tokens promised to one session, until they are released."""
+
+    def __init__(self, budget: KvBudget, tokens: int) -> None:
+        self._budget: KvBudget | None = budget
+        self._tokens = tokens
+
+    def release(self) -> None:
+        """Give them back. Safe to call twice."""
+        if self._budget is not None:
+            self._budget._take_back(self._tokens)
+            self._budget = None
 
 
 def default_kv_tokens(free_bytes: int, kv_bytes_per_token: int, row_bytes: int) -> int:

@@ -10,7 +10,7 @@ import trio
 from node.compute import EngineLoop, Executor, WorkerThread
 from node.hop_session import HopSession, Machine
 from node.interfaces import Engine
-from node.kv import KvBudget
+from node.kv import KvBudget, Reservation
 from node.meter import Meter
 from node.scheduler import Scheduler
 from protocol import limits
@@ -97,12 +97,12 @@ class Hop:
     # --- a client's stream
 
     async def _open(self, channel: Channel, asked: Open) -> None:
-        refused = self._refusal(channel.peer, asked)
-        if refused is not None:
-            logger.info("refused a session to %s: %s", channel.peer, refused.reason)
-            await channel.send(refused)
+        granted = self._grant(channel.peer, asked)
+        if isinstance(granted, Refused):
+            logger.info("refused a session to %s: %s", channel.peer, granted.reason)
+            await channel.send(granted)
             return
-        session = HopSession(self._machine, channel, asked)
+        session = HopSession(self._machine, channel, asked, granted)
         self._sessions[asked.session] = session
         awaited = self._awaited.get(asked.session)
         if awaited is not None:
@@ -120,8 +120,8 @@ class Hop:
             logger.info("a session of %s failed: %s", channel.peer, session.failure.message)
             await say_error(channel, session.failure)
 
-    def _refusal(self, peer: str, asked: Open) -> Refused | None:
-        """Why not, or None once its KV cache is reserved."""
+    def _grant(self, peer: str, asked: Open) -> Reservation | Refused:
+        """Its KV cache, or why not."""
         machine = self._machine
         manifest, span = machine.engine.manifest, machine.engine.span
         if self._draining:
@@ -144,10 +144,9 @@ class Hop:
         if of_peer >= limits.SESSIONS_PER_PEER:
             return Refused("busy", f"you have {of_peer} sessions here", RETRY_AFTER_S)
         try:
-            machine.budget.reserve(asked.session, asked.max_tokens)
+            return machine.budget.reserve(asked.max_tokens)
         except CacheFull as error:
             return Refused("busy", str(error), RETRY_AFTER_S)
-        return None
 
     # --- a previous hop's stream
 

@@ -305,6 +305,21 @@ async def test_a_session_id_is_taken_once(swarm: Swarm) -> None:
     await client.expect(Output)
 
 
+async def test_regression_a_session_id_comes_again_while_its_cache_is_closed(swarm: Swarm) -> None:
+    """A client that reconnects at once is served, though the worker has yet to close what it left."""
+    executor = ManualExecutor()
+    node = await swarm.node(WHOLE, executor=executor)
+    client = await opened(await swarm.client(node), WHOLE, max_tokens=100)
+    await client.send(Close())
+    await wait_until(lambda: len(node.hop) == 0)
+    again = await swarm.client(node)
+    again.session = client.session
+    await opened(again, WHOLE, max_tokens=100)
+    assert node.budget.free == 800
+    executor.release()
+    assert node.budget.free == 900
+
+
 async def test_draining(swarm: Swarm) -> None:
     """Sessions end with word that elsewhere helps; new ones are refused."""
     node = await swarm.node(WHOLE)
