@@ -26,7 +26,6 @@ class Tell(Protocol):
         """Returns when they are sent, or the client is gone."""
 
 
-
 class Sender:
     """Used by one task, which emits in the order of computing; `drop_link` alone may be called by another."""
 
