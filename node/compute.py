@@ -6,6 +6,8 @@ there and back, where `trio.to_thread` takes 43 us).
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import queue
 import threading
 import time
@@ -26,6 +28,9 @@ class Outcome:
     started: float
     ended: float
 
+
+# A piece of a step takes seconds at most, however large the model and slow the machine.
+FINISH_WITHIN_S = 10.0
 
 Work = Callable[[], None]
 Done = Callable[[Outcome], None]
@@ -60,14 +65,21 @@ class WorkerThread:
         """See `Executor`."""
         if self._token is None:
             self._token = trio.lowlevel.current_trio_token()
-            # A daemon: leaving does not wait for a step that nobody needs any more.
+            # A daemon: the process's end waits for it in `_finish`, and not for ever.
             thread = threading.Thread(target=self._run, args=(self._token,), name="engine", daemon=True)
             thread.start()
+            atexit.register(self._finish, thread)
         self._queue.put((work, done))
 
     def close(self) -> None:
         """End the thread once it has done what it was given."""
         self._queue.put(None)
+
+    def _finish(self, thread: threading.Thread) -> None:
+        """Let what runs come to its end: a thread that finds the interpreter gone aborts the process."""
+        self.close()
+        with contextlib.suppress(KeyboardInterrupt):
+            thread.join(FINISH_WITHIN_S)
 
     def _run(self, token: trio.lowlevel.TrioToken) -> None:
         while (given := self._queue.get()) is not None:

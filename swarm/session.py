@@ -133,6 +133,8 @@ class Session:
             outputs = await self._results_of(numbers)
         finally:
             self._waiting_since = None
+            self._results.clear()
+            self._asked.clear()  # also of a step that was given up: nobody owes its output any more
         del self.tokens[position:]
         self.tokens.extend(tokens)
         return join_candidates([await self._candidates(output, want) for output in outputs])
@@ -262,10 +264,7 @@ class Session:
         """Wait until all these steps are through; the outputs there are, in order."""
         while self._chain.done < numbers.stop:
             await self._progress()
-        found = [self._results[n] for n in numbers if n in self._results]
-        self._results.clear()
-        self._asked.clear()
-        return found
+        return [self._results[n] for n in numbers if n in self._results]
 
     async def _progress(self) -> None:
         """Wait for something to happen, and mend what broke."""

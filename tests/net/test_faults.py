@@ -159,8 +159,8 @@ async def test_a_fault_in_the_prompt_and_one_in_the_answer(
         await check_that_it_serves(nodes, victims, expected)
     if fault is dismiss:
         for victim in victims:
-            assert await trio.to_thread.run_sync(victim.process.wait, 10) == 0
-            assert not any("Traceback" in line for line in victim.process.lines)
+            status = await trio.to_thread.run_sync(victim.process.wait, 10)
+            assert (status, victim.process.lines[-1]) == (0, "leaving")
 
 
 async def check_that_it_serves(
@@ -213,13 +213,12 @@ async def test_nobody_else_serves_the_layers(
             assert "\n" not in line
             assert ["layers 0:2", "layers 2:4"][hop] in line
             assert f"--layers {HALVES[hop]} " in line
-            assert any(isinstance(event, Waiting) for event in events)
             await trio.to_thread.run_sync(nodes.restart, holders[0])
         await hasty.write(NEW - 4)
         assert patient.answer == expected[len(SHORT)]
         assert hasty.answer == expected[len(SHORT)]
         assert prompting.answer == expected[len(LONG)]
-        assert any(isinstance(event, Rerouted) for event in events)
+        assert {Waiting, Rerouted} <= {type(event) for event in events}
 
 
 @pytest.mark.parametrize("fault", [freeze, kill])

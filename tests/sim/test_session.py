@@ -306,6 +306,19 @@ async def test_session_goes_on_after_no_route(clock: trio.testing.MockClock) -> 
         assert begin + rest == greedy_reference(PROMPT, 10)
 
 
+async def test_regression_a_step_that_was_given_up_is_tried_again(clock: trio.testing.MockClock) -> None:
+    """After NoRoute the session is sound: the same step succeeds when the node is back, and nobody is blamed."""
+    async with swarm_of((0, 4), (4, 8)) as world:
+        session = await world.session()
+        begin = await greedy(session, PROMPT, 5)
+        world.network.pause(world.nodes[1].peer)
+        with pytest.raises(NoRoute):
+            await session.step(begin[-1:])
+        world.network.resume(world.nodes[1].peer)
+        assert begin + await greedy(session, begin[-1:], 5) == greedy_reference(PROMPT, 10)
+        assert len(session.reroutes) == 1
+
+
 async def test_regression_a_node_that_is_starting_is_not_asked_to_serve(
     clock: trio.testing.MockClock,
 ) -> None:

@@ -36,7 +36,7 @@ class Wan:
 
     def write(self, prompt: str) -> Process:
         """A client that has begun an answer."""
-        argv = [sys.executable, SCRIPT, prompt, str(NEW), *self.addrs]
+        argv: list[str | Path] = [sys.executable, SCRIPT, prompt, str(NEW), *self.addrs]
         return self.lab.popen(CLIENT, argv, env={"SWARM_HOME": str(self.home)}, name="client")
 
     def host(self, client: Process, hop: int) -> int:
@@ -58,7 +58,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wan]:
     model = make_slow_model(tmp_path_factory.mktemp("model") / "slow")
     homes = tmp_path_factory.mktemp("homes")
     with Netlab(hosts=CLIENT, rtt_ms=30, loss=0.01) as lab:
-        nodes, addrs = [], []
+        nodes: list[Process] = []
+        addrs: list[str] = []
         for host, layers in enumerate(HALVES, 1):
             argv = [sys.executable, "-m", "swarm", "node", "--model", str(model), "--layers", layers]
             argv += ["--threads", "1", "--kv-tokens", "8192", "--home", str(homes / str(host))]
