@@ -67,6 +67,7 @@ def _look_at(
         yield GiveUp(link, f"stuck in a step for {STEP_STALL_S:g} s", False)
     elif before is not None and before.failure is None and link.feed is None:
         behind_s = now - before.acked_at
-        asked_since = link.pong_at > before.acked_at + LINK_STALL_S / 2
+        # both answered since: else one of them is cut off, and there is nothing to bridge
+        asked_since = min(link.pong_at, before.heard_at) > before.acked_at + LINK_STALL_S / 2
         if before.acked > link.received and behind_s > LINK_STALL_S and asked_since:
             yield Unlinked(before)
