@@ -1,8 +1,9 @@
 """One session on one hop: its steps, its cache, its journal, and who hears of what.
 
-Three tasks at most: one reads the client, one reads the hop before (in that stream's handler), one sends what was
-computed, in the order of computing. A step's way: `_accept` (checked, numbered, queued), `compute` (in the worker
-thread), `computed` (back in the event loop), `_emit` (journal, next hop or client, Ack).
+Four tasks at most: one reads the client, one reads the hop before (in that stream's handler), one sends what was
+computed, in the order of computing, and one what the client may hear later. A step's way: `_accept` (checked,
+numbered, queued), `compute` (in the worker thread), `computed` (back in the event loop), `_emit` (journal, next hop
+or client, Ack).
 """
 
 from __future__ import annotations
@@ -114,12 +115,14 @@ class HopSession:
         self._gate = Gate(self.shape)
         self._computed = 0  # the highest number plus one
         bridged = opened.bridged and opened.next is None
-        self._sender = Sender(self.shape, machine.transport, self._tell, bridged=bridged)
+        self._sender = Sender(self.shape, machine.transport, self._tell, self._tell_later, bridged=bridged)
         self._pending: dict[int, _Pending] = {}
         self._steps_held = 0
         self._rows_held = 0
         self._room = trio.Event()
         self._cache: KvCache | None = None
+        self._later: list[Message] = []
+        self._later_waits = trio.Event()
         self._relink_taken = trio.Event()
         self._relink_taken.set()
         self._outbox, self._to_emit = trio.open_memory_channel[_Pending | _Again | Relink](float("inf"))
@@ -136,6 +139,7 @@ class HopSession:
                     if self._first_next is not None:
                         self._sender.start_link(nursery, self._first_next)
                     nursery.start_soon(self._emit_all, nursery)
+                    nursery.start_soon(self._send_later)
                     await self._read_client()
                     nursery.cancel_scope.cancel()
         finally:
@@ -320,6 +324,19 @@ class HopSession:
         else:
             logger.error("the engine failed in a session of %s", self.peer, exc_info=error)
             self.fail("engine", f"the engine failed: {type(error).__name__}", elsewhere=True)
+
+    def _tell_later(self, *messages: Message) -> None:
+        self._later += messages
+        if self._later:
+            self._later_waits.set()
+
+    async def _send_later(self) -> None:
+        while True:
+            await self._later_waits.wait()
+            await trio.sleep(limits.ACK_DELAY_S)
+            messages, self._later = self._later, []
+            self._later_waits = trio.Event()
+            await self._tell(*messages)
 
     async def _tell(self, *messages: Message) -> None:
         """Send to the client. One that is gone ends the session."""

@@ -26,14 +26,24 @@ class Tell(Protocol):
         """Returns when they are sent, or the client is gone."""
 
 
+class TellLater(Protocol):
+    """Sends messages to the client soon, with others."""
+
+    def __call__(self, *messages: Message) -> None:
+        """Returns at once."""
+
+
 class Sender:
     """Used by one task, which emits in the order of computing; `drop_link` alone may be called by another."""
 
-    def __init__(self, shape: Shape, transport: Transport, tell: Tell, *, bridged: bool) -> None:
+    def __init__(
+        self, shape: Shape, transport: Transport, tell: Tell, tell_later: TellLater, *, bridged: bool
+    ) -> None:
         self.emitted = 0  # the highest number plus one
         self._shape = shape
         self._transport = transport
         self._tell = tell
+        self._tell_later = tell_later
         self._bridged = bridged
         self._live_from = 0  # steps before this number were fills, which nobody waits for
         self._relink: Relink | None = None
@@ -97,8 +107,7 @@ class Sender:
             step = Step(done.number, done.position, done.result, done.want, done.fill_until)
             if self._goes_on(step):
                 await self._link.send(step)
-        if after:
-            await self._tell(*after)
+        self._tell_later(*after)
 
     def _as_relinked(self, done: Computed) -> Computed:
         """A hop may be relinked while it is itself being filled: what it computes then belongs to the journal that

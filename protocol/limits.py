@@ -77,6 +77,9 @@ CONTROL_TIMEOUT_S: Final = 5.0
 OPEN_TIMEOUT_S: Final = 2.5
 # One hop's stream to the next, before the client is asked to bridge.
 LINK_TIMEOUT_S: Final = 3.0
+# Acks of steps that went on to the next hop wait this long for each other: the client needs them to find failures, in
+# seconds, not to go on; a packet for each would take processors from whoever computes next.
+ACK_DELAY_S: Final = 0.1
 # A hop's stream to the next may arrive before the client's does; so many such streams wait, so long.
 ATTACH_WAIT_S: Final = 2.0
 ATTACH_WAITERS: Final = 64
