@@ -1,7 +1,7 @@
 """Safetensors files seen from outside: their headers, the index over several, raw bytes of single tensors.
 
 Format: 8 bytes little-endian header length, a JSON header, the tensors' bytes
-(https://huggingface.co/docs/safetensors).
+(the safetensors format specification).
 """
 
 from __future__ import annotations
