@@ -64,7 +64,8 @@ def score(model: LlamaForCausalLM, tokenizer: Tokenizer, per_task: int, show_wro
 def train_model(arguments: argparse.Namespace, folder: Path) -> dict[str, object]:
     """Trains one model into the folder and returns its report."""
     shape = SHAPES[arguments.model]
-    tokenizer = build_tokenizer()
+    start: Path | None = arguments.start
+    tokenizer = Tokenizer.from_file(str(start / "tokenizer.json")) if start else build_tokenizer()
     rate = shape.rate
     if arguments.start is None:
         model = new_model(shape, tokenizer, arguments.seed)

@@ -7,16 +7,37 @@ import random
 from scripts.tiny.task import Fields, Task
 
 
-def _sum(rng: random.Random) -> tuple[str, Fields]:
-    a, b = rng.randrange(100), rng.randrange(100)
+def _operands(rng: random.Random) -> tuple[int, int]:
+    """Two numbers below 100, not both of one digit."""
+    while True:
+        a, b = rng.randrange(100), rng.randrange(100)
+        if max(a, b) >= 10:
+            return a, b
+
+
+def _sum_of(a: int, b: int) -> tuple[str, Fields]:
     return f"{min(a, b)}+{max(a, b)}", {"a": str(a), "b": str(b), "c": str(a + b)}
 
 
-def _difference(rng: random.Random) -> tuple[str, Fields]:
-    a, b = rng.randrange(100), rng.randrange(100)
-    if a < b and rng.random() < 0.8:
-        a, b = b, a
+def _difference_of(a: int, b: int) -> tuple[str, Fields]:
     return f"{a}-{b}", {"a": str(a), "b": str(b), "c": str(a - b)}
+
+
+def _sum(rng: random.Random) -> tuple[str, Fields]:
+    return _sum_of(*_operands(rng))
+
+
+def _small_sum(rng: random.Random) -> tuple[str, Fields]:
+    return _sum_of(rng.randrange(10), rng.randrange(10))
+
+
+def _difference(rng: random.Random) -> tuple[str, Fields]:
+    a, b = _operands(rng)
+    return _difference_of(a, b) if a >= b or rng.random() < 0.2 else _difference_of(b, a)
+
+
+def _small_difference(rng: random.Random) -> tuple[str, Fields]:
+    return _difference_of(rng.randrange(10), rng.randrange(10))
 
 
 def _compare(rng: random.Random) -> tuple[str, Fields]:
@@ -50,42 +71,37 @@ def _sort_numbers(rng: random.Random) -> tuple[str, Fields]:
     return ordered, {"list": ", ".join(map(str, numbers)), "sorted": ordered}
 
 
+_SUMS = (
+    "What is {a} + {b}?",
+    "What is {a} + {b}?",
+    "{a} + {b}",
+    "{a} + {b}",
+    "{a} + {b} = ?",
+    "{a}+{b}",
+    "What is {a} plus {b}?",
+    "Add {a} and {b}.",
+    "How much is {a} + {b}?",
+    "Calculate {a} + {b}.",
+    "What is the sum of {a} and {b}?",
+)
+_DIFFERENCES = (
+    "What is {a} - {b}?",
+    "What is {a} - {b}?",
+    "{a} - {b}",
+    "{a} - {b} = ?",
+    "{a}-{b}",
+    "What is {a} minus {b}?",
+    "Subtract {b} from {a}.",
+    "How much is {a} - {b}?",
+    "Calculate {a} - {b}.",
+)
+
+# Sums and differences of one digit are few, and learnt by heart as people do: what is held out is a wording.
 NUMBERS: tuple[Task, ...] = (
-    Task(
-        "sum",
-        5.0,
-        (
-            "What is {a} + {b}?",
-            "What is {a} + {b}?",
-            "{a} + {b}",
-            "{a} + {b} = ?",
-            "{a}+{b}",
-            "What is {a} plus {b}?",
-            "Add {a} and {b}.",
-            "How much is {a} + {b}?",
-            "Calculate {a} + {b}.",
-            "What is the sum of {a} and {b}?",
-        ),
-        "{a} + {b} = {c}.",
-        _sum,
-    ),
-    Task(
-        "difference",
-        5.0,
-        (
-            "What is {a} - {b}?",
-            "What is {a} - {b}?",
-            "{a} - {b}",
-            "{a} - {b} = ?",
-            "{a}-{b}",
-            "What is {a} minus {b}?",
-            "Subtract {b} from {a}.",
-            "How much is {a} - {b}?",
-            "Calculate {a} - {b}.",
-        ),
-        "{a} - {b} = {c}.",
-        _difference,
-    ),
+    Task("sum", 4.0, _SUMS, "{a} + {b} = {c}.", _sum),
+    Task("small sum", 1.0, _SUMS, "{a} + {b} = {c}.", _small_sum, by_wording=True),
+    Task("difference", 4.0, _DIFFERENCES, "{a} - {b} = {c}.", _difference),
+    Task("small difference", 1.0, _DIFFERENCES, "{a} - {b} = {c}.", _small_difference, by_wording=True),
     Task(
         "compare",
         2.0,
