@@ -196,7 +196,9 @@ def test_ctrl_c_stops_the_answer_not_the_chat(join: list[str], tmp_path: Path) -
         person.sees(r"> ")
         person.types("What is 12 + 30?\r")
         assert re.search(r"\x1b\[[0-9;]*3[0-9]m", person.sees(r"= 42[^>]*> ")) is None
-        person.types("half a li\x03")
+        person.types("half a li")
+        person.sees(r"half a li")  # echoed: so the line is being read, and Ctrl-C is not lost on the way to it
+        person.types("\x03")
         person.sees(r"Ctrl-D or /quit leaves")
         person.sees(r"> ")
         person.types("/help\r")
