@@ -55,11 +55,6 @@ class Hop:
         """Sessions open now."""
         return len(self._sessions)
 
-    @property
-    def draining(self) -> bool:
-        """Whether it takes no more sessions."""
-        return self._draining
-
     def queue_ms(self) -> float:
         """How long recent steps waited for others."""
         return self.meter.queue_ms(time.perf_counter())

@@ -62,7 +62,7 @@ class Chain:
 
     def gaps(self) -> list[Gap]:
         """What is to be replaced, left to right."""
-        places = [Place(h.hop.span, h.failure is None, h.feed is not None, h.filled) for h in self.links]
+        places = [Place(h.hop.span, h.failure is None, h.filled) for h in self.links]
         return find_gaps(self.spec.wanted, places)
 
     def advance(self, done: int) -> None:

@@ -14,21 +14,16 @@ class Place:
 
     span: Span
     alive: bool
-    fed_by_client: bool  # the client holds the journal of the boundary before it
-    filled: bool = True  # its caches hold all that is through; a new hop's do not, until its filling is done
+    filled: bool  # its caches hold all that is through; a new hop's do not, until its filling is done
 
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Stages without a living hop: hops `first` to `last` (exclusive) are to be replaced.
-
-    The keeper of the journal is hop `first - 1`, or the client if `first` is 0 or `from_client`.
-    """
+    """Stages without a living hop: hops `first` to `last` (exclusive) are to be replaced."""
 
     first: int
     last: int
     stages: Span
-    from_client: bool
 
 
 def find_gaps(wanted: Span, places: Sequence[Place]) -> list[Gap]:
@@ -40,7 +35,7 @@ def find_gaps(wanted: Span, places: Sequence[Place]) -> list[Gap]:
     died further on; where the client feeds the first dead hop, the client can. So each gap has a living keeper.
     """
     if not places:
-        return [Gap(0, 0, wanted, True)]
+        return [Gap(0, 0, wanted)]
     gaps, index = [], 0
     while index < len(places):
         if places[index].alive:
@@ -50,5 +45,5 @@ def find_gaps(wanted: Span, places: Sequence[Place]) -> list[Gap]:
         while index < len(places) and not (places[index].alive and places[index].filled):
             index += 1
         stages = Span(places[first].span.start, places[index - 1].span.stop)
-        gaps.append(Gap(first, index, stages, first == 0 or places[first].fed_by_client))
+        gaps.append(Gap(first, index, stages))
     return gaps

@@ -149,11 +149,6 @@ class QuicStream:
         """Whether this end has closed or reset it."""
         return self._closed
 
-    @property
-    def waits(self) -> bool:
-        """Whether the peer may still send."""
-        return not (self._closed or self._fin_received or self._receive_error)
-
     def data_received(self, data: bytes, fin: bool) -> None:
         """The next bytes in order, and whether they are the last."""
         self._arrived += len(data)
