@@ -17,6 +17,7 @@ class RecordBook:
     def __init__(self, most: int = limits.KNOWN_RECORDS) -> None:
         self._most = most
         self._records: dict[str, Record] = {}
+        self._proven: dict[str, dict[str, None]] = {}  # peer -> where it was met
 
     def __len__(self) -> int:
         return len(self._records)
@@ -37,6 +38,16 @@ class RecordBook:
             self._forget_some()
         self._records[record.peer] = record
         return True
+
+    def prove(self, peer: str, place: str) -> None:
+        """`peer` was met at `place`: there was a verified connection with it there."""
+        self._proven.setdefault(peer, {})[place] = None
+
+    def proven(self, peer: str) -> tuple[str, ...]:
+        """Addresses of a record where its peer was met; nothing else in it is more than a claim."""
+        record = self._records.get(peer)
+        met = self._proven.get(peer, {})
+        return tuple(addr for addr in record.announcement.addrs if addr in met) if record is not None else ()
 
     def merge(self, data: Iterable[bytes], now: float) -> tuple[list[Record], int]:
         """Check and keep records from a peer: those that were new, and how many were refused."""

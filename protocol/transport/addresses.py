@@ -20,6 +20,11 @@ class Address:
     peer: str | None = None
     kind: str = "ip4"
 
+    @classmethod
+    def of(cls, host: str, port: int, peer: str | None = None) -> Address:
+        """That of an IP address."""
+        return cls(host, port, peer, "ip6" if ":" in host else "ip4")
+
     @property
     def is_name(self) -> bool:
         """Whether `host` has to be resolved first."""

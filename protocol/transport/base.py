@@ -29,6 +29,10 @@ class Stream(Protocol):
     def peer(self) -> str:
         """The verified id of the peer at the other end."""
 
+    @property
+    def origin(self) -> str:
+        """The block of addresses that the peer's packets come from (see `protocol.transport.origin`)."""
+
     async def send(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of `data`; waits while the receiver is slow.
 
@@ -85,6 +89,12 @@ class Transport(Protocol):
     @property
     def dht(self) -> Dht:
         """The Kademlia DHT this peer takes part in."""
+
+    def place_of(self, peer: str) -> str | None:
+        """Where `peer` is now, as an address that ends in /p2p/<id>: the other end of a verified connection.
+
+        None if there is no connection. Whoever dials from the port it listens on is seen there.
+        """
 
     def serve(self, protocol: str, handler: Handler) -> None:
         """Call `handler` for each incoming stream of `protocol`.

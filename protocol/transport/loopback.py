@@ -8,6 +8,7 @@ from typing import Final
 import trio
 
 from protocol.errors import LocalProtocolError, Lost
+from protocol.transport.origin import HERE
 
 # Writes under way in one direction; each is a message that its sender holds in a journal anyway.
 WRITES: Final = 16
@@ -39,6 +40,11 @@ class LoopbackStream:
     def peer(self) -> str:
         """This peer's own id."""
         return self._peer
+
+    @property
+    def origin(self) -> str:
+        """Nobody else's."""
+        return HERE
 
     async def send(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of `data`. Raises: Lost; LocalProtocolError, after `finish`."""

@@ -74,7 +74,7 @@ class MuxedConnection(IMuxedConn):
         addr = self.connection.addr
         if addr is None:
             return []
-        return [Multiaddr(str(Address(addr[0], addr[1], kind="ip6" if ":" in addr[0] else "ip4")))]
+        return [Multiaddr(str(Address.of(addr[0], addr[1])))]
 
     def get_connection_type(self) -> ConnectionType:
         """Never through a relay."""

@@ -31,6 +31,11 @@ class OpenedStream:
         """The verified id of the peer at the other end."""
         return self._stream.peer
 
+    @property
+    def origin(self) -> str:
+        """The block of addresses that the peer's packets come from."""
+        return self._stream.origin
+
     async def send(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of `data`; the first time with the proposal before it."""
         try:
@@ -114,6 +119,11 @@ class AcceptedStream:
     def peer(self) -> str:
         """The verified id of the peer at the other end."""
         return self._stream.peer
+
+    @property
+    def origin(self) -> str:
+        """The block of addresses that the peer's packets come from."""
+        return self._stream.origin
 
     async def send(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of `data`."""

@@ -78,6 +78,12 @@ class Libp2pTransport:
         assert self._dht is not None
         return self._dht
 
+    def place_of(self, peer: str) -> str | None:
+        """Where the packets of `peer` come from now, or None."""
+        connection = self._endpoint.connection(peer)
+        addr = connection.addr if connection is not None else None
+        return None if addr is None else str(Address.of(addr[0], addr[1], peer))
+
     def attach(self, host: Host, dht: KadDht) -> None:
         """Begin: from now on every connection is the host's too."""
         self._host = host

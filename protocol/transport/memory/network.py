@@ -56,15 +56,23 @@ class Network:
 
     @asynccontextmanager
     async def transport(
-        self, identity: Ed25519PrivateKey, *, listen: bool = True, validate: DhtValidator | None = None
+        self,
+        identity: Ed25519PrivateKey,
+        *,
+        listen: bool = True,
+        host: str | None = None,
+        validate: DhtValidator | None = None,
     ) -> AsyncIterator[MemoryTransport]:
-        """A peer's place in this network until the context ends; `listen=False` for one that only dials."""
+        """A peer's place in this network until the context ends; `listen=False` for one that only dials.
+
+        `host` is its IPv4 address (default: one in a block of its own).
+        """
         peer = peer_id_of(identity.public_key())
         if peer in self._transports:
             raise LocalProtocolError(f"peer {peer} is in this network already")
         number = len(self._places) + 1
-        place = f"/ip4/10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}/udp/4001/quic-v1/p2p/{peer}"
-        place = self._places.setdefault(peer, place)
+        host = host or f"10.{number >> 8 & 255}.{number & 255}.1"
+        place = self._places.setdefault(peer, f"/ip4/{host}/udp/4001/quic-v1/p2p/{peer}")
         async with background_tasks() as nursery:
             transport = MemoryTransport(
                 self, nursery, peer, (place,) if listen else (), validate or AcceptAll()
@@ -157,6 +165,10 @@ class Network:
     def living(self, peer: str) -> MemoryTransport | None:
         """The transport of `peer`, if it is there."""
         return self._transports.get(peer)
+
+    def place(self, peer: str) -> str:
+        """The address of a peer that is or was here."""
+        return self._places[peer]
 
     def listens(self, peer: str, addr: str) -> bool:
         """Whether `peer` is the one that listens (or stands silent) at `addr`."""

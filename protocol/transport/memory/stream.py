@@ -32,6 +32,11 @@ class MemoryStream:
         """The id of the peer at the other end."""
         return self._peer
 
+    @property
+    def origin(self) -> str:
+        """The block of addresses that the peer is in."""
+        return self._connection.origin_of(self._peer)
+
     async def send(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of `data`."""
         await self._outbox.send(bytes(data))
@@ -96,6 +101,10 @@ class Connection:
             listener.peer: random.Random(rng.getrandbits(64)),
         }
         self._streams: dict[MemoryStream, None] = {}  # ordered, so that runs repeat
+
+    def origin_of(self, peer: str) -> str:
+        """The block of addresses that one of the two is in."""
+        return next(end.origin for end in self.ends if end.peer == peer)
 
     def open(self, opener: str) -> tuple[MemoryStream, MemoryStream]:
         """The opener's end of a new stream, and the other."""

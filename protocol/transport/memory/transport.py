@@ -21,6 +21,7 @@ from protocol.transport.addresses import parse_address
 from protocol.transport.base import Handler, PeerAddrs, Stream
 from protocol.transport.limits import DIAL_TIMEOUT_S, MAX_DIAL_ADDRS
 from protocol.transport.memory.stream import Connection, MemoryStream
+from protocol.transport.origin import origin_of
 from protocol.transport.serving import open_to_self, run_handler
 from protocol.transport.validator import DhtValidator
 
@@ -67,6 +68,16 @@ class MemoryTransport:
     def dht(self) -> MemoryDht:
         """The network's hint store, as this peer sees it."""
         return self._dht
+
+    @property
+    def origin(self) -> str:
+        """The block of addresses it is in."""
+        return origin_of(parse_address(self._network.place(self._peer)).host)
+
+    def place_of(self, peer: str) -> str | None:
+        """Where `peer` is, if there is a connection."""
+        connected = self._network.connection(self._peer, peer) is not None
+        return self._network.place(peer) if connected else None
 
     def serve(self, protocol: str, handler: Handler) -> None:
         """Call `handler` for each incoming stream of `protocol`."""

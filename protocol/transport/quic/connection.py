@@ -21,6 +21,7 @@ from protocol.transport.limits import (
     MAX_INCOMING_STREAMS,
     NEGOTIATION_TIMEOUT_S,
 )
+from protocol.transport.origin import origin_of
 from protocol.transport.quic.engine import APPLICATION_RESET, Datagrams, Engine
 from protocol.transport.quic.identity import prove_peer
 from protocol.transport.quic.liveness import Liveness, Verdict
@@ -80,6 +81,12 @@ class Connection:
     def addr(self) -> Addr | None:
         """Where the peer's packets come from."""
         return self.engine.get_peer_address()
+
+    @property
+    def origin(self) -> str:
+        """The block of addresses that the peer's packets come from; empty before the first."""
+        addr = self.addr
+        return origin_of(addr[0]) if addr is not None else ""
 
     @property
     def datagram_size(self) -> int:

@@ -68,6 +68,11 @@ class QuicStream:
         """The verified id of the peer at the other end."""
         return self.connection.peer
 
+    @property
+    def origin(self) -> str:
+        """The block of addresses that the peer's packets come from."""
+        return self.connection.origin
+
     async def send(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of `data`; waits while the receiver is slow.
 

@@ -10,8 +10,10 @@ import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from protocol.errors import ConfigError, LocalProtocolError, Lost, Malformed, Unreachable
+from protocol.transport.addresses import parse_address
 from protocol.transport.base import Stream, Transport
 from protocol.transport.limits import SEND_BUFFER, STREAM_WINDOW
+from protocol.transport.origin import origin_of
 from protocol.transport.peer_id import peer_id_of
 from tests.protocol.transport.conftest import Peers
 
@@ -315,6 +317,21 @@ async def test_both_may_open_streams_over_one_connection(net: Peers) -> None:
             stream = await b.open_stream(a.peer, [], ECHO)
             await stream.send(b"1")
             assert await stream.receive() == b"1"
+
+
+async def test_where_a_peer_is(net: Peers) -> None:
+    """Both ends see the other at the address it listens on, whoever dialled; a stream tells the block of it."""
+    async with net.peers(2) as (a, b):
+        b.serve(ECHO, echo)
+        assert a.place_of(b.peer) is None
+        stream = await open_to(a, b)
+        with trio.fail_after(5):
+            await stream.send(b"1")
+            assert await stream.receive() == b"1"
+        assert a.place_of(b.peer) == b.addrs[0]
+        assert b.place_of(a.peer) == a.addrs[0]
+        assert stream.origin == origin_of(parse_address(b.addrs[0]).host)
+        await stream.aclose()
 
 
 class Numbered:
