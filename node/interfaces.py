@@ -50,8 +50,8 @@ class Engine(Protocol):
     def kv_bytes_per_token(self) -> int:
         """Memory that one position of one session takes."""
 
-    def new_cache(self, span: Span) -> KvCache:
-        """An empty cache for stages within the engine's span."""
+    def new_cache(self, span: Span, max_tokens: int | None = None) -> KvCache:
+        """An empty cache for stages within the engine's span; it never takes memory for more than `max_tokens`."""
 
     def step(self, cache: Any, position: int, inputs: Tensor, want: Want) -> Tensor | Candidates | None:
         """Cut `cache`, one of this engine's, to `position`; run `inputs` through the cache's span.

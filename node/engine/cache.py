@@ -7,6 +7,7 @@ which masks are made from.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -30,11 +31,12 @@ _MOST_AHEAD: Final = 1024
 
 
 class _Buffers:
-    """Keys and values [1, heads, capacity, width], of which the first `held` rows count."""
+    """Keys and values [1, heads, capacity, width], of which the first `held` rows count; at most `most` will."""
 
-    __slots__ = ("capacity", "held", "keys", "values")
+    __slots__ = ("capacity", "held", "keys", "most", "values")
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        self.most = most
         self.held = self.capacity = 0
         self.keys: torch.Tensor | None = None
         self.values: torch.Tensor | None = None
@@ -57,7 +59,7 @@ class _Buffers:
 
     def _grow(self, keys: torch.Tensor, values: torch.Tensor, tokens: int) -> None:
         ahead = min(max(self.capacity, _FIRST_TOKENS), _MOST_AHEAD)
-        self.capacity = max(tokens, self.capacity + ahead)
+        self.capacity = max(tokens, min(self.capacity + ahead, self.most))
         self.keys = self._moved(self.keys, keys)
         self.values = self._moved(self.values, values)
 
@@ -76,9 +78,9 @@ class _Buffers:
 class _FullSlot(DynamicLayer):
     """A layer that attends to everything."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.buffers = _Buffers()
+        self.buffers = _Buffers(most)
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -94,8 +96,8 @@ class _FullSlot(DynamicLayer):
 class _WindowSlot(DynamicSlidingWindowLayer):
     """A layer that attends to a window. All rows are kept, so that any position can be gone back to."""
 
-    def __init__(self, sliding_window: int) -> None:
-        self.buffers = _Buffers()
+    def __init__(self, sliding_window: int, most: int) -> None:
+        self.buffers = _Buffers(most)
         super().__init__(sliding_window=sliding_window)
 
     @property
@@ -148,13 +150,17 @@ class LayerCaches(DynamicCache):
     """Slots for all layers of a model; those in `owned` hold tensors.
 
     `length` is the number of positions before the forward that is running, and the same for all slots.
+    Slots and this know each other: `forget` frees the tensors without waiting for a collection.
     """
 
-    def __init__(self, config: PreTrainedConfig, owned: frozenset[int]) -> None:
+    def __init__(
+        self, config: PreTrainedConfig, owned: frozenset[int], max_tokens: int = sys.maxsize
+    ) -> None:
         super().__init__(config=config)
         self.length = 0
         self.torn = False  # a forward failed after some layers had taken its rows
         self._owned = owned
+        self._max_tokens = max_tokens
         # Without types of layers in the configuration transformers would add slots as they are used.
         self.layer_class_to_replicate = None
         blocks = config.get_text_config(decoder=True).num_hidden_layers
@@ -165,9 +171,9 @@ class LayerCaches(DynamicCache):
     def _slot(self, kind: Any, owned: bool) -> Any:
         if type(kind) is DynamicSlidingWindowLayer:
             window = kind.sliding_window
-            return _WindowSlot(window) if owned else _WindowShadow(self, window)
+            return _WindowSlot(window, self._max_tokens) if owned else _WindowShadow(self, window)
         if type(kind) is DynamicLayer:
-            return _FullSlot() if owned else _FullShadow(self)
+            return _FullSlot(self._max_tokens) if owned else _FullShadow(self)
         if isinstance(kind, CacheLayerMixin) and not owned:
             return _FullShadow(self)
         return kind
@@ -179,6 +185,10 @@ class LayerCaches(DynamicCache):
         if layer_idx is None or layer_idx not in self._owned:
             return self.length > 0
         return bool(super().has_previous_state(layer_idx, state_idx))
+
+    def forget(self) -> None:
+        """Give the memory back; nothing else can be asked of this afterwards."""
+        self.layers = []
 
     def can_cut(self) -> bool:
         """Whether every slot can go back to any position."""
@@ -212,11 +222,14 @@ def _holds_nothing(slot: Any) -> bool:
 class SpanCache:
     """One session's cache for the stages of `span`. Owned by whoever asked the engine for it; close it."""
 
-    def __init__(self, config: PreTrainedConfig, span: Span, owned: frozenset[int]) -> None:
+    def __init__(
+        self, config: PreTrainedConfig, span: Span, owned: frozenset[int], max_tokens: int | None = None
+    ) -> None:
         self.span = span
         self._config = config
         self._owned = owned
-        self.layers = LayerCaches(config, owned)
+        self._max_tokens = sys.maxsize if max_tokens is None else max_tokens
+        self.layers = LayerCaches(config, owned, self._max_tokens)
 
     @property
     def length(self) -> int:
@@ -232,9 +245,11 @@ class SpanCache:
         if (position < self.layers.length or self.layers.torn) and not self.layers.can_cut():
             if position:
                 raise UnsupportedModel("a model with recurrent layers cannot go back to an earlier position")
-            self.layers = LayerCaches(self._config, self._owned)
+            self.layers.forget()
+            self.layers = LayerCaches(self._config, self._owned, self._max_tokens)
         self.layers.cut(position)
 
     def close(self) -> None:
         """Give the memory back. Safe to call twice."""
-        self.layers = LayerCaches(self._config, frozenset())
+        self.layers.forget()
+        self.layers.length = 0

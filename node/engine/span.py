@@ -52,11 +52,11 @@ class SpanEngine:
         """Memory that one position of one session over the whole span takes (recurrent states are not counted)."""
         return self._kv_bytes
 
-    def new_cache(self, span: Span) -> SpanCache:
-        """An empty cache for one session over `span`, which is within the engine's span."""
+    def new_cache(self, span: Span, max_tokens: int | None = None) -> SpanCache:
+        """An empty cache for one session of at most `max_tokens` over `span`, which is within the engine's span."""
         if not self.span.covers(span):
             raise LocalProtocolError(f"span {span} asked of an engine that holds {self.span}")
-        return self._model.new_cache(span)
+        return self._model.new_cache(span, max_tokens)
 
     @torch.inference_mode()
     def step(self, cache: KvCache, position: int, inputs: Tensor, want: Want) -> Tensor | Candidates | None:

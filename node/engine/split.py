@@ -126,10 +126,10 @@ class SplitModel:
         """Whether the span ends with the head."""
         return span.stop == self.blocks + 2
 
-    def new_cache(self, span: Span) -> SpanCache:
-        """An empty cache for one session over stages of this model."""
+    def new_cache(self, span: Span, max_tokens: int | None = None) -> SpanCache:
+        """An empty cache for one session over stages of this model; see `SpanEngine.new_cache`."""
         slots: frozenset[int] = frozenset().union(*(self._slots[i] for i in self.layers_of(span)))
-        return SpanCache(self.config, span, slots)
+        return SpanCache(self.config, span, slots, max_tokens)
 
     def hidden(self, span: Span, caches: LayerCaches, inputs: torch.Tensor) -> torch.Tensor:
         """Hidden states [1, tokens, hidden] after the last block of the span (after the embedding, if it has none).

@@ -85,7 +85,7 @@ class FakeEngine:
         """As if keys and values took 64 bytes."""
         return 64
 
-    def new_cache(self, span: Span) -> FakeCache:
+    def new_cache(self, span: Span, max_tokens: int | None = None) -> FakeCache:
         """An empty cache."""
         cache = FakeCache(span)
         self.caches.append(cache)
@@ -220,10 +220,10 @@ class Client:
         """Say Open; the answer is still to come."""
         await self.send(Open(self.session, MANIFEST.digest, span, max_tokens, next, bridged))
 
-    async def attach(self, session: bytes) -> None:
+    async def attach(self, session: bytes, stage: int = 4) -> None:
         """Say Attach."""
         self.session = session
-        await self.send(Attach(session))
+        await self.send(Attach(session, stage))
 
     async def send(self, message: Message) -> None:
         """Send a message."""

@@ -1,5 +1,7 @@
 """One step: what the engine refuses, what it returns, and what it keeps."""
 
+import gc
+import weakref
 from collections.abc import Callable
 
 import numpy as np
@@ -175,6 +177,33 @@ def test_a_closed_cache_holds_no_memory(engine: Engine) -> None:
     cache.close()
     cache.close()
     assert cache.length == 0
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "mamba"])
+def test_a_closed_cache_is_gone_without_a_collection(family: str, tiny: Tiny) -> None:
+    """The collector of a node that serves hardly ever runs: its keys and values, or states, are counted out."""
+    engine = SpanEngine.load(Checkpoint.open(str(tiny(family))), Span(0, 6), dtype="f32")
+    cache = engine.new_cache(engine.span)
+    engine.step(cache, 0, from_numpy(PROMPT), NOTHING)
+    gc.collect()
+    gc.disable()
+    try:
+        held = [weakref.ref(slot) for slot in (cache.layers, *cache.layers.layers)]
+        assert len(held) > 4
+        cache.close()
+        del cache
+        assert [ref() for ref in held if ref() is not None] == []
+    finally:
+        gc.enable()
+
+
+def test_a_cache_takes_no_memory_beyond_its_tokens(engine: SpanEngine) -> None:
+    """Buffers grow ahead of need, but not ahead of what the session was opened for."""
+    cache = engine.new_cache(engine.span, 10)
+    for position in range(10):
+        engine.step(cache, position, ids(1), NOTHING)
+    slots = [slot for slot in cache.layers.layers if hasattr(slot, "buffers")]
+    assert {slot.buffers.keys.shape[2] for slot in slots} == {10}
 
 
 def test_states_of_any_float_dtype_reach_a_local_head(checkpoint: Checkpoint) -> None:
