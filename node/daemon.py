@@ -14,14 +14,16 @@ from typing import TypeVar
 
 import trio
 
+from node.admission import Admission, Room
 from node.announce import Announcer, Load, Served, disagreeing
 from node.backend import Backend, Model, TorchBackend
 from node.config import NodeConfig
 from node.gossip import Gossip
 from node.interfaces import Engine, Speed
-from node.kv import KvBudget, default_kv_tokens
+from node.kv import buffer_bytes, default_kv_tokens
 from node.meter import Meter
 from node.modelfiles import ModelFiles
+from node.neighbours import Neighbours
 from node.placement import choose_span, coverage
 from node.sessions import Hop
 from protocol import limits
@@ -51,6 +53,8 @@ LEAST_PIECE_ROWS = 64
 LEAVE_WITHIN_S = 1.0
 # The event loop gets the interpreter back from the engine's Python code after this, not after 5 ms.
 SWITCH_INTERVAL_S = 0.001
+# What little ends in cycles (errors with their tracebacks, mostly) is freed this often.
+COLLECT_EVERY_S = 60.0
 
 
 class Node:
@@ -68,7 +72,7 @@ class Node:
         self._gossip = Gossip(self._announcer, transport, self._refresh, rng=self._rng)
         self._served: Served | None = None
         self._hop: Hop | None = None
-        self._budget = KvBudget(0)
+        self._budget = Admission(Room(0))
         self._suspects: set[str] = set()
         self.ready = trio.Event()  # once it serves
 
@@ -168,8 +172,11 @@ class Node:
         engine = await _in_thread(lambda: self._backend.load(model, span, config))
         speed = await _in_thread(lambda: self._backend.measure(engine))
         contents = await _in_thread(lambda: {file.name: model.file(file.name) for file in manifest.files})
-        self._budget = KvBudget(config.kv_tokens or self._kv_tokens(engine, memory_bytes))
-        hop = Hop(engine, self._transport, self._budget, meter=Meter.measured(speed))
+        free_bytes = max(0, memory_bytes - engine.weight_bytes)
+        tokens = config.kv_tokens or self._kv_tokens(engine, free_bytes)
+        self._budget = Admission(Room(tokens, buffer_bytes(free_bytes)))
+        neighbours = Neighbours(self._transport, self._announcer.book.proven)
+        hop = Hop(engine, self._transport, self._budget, neighbours=neighbours, meter=Meter.measured(speed))
         hop.scheduler.piece_rows = _piece_rows(speed, len(span))
         ModelFiles(manifest, contents).serve(self._transport)
         hop.serve()
@@ -182,9 +189,8 @@ class Node:
             f"{speed.decode_ms_per_block:.2f} ms per block and token"
         )
 
-    def _kv_tokens(self, engine: Engine, memory_bytes: int) -> int:
+    def _kv_tokens(self, engine: Engine, free_bytes: int) -> int:
         row_bytes = engine.hidden_size * ITEM_BYTES[engine.dtype]
-        free_bytes = max(0, memory_bytes - engine.weight_bytes)
         return default_kv_tokens(free_bytes, engine.kv_bytes_per_token(), row_bytes)
 
     def _tell_how_to_join(self) -> None:
@@ -207,7 +213,7 @@ class Node:
         if hop is not None:
             queue_ms = hop.queue_ms()
             meter = hop.meter
-            load = Load(meter.decode_ms, meter.prefill_ms, meter.head_ms, queue_ms, budget.free, budget.total)
+            load = Load(meter.decode_ms, meter.prefill_ms, meter.head_ms, queue_ms, hop.offer(), budget.total)
         for peer in disagreeing(self._served, self._announcer.others()):
             if peer not in self._suspects and len(self._suspects) < limits.KNOWN_RECORDS:
                 self._suspects.add(peer)
@@ -273,11 +279,15 @@ async def _run(config: NodeConfig, notify: Notify) -> None:
 async def _settle(node: Node) -> None:
     """What is loaded stays: the collector need not walk a hundred thousand objects of torch between two tokens.
 
-    Nor at the end, when it would hold the exit up for seconds.
+    Nor at the end, when it would hold the exit up for seconds. What comes later it walks in milliseconds; by itself
+    it would wait until there is a quarter as much of that as it found when it last looked.
     """
     await node.ready.wait()
     gc.collect()
     gc.freeze()
+    while True:
+        gc.collect()
+        await trio.sleep(COLLECT_EVERY_S)
 
 
 async def _obey(signals: AsyncIterator[int], serving: trio.CancelScope, notify: Notify) -> None:

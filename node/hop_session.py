@@ -15,11 +15,13 @@ from dataclasses import dataclass, field
 
 import trio
 
+from node.admission import Admission, Seat
 from node.casting import cast_hidden
 from node.compute import EngineLoop, Outcome
 from node.interfaces import Engine, KvCache
-from node.kv import KvBudget, Reservation
 from node.meter import Meter, StepTime
+from node.neighbours import Neighbours
+from node.pace import Pace
 from node.scheduler import Piece
 from node.sender import Sender
 from node.steps import (
@@ -55,7 +57,7 @@ from protocol.messages import (
     Relink,
     Step,
 )
-from protocol.transport.base import Transport
+from protocol.transport.base import Stream
 from protocol.transport.channel import Channel
 
 logger = logging.getLogger(__name__)
@@ -69,13 +71,31 @@ class Machine:
 
     engine: Engine
     loop: EngineLoop
-    transport: Transport
-    budget: KvBudget
+    neighbours: Neighbours
+    budget: Admission
     meter: Meter
 
 
 class _BadOutput(SwarmError):
     """The engine returned numbers that nobody can go on with."""
+
+
+@dataclass(slots=True)
+class _Held:
+    """What steps hold from their arrival to their sending on."""
+
+    steps: int = 0
+    rows: int = 0
+    answer_bytes: int = 0
+
+    def add(self, more: _Held, times: int = 1) -> None:
+        """More is held, or less with `times` -1."""
+        self.steps += times * more.steps
+        self.rows += times * more.rows
+        self.answer_bytes += times * more.answer_bytes
+
+
+_REPEATED = _Held(1)
 
 
 @dataclass(slots=True)
@@ -86,6 +106,7 @@ class _Pending:
     from_client: bool
     want: Want
     arrived: float
+    held: _Held
     queue_ms: float = -1.0
     compute_ms: float = 0.0
     parts: list[Result] = field(default_factory=list)
@@ -100,25 +121,29 @@ class _Again:
 
 
 class HopSession:
-    """A session as its hop keeps it, from Opened to the end of the client's stream."""
+    """A session as its hop keeps it, from Opened to the end of the client's stream.
 
-    def __init__(self, machine: Machine, client: Channel, opened: Open, reserved: Reservation) -> None:
+    What it may hold is its seat's; the seat is given back when the last of it is gone, or before, to who needs it.
+    """
+
+    def __init__(self, machine: Machine, client: Channel, opened: Open, shape: Shape, seat: Seat) -> None:
         self.key = next(_keys)
         self.id = opened.session
-        self.peer = client.peer
-        self.shape = Shape(opened.span, machine.engine.manifest, machine.engine.dtype, opened.max_tokens)
+        self.peer = seat.peer
+        self.origin = seat.origin
+        self.shape = shape
         self.failure: Error | None = None
         self._machine = machine
         self._client = client
-        self._reserved = reserved
+        self._seat = seat
         self._first_next = opened.next
         self._gate = Gate(self.shape)
         self._computed = 0  # the highest number plus one
         bridged = opened.bridged and opened.next is None
-        self._sender = Sender(self.shape, machine.transport, self._tell, self._tell_later, bridged=bridged)
+        self._sender = Sender(shape, self._open_stream, self._tell, self._tell_later, bridged=bridged)
+        self._relinks = Pace(limits.RELINKS_PER_S, limits.RELINKS_BURST)
         self._pending: dict[int, _Pending] = {}
-        self._steps_held = 0
-        self._rows_held = 0
+        self._held = _Held()
         self._room = trio.Event()
         self._cache: KvCache | None = None
         self._later: list[Message] = []
@@ -197,22 +222,27 @@ class HopSession:
         if self.shape.has_head and relink.next is not None:
             raise Malformed("there is no hop after the head")
         await self._relink_taken.wait()  # one at a time: what waits is bounded
+        await trio.sleep(self._relinks.wait_s(1, trio.current_time()))
         self._relink_taken = trio.Event()
         self._sender.drop_link()  # at once: the sender may be waiting for it
         self._outbox.send_nowait(relink)
 
     async def _accept(self, step: Step, *, from_client: bool) -> None:
-        """Check, number and queue a step; waits while too many are held."""
+        """Check, number and queue a step; waits while too much is held.
+
+        A step that came before is answered again if the client itself repeats it. From the hop before it comes again
+        only where two have sent it, and then it was answered.
+        """
         arrived = time.perf_counter()
-        rows = min(step.inputs.rows, limits.STEP_TOKENS)
-        while not self._has_room(rows):
-            if self._room.is_set():
-                self._room = trio.Event()
-            await self._room.wait()
-        if self._over:
-            return  # it ended just as the step came: its cache is gone
         try:
             self.shape.check_want(step)
+            held = _Held(1, step.inputs.rows, self.shape.held_bytes(step))
+            while not self._has_room(held):
+                if self._room.is_set():
+                    self._room = trio.Event()
+                await self._room.wait()
+            if self._over:
+                return  # it ended just as the step came: its cache is gone
             fresh = self._gate.admit(step)
         except BadWant as error:
             self._fail_step(str(error), from_client=True)  # whoever brought it: a want is the client's own
@@ -222,24 +252,31 @@ class HopSession:
             return
         if fresh:
             want = effective_want(step, has_head=self.shape.has_head)
-            self._pending[step.number] = _Pending(as_fill(step), from_client, want, arrived)
-            self._hold(1, rows)
-            self._machine.loop.submit(self, step.number, rows)
-        elif step.number < self._sender.emitted:
-            self._hold(1, 0)
+            self._pending[step.number] = _Pending(as_fill(step), from_client, want, arrived, held)
+            self._held.add(held)
+            self._seat.waiting += 1
+            self._machine.loop.submit(self, step.number, step.inputs.rows)
+        elif from_client and step.number < self._sender.emitted:
+            self._held.add(_REPEATED)
             self._outbox.send_nowait(_Again(step.number))
 
-    def _has_room(self, rows: int) -> bool:
-        """A held step keeps its rows in memory: together they stay within what the session has asked for."""
-        if self._steps_held == 0:
-            return True
-        return self._steps_held < limits.STEPS_IN_FLIGHT and self._rows_held + rows <= self.shape.max_tokens
+    def _has_room(self, more: _Held) -> bool:
+        """What is held until it is sent stays within what the session has reserved; so do the acks that wait."""
+        held, shape = self._held, self.shape
+        if len(self._later) >= limits.STEPS_IN_FLIGHT:
+            return False
+        return held.steps == 0 or (
+            held.steps < limits.STEPS_IN_FLIGHT
+            and held.rows + more.rows <= shape.waiting_rows
+            and held.answer_bytes + more.answer_bytes <= shape.answer_bytes
+        )
 
-    def _hold(self, steps: int, rows: int) -> None:
-        self._steps_held += steps
-        self._rows_held += rows
-        if steps < 0:
-            self._room.set()
+    def _let_go(self, held: _Held) -> None:
+        self._held.add(held, -1)
+        self._room.set()
+
+    async def _open_stream(self, peer: str) -> Stream:
+        return await self._machine.neighbours.open_stream(peer, asker=self.peer, origin=self.origin)
 
     def _fail_step(self, message: str, *, from_client: bool) -> None:
         self.fail("bad_step" if from_client else "bad_hidden", message, elsewhere=not from_client)
@@ -248,10 +285,11 @@ class HopSession:
 
     def compute(self, piece: Piece) -> None:
         """Run a piece of a step, in the worker thread. The event loop leaves the step alone meanwhile."""
-        pending = self._pending[piece.number]
-        engine = self._machine.engine
+        pending, engine = self._pending.get(piece.number), self._machine.engine
+        if pending is None:
+            return  # the session ended just before
         if self._cache is None:
-            self._cache = engine.new_cache(self.shape.span)
+            self._cache = engine.new_cache(self.shape.span, self.shape.max_tokens)
         step = pending.step
         inputs = step.inputs
         if piece.stop - piece.start < inputs.rows:
@@ -285,6 +323,8 @@ class HopSession:
             taken = StepTime(rows, self.shape.blocks, head, pending.queue_ms, pending.compute_ms)
             self._machine.meter.observe(taken, outcome.ended)
         del self._pending[piece.number]
+        self._seat.waiting -= 1
+        self._seat.used_at = trio.current_time()
         self._outbox.send_nowait(pending)
 
     # --- sending on
@@ -298,7 +338,7 @@ class HopSession:
                 elif isinstance(item, _Again):
                     await self._sender.emit_again(item.number)
                     await self._tell(Ack(item.number, 0.0, 0.0))
-                    self._hold(-1, 0)
+                    self._let_go(_REPEATED)
                 elif item.error is not None:
                     self._explain(item.error, from_client=item.from_client)
                 else:
@@ -312,7 +352,7 @@ class HopSession:
             Computed(step.number, step.position, step.want, step.fill_until, join(pending.parts)),
             Ack(step.number, max(0.0, pending.queue_ms), pending.compute_ms),
         )
-        self._hold(-1, -step.inputs.rows)
+        self._let_go(pending.held)
 
     def _explain(self, error: Exception, *, from_client: bool) -> None:
         if isinstance(error, Malformed):
@@ -336,12 +376,17 @@ class HopSession:
             await trio.sleep(limits.ACK_DELAY_S)
             messages, self._later = self._later, []
             self._later_waits = trio.Event()
+            self._room.set()
             await self._tell(*messages)
 
     async def _tell(self, *messages: Message) -> None:
-        """Send to the client. One that is gone ends the session."""
+        """Send to the client. One that is gone, or takes nothing for long, ends the session."""
         try:
-            await self._client.send(*messages)
+            with trio.move_on_after(limits.TAKE_WITHIN_S) as taking:
+                await self._client.send(*messages)
+            if taking.cancelled_caught:
+                self.fail("unread", f"nothing was taken for {limits.TAKE_WITHIN_S:g} s", elsewhere=False)
+                await trio.lowlevel.checkpoint()
         except Lost:
             self._over = True
             self._scope.cancel()
@@ -360,14 +405,18 @@ class HopSession:
         self._attached.cancel()
         self._machine.loop.drop(self)
         self._outbox.close()
+        self._to_emit.close()
+        self._pending.clear()
+        self._sender.forget()  # it knows us and we know it: nothing would be freed before a collection
         # Closed by the worker, after whatever runs: only then is the memory free for another session.
         self._machine.loop.executor.submit(self._close_cache, self._released)
 
     def _close_cache(self) -> None:
-        if self._cache is not None:
-            self._cache.close()
+        cache, self._cache = self._cache, None
+        if cache is not None:
+            cache.close()
 
     def _released(self, outcome: Outcome) -> None:
-        self._reserved.release()
+        self._machine.budget.release(self._seat)
         if outcome.error is not None:
             logger.error("a cache could not be closed", exc_info=outcome.error)

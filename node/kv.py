@@ -1,55 +1,27 @@
-"""How many tokens of KV cache are promised to whom. Pure: counts tokens, holds none."""
+"""How much memory sessions may take together. Pure."""
 
 from __future__ import annotations
 
-from protocol.errors import CacheFull
+from typing import Final
+
+from protocol import limits
 
 # Above this a budget is no longer a limit: 256 sessions of a thousand tokens.
-MOST_DEFAULT_TOKENS = 256 * 1024
-
-
-class KvBudget:
-    """A number of tokens, of which sessions reserve as many as they may grow to."""
-
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self._reserved = 0
-
-    @property
-    def free(self) -> int:
-        """Tokens that nobody has reserved."""
-        return self.total - self._reserved
-
-    def reserve(self, tokens: int) -> Reservation:
-        """Promise `tokens`. Raises: CacheFull, if they are not free."""
-        if tokens > self.free:
-            raise CacheFull(f"{tokens} tokens asked for, {self.free} of {self.total} are free")
-        self._reserved += tokens
-        return Reservation(self, tokens)
-
-    def _take_back(self, tokens: int) -> None:
-        self._reserved -= tokens
-
-
-class Reservation:
-    """Tokens promised to one session, until they are released."""
-
-    def __init__(self, budget: KvBudget, tokens: int) -> None:
-        self._budget: KvBudget | None = budget
-        self._tokens = tokens
-
-    def release(self) -> None:
-        """Give them back. Safe to call twice."""
-        if self._budget is not None:
-            self._budget._take_back(self._tokens)
-            self._budget = None
+MOST_DEFAULT_TOKENS: Final = 256 * 1024
+# Python's objects of a row in the journal, where each row came as a step of its own (measured).
+ENTRY_BYTES: Final = 1024
 
 
 def default_kv_tokens(free_bytes: int, kv_bytes_per_token: int, row_bytes: int) -> int:
     """A budget that takes a quarter of the memory that is free once the weights are loaded.
 
-    A token costs its keys and values and a row of the journal. At least one token, so that a machine that is
+    A token costs its keys and values and an entry of the journal. At least one token, so that a machine that is
     nearly full says so by refusing sessions.
     """
-    per_token = kv_bytes_per_token + row_bytes
+    per_token = kv_bytes_per_token + row_bytes + ENTRY_BYTES
     return max(1, min(MOST_DEFAULT_TOKENS, free_bytes // 4 // per_token))
+
+
+def buffer_bytes(free_bytes: int) -> int:
+    """What sessions may have in motion together: an eighth of the free memory, within bounds."""
+    return max(limits.BUFFER_BYTES_LEAST, min(limits.BUFFER_BYTES_MOST, free_bytes // 8))

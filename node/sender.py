@@ -9,14 +9,20 @@ from typing import Protocol
 
 import trio
 
-from node.link import Link
-from node.steps import Computed, KeptOutputs, Shape, output_of
+from node.link import Link, OpenStream
+from node.pace import Pace
+from node.steps import JOURNAL_IDS, Computed, KeptOutputs, Shape, output_of, size_of
+from protocol import limits
+from protocol.errors import Lost
 from protocol.journal import Entry, Journal
 from protocol.messages import Ack, LinkDown, Message, NextHop, Output, Relink, Step
 from protocol.tensors import Tensor
-from protocol.transport.base import Transport
+from protocol.transport.base import Stream
 
 logger = logging.getLogger(__name__)
+
+# All that a client hears of how a link fails, whatever it was.
+LINK_FAILED = "the link to the next hop does not work"
 
 
 class Tell(Protocol):
@@ -34,26 +40,31 @@ class TellLater(Protocol):
 
 
 class Sender:
-    """Used by one task, which emits in the order of computing; `drop_link` alone may be called by another."""
+    """Used by one task, which emits in the order of computing; `drop_link` alone may be called by another.
+
+    What is sent again, to whomever, is paced: a client cannot have a long journal replayed over and over.
+    """
 
     def __init__(
-        self, shape: Shape, transport: Transport, tell: Tell, tell_later: TellLater, *, bridged: bool
+        self, shape: Shape, open_stream: OpenStream, tell: Tell, tell_later: TellLater, *, bridged: bool
     ) -> None:
         self.emitted = 0  # the highest number plus one
         self._shape = shape
-        self._transport = transport
+        self._open_stream = open_stream
         self._tell = tell
         self._tell_later = tell_later
         self._bridged = bridged
         self._live_from = 0  # steps before this number were fills, which nobody waits for
         self._relink: Relink | None = None
-        self._journal = None if shape.has_head else Journal(shape.max_tokens)
-        self._kept = KeptOutputs()
+        self._journal = None if shape.has_head else Journal(shape.max_tokens, JOURNAL_IDS)
+        self._kept = KeptOutputs(shape.answer_bytes)
+        replay_bytes = float(shape.journal_bytes)
+        self._again = Pace(replay_bytes / limits.REPLAY_EVERY_S, limits.REPLAYS_BURST * replay_bytes)
         self._link: Link | None = None
 
     def start_link(self, nursery: trio.Nursery, target: NextHop) -> Link:
         """From now on results go to `target`; the stream is opened in the background."""
-        self._link = link = Link(target)
+        self._link = link = Link(target, self._shape.span.stop)
         nursery.start_soon(self._run_link, link)
         return link
 
@@ -61,6 +72,14 @@ class Sender:
         """Close the stream to the next hop; results are kept in the journal until `relink`."""
         if self._link is not None:
             self._link.abandon()
+
+    def forget(self) -> None:
+        """The session is over: give back what is kept, and know the session no more."""
+        self._link = None
+        self._kept = KeptOutputs(0)
+        if self._journal is not None:
+            self._journal.truncate(0)
+        self._tell, self._tell_later, self._open_stream = _tell_nobody, _tell_nobody_later, _open_nothing
 
     async def emit(self, done: Computed, ack: Ack) -> None:
         """Keep a result, send it on, then acknowledge the step.
@@ -75,17 +94,17 @@ class Sender:
         await self._deliver(done, ack)
 
     async def emit_again(self, number: int) -> None:
-        """What step `number` gave goes where results go now; nothing is computed."""
-        if number < self._live_from:
+        """What step `number` gave goes to the client again, if results go there; nothing is computed."""
+        if number < self._live_from or self._link is not None:
             return
-        if self._link is None:
+        if self._journal is None:
             output = self._kept.find(number)
-            if output is not None:
-                await self._tell(output)
-            return
-        entry = None if self._journal is None else self._journal.find(number)
-        if entry is not None:
-            await self._deliver(_live(entry))
+        else:
+            entry = self._journal.find(number)
+            output = None if entry is None else output_of(_live(entry), bridged=self._bridged)
+        if output is not None:
+            await self._pause(size_of(output))
+            await self._tell(output)
 
     async def relink(self, nursery: trio.Nursery, relink: Relink) -> None:
         """Turn to another next hop, or to the client, and bring it up to date. Raises: Malformed, as `emit`."""
@@ -126,7 +145,8 @@ class Sender:
             done = replace(done, fill_until=None)  # the client fills the hop behind with it
         output = output_of(done, bridged=self._bridged)
         if output is not None:
-            self._kept.keep(output)
+            if output.candidates is not None:
+                self._kept.keep(output)
             after = (output, *after)
         if after:
             await self._tell(*after)
@@ -134,25 +154,46 @@ class Sender:
     async def _replay_to(self, link: Link, relink: Relink) -> None:
         assert self._journal is not None, "no hop after the head"
         for step in self._journal.replay(relink.live_from, relink.fill_until):
-            if self._goes_on(step) and not await link.send(step):
-                return  # the journal keeps the rest for the next relink
+            if self._goes_on(step):
+                await self._pause(len(step.inputs.data))
+                if not await link.send(step):
+                    return  # the journal keeps the rest for the next relink
 
     async def _replay_to_client(self, relink: Relink) -> None:
         if self._journal is None:
             for output in self._kept.since(relink.live_from):
+                await self._pause(size_of(output))
                 await self._tell(output)
             return
         for entry in self._journal.entries:
+            if self._bridged or entry.number >= relink.live_from:
+                await self._pause(len(entry.rows.data))
             if self._bridged:
                 await self._tell(Output(entry.number, entry.position, hidden=entry.rows))
             elif entry.number >= relink.live_from:
                 await self._deliver_to_client(_live(entry))
 
     async def _run_link(self, link: Link) -> None:
-        reason = await link.run(self._transport)
+        reason = await link.run(self._open_stream)
         if reason is not None and self._link is link:
             logger.info("the link to %s is down: %s", link.target.peer, reason)
-            await self._tell(LinkDown(link.target.session, reason))
+            await self._tell(LinkDown(link.target.session, LINK_FAILED))
+
+    async def _pause(self, again_bytes: int) -> None:
+        await trio.sleep(self._again.wait_s(again_bytes, trio.current_time()))
+
+
+async def _tell_nobody(*_: Message) -> None:
+    await trio.lowlevel.checkpoint()
+
+
+def _tell_nobody_later(*_: Message) -> None:
+    pass
+
+
+async def _open_nothing(_: str) -> Stream:
+    await trio.lowlevel.checkpoint()
+    raise Lost("the session is over")
 
 
 def _live(entry: Entry) -> Computed:

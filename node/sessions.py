@@ -7,12 +7,16 @@ import time
 
 import trio
 
+from node.admission import Admission, Seat
 from node.compute import EngineLoop, Executor, WorkerThread
 from node.hop_session import HopSession, Machine
 from node.interfaces import Engine
-from node.kv import KvBudget, Reservation
+from node.lobby import Lobby
 from node.meter import Meter
+from node.neighbours import Neighbours
 from node.scheduler import Scheduler
+from node.serving import Allowance
+from node.steps import Shape
 from protocol import limits
 from protocol.errors import CacheFull, RemoteProtocolError, TimedOut
 from protocol.messages import SESSION_PROTOCOL, Attach, Error, Open, Opened, Refused
@@ -29,24 +33,31 @@ RETRY_AFTER_S = 2.0
 class Hop:
     """Serves the sessions of one engine over one transport.
 
-    `budget` is shared with whoever announces it; `executor` runs the engine (a thread of its own, unless given).
+    `neighbours` opens the streams to next hops (without: to nodes that are connected already); `executor` runs the
+    engine (a thread of its own, unless given).
     """
 
     def __init__(
         self,
         engine: Engine,
         transport: Transport,
-        budget: KvBudget,
+        budget: Admission,
         *,
+        neighbours: Neighbours | None = None,
         meter: Meter | None = None,
         executor: Executor | None = None,
     ) -> None:
         self.meter = meter or Meter()
         self.scheduler = Scheduler()
         loop = EngineLoop(executor or WorkerThread(), self.scheduler)
-        self._machine = Machine(engine, loop, transport, budget, self.meter)
+        self._machine = Machine(engine, loop, neighbours or Neighbours(transport), budget, self.meter)
+        self._transport = transport
         self._digest = engine.manifest.digest
         self._sessions: dict[bytes, HopSession] = {}
+        self._seated: dict[Seat, HopSession] = {}
+        self._opens = Allowance(limits.OPENS_PER_S, limits.OPENS_BURST)
+        self._newcomers = Lobby(limits.NEWCOMERS)
+        self._attaching = Lobby(limits.ATTACH_WAITERS)
         self._awaited: dict[bytes, trio.Event] = {}
         self._draining = False
         self._empty = trio.Event()
@@ -59,9 +70,17 @@ class Hop:
         """How long recent steps waited for others."""
         return self.meter.queue_ms(time.perf_counter())
 
+    def offer(self) -> int:
+        """Tokens that a newcomer's session would get now."""
+        engine = self._machine.engine
+        return self._machine.budget.offer(
+            lambda tokens: Shape(engine.span, engine.manifest, engine.dtype, tokens).buffer_bytes,
+            trio.current_time(),
+        )
+
     def serve(self) -> None:
         """Answer session streams from now on."""
-        self._machine.transport.serve(SESSION_PROTOCOL, self.handle)
+        self._transport.serve(SESSION_PROTOCOL, self.handle)
 
     async def drain(self, within_s: float) -> None:
         """Take no more sessions, end those there are by telling their clients; wait for that, but not long."""
@@ -75,16 +94,16 @@ class Hop:
     async def handle(self, stream: Stream) -> None:
         """One incoming stream: a client's, or a previous hop's."""
         state = StreamState(Side.HOP)
-        async with Channel(stream, state=state, frame_limit=limits.CONTROL_FRAME_BYTES) as channel:
+        async with Channel(stream, state=state, frame_limit=limits.FIRST_FRAME_BYTES) as channel:
             try:
-                with trio.fail_after(limits.FIRST_MESSAGE_TIMEOUT_S):
+                with self._newcomers.wait(stream.origin, limits.FIRST_MESSAGE_TIMEOUT_S) as waiting:
                     first = await channel.receive()
+                if waiting.cancelled_caught:
+                    raise TimedOut("the stream said nothing")
                 if isinstance(first, Open):
                     await self._open(channel, first)
                 elif isinstance(first, Attach):
                     await self._attach(channel, first)
-            except trio.TooSlowError:
-                raise TimedOut("the stream said nothing") from None
             except RemoteProtocolError as error:
                 logger.info("%s broke the protocol: %s", stream.peer, error)
                 await say_error(channel, Error("malformed", str(error), elsewhere=False))
@@ -92,31 +111,33 @@ class Hop:
     # --- a client's stream
 
     async def _open(self, channel: Channel, asked: Open) -> None:
-        granted = self._grant(channel.peer, asked)
+        engine = self._machine.engine
+        shape = Shape(asked.span, engine.manifest, engine.dtype, asked.max_tokens)
+        granted = self._grant(channel.stream, asked, shape)
         if isinstance(granted, Refused):
             logger.info("refused a session to %s: %s", channel.peer, granted.reason)
             await channel.send(granted)
             return
-        session = HopSession(self._machine, channel, asked, granted)
-        self._sessions[asked.session] = session
+        session = HopSession(self._machine, channel, asked, shape, granted)
+        self._sessions[asked.session] = self._seated[granted] = session
         awaited = self._awaited.get(asked.session)
         if awaited is not None:
             awaited.set()
         try:
             channel.frame_limit = session.shape.frame_bytes
-            await channel.send(Opened(self._machine.engine.dtype))
+            await channel.send(Opened(engine.dtype))
             await session.run()
         finally:
             session.free()
-            del self._sessions[asked.session]
+            del self._sessions[asked.session], self._seated[granted]
             if not self._sessions:
                 self._empty.set()
         if session.failure is not None:
             logger.info("a session of %s failed: %s", channel.peer, session.failure.message)
             await say_error(channel, session.failure)
 
-    def _grant(self, peer: str, asked: Open) -> Reservation | Refused:
-        """Its KV cache, or why not."""
+    def _grant(self, stream: Stream, asked: Open, shape: Shape) -> Seat | Refused:
+        """Its seat, or why not. Who has to give way for it is told."""
         machine = self._machine
         manifest, span = machine.engine.manifest, machine.engine.span
         if self._draining:
@@ -128,36 +149,42 @@ class Hop:
             return Refused("span", f"this node serves stages {span}, you asked for {asked.span}", 0.0)
         if asked.next is not None and asked.span.stop == manifest.stages:
             return Refused("span", "there is no hop after the head", 0.0)
-        most = min(manifest.context, machine.budget.total)
+        most = min(manifest.context, machine.budget.room.of_peer.tokens)
         if not 1 <= asked.max_tokens <= most:
             return Refused("capacity", f"a session here has 1 to {most} tokens, not {asked.max_tokens}", 0.0)
         if asked.session in self._sessions:
             return Refused("busy", "this session is open already", RETRY_AFTER_S)
-        if len(self._sessions) >= limits.SESSIONS:
-            return Refused("busy", f"all {limits.SESSIONS} sessions are taken", RETRY_AFTER_S)
-        of_peer = sum(session.peer == peer for session in self._sessions.values())
-        if of_peer >= limits.SESSIONS_PER_PEER:
-            return Refused("busy", f"you have {of_peer} sessions here", RETRY_AFTER_S)
+        now = trio.current_time()
+        if not self._opens.take(stream.origin, now):
+            return Refused("busy", "too many sessions are opened from where you are", RETRY_AFTER_S)
+        seat = Seat(stream.peer, stream.origin, asked.max_tokens, shape.buffer_bytes)
         try:
-            return machine.budget.reserve(asked.max_tokens)
+            gone = machine.budget.take(seat, now)
         except CacheFull as error:
             return Refused("busy", str(error), RETRY_AFTER_S)
+        for other in gone:
+            if other in self._seated:
+                self._seated[other].fail("gave_way", "idle, and others need the room", elsewhere=True)
+        return seat
 
     # --- a previous hop's stream
 
     async def _attach(self, channel: Channel, attach: Attach) -> None:
-        session = await self._find(attach.session)
-        if session is None:
-            await say_error(channel, Error("unknown_session", "no such session here", elsewhere=False))
+        session = await self._find(attach.session, channel.stream.origin)
+        if session is None or session.shape.span.start != attach.stage:
+            code, message = "unknown_session", "no such session here"
+            if session is not None:
+                code, message = "bad_stage", f"that session does not begin at stage {attach.stage}"
+            await say_error(channel, Error(code, message, elsewhere=False))
             return
         channel.frame_limit = session.shape.frame_bytes
         await session.read_attached(channel)
 
-    async def _find(self, session: bytes) -> HopSession | None:
+    async def _find(self, session: bytes, origin: str) -> HopSession | None:
         """The session, once it is open: a client asks all its hops at once, in no order."""
-        if session not in self._sessions and len(self._awaited) < limits.ATTACH_WAITERS:
+        if session not in self._sessions:
             opened = self._awaited.setdefault(session, trio.Event())
-            with trio.move_on_after(limits.ATTACH_WAIT_S):
+            with self._attaching.wait(origin, limits.ATTACH_WAIT_S):
                 await opened.wait()
             self._awaited.pop(session, None)
         return self._sessions.get(session)

@@ -13,9 +13,17 @@ from protocol.errors import Malformed
 from protocol.messages import Output, Step
 from protocol.model import Manifest, Span
 from protocol.tensors import ITEM_BYTES, Tensor, check_finite, concat_rows
+from protocol.transport.limits import STREAM_WINDOW
 
-# What a frame holds besides its tensor: the other fields, and the ids that a step asks for.
-FRAME_EXTRA_BYTES = 64 * 1024
+# What a frame holds besides its tensor: the other fields, and the ids that a step asks for, of 5 bytes each.
+FRAME_EXTRA_BYTES = 32 * 1024
+# What Python takes for one of those ids: an int and its place in a tuple.
+ASKED_ID_BYTES = 40
+# A session's own objects (tasks, streams, cache slots, the ids that its journal remembers), and what comes in one
+# piece with the end of a frame from each of its two streams.
+SESSION_BYTES = 512 * 1024 + 2 * STREAM_WINDOW
+# The ids that a journal remembers: those of the widest want, and of the one after it.
+JOURNAL_IDS = 2 * limits.ASKED_IDS
 
 
 class BadWant(Malformed):
@@ -49,8 +57,47 @@ class Shape:
     @property
     def frame_bytes(self) -> int:
         """The largest frame that a step needs."""
-        tensor_bytes = limits.STEP_TOKENS * self.manifest.hidden_size * ITEM_BYTES["f32"]
-        return min(limits.FRAME_BYTES, tensor_bytes + FRAME_EXTRA_BYTES)
+        rows = min(self.max_tokens, limits.STEP_TOKENS)
+        return min(limits.FRAME_BYTES, rows * self._input_row_bytes + FRAME_EXTRA_BYTES)
+
+    @property
+    def waiting_rows(self) -> int:
+        """Rows that may wait to be computed and sent on, all steps together."""
+        least = 2 * limits.STEP_TOKENS
+        return min(self.max_tokens, max(least, limits.WAITING_BYTES // self._row_bytes))
+
+    @property
+    def answer_bytes(self) -> int:
+        """What the answers of all steps that are held may take, with the ids they ask for."""
+        row_bytes = 8 * self.manifest.vocab_size if self.has_head else 0
+        return max(limits.ANSWER_BYTES, row_bytes + (4 + ASKED_ID_BYTES) * limits.ASKED_IDS)
+
+    @property
+    def journal_bytes(self) -> int:
+        """What the whole journal takes, or the answers that are kept in its place."""
+        return self.answer_bytes if self.has_head else self.max_tokens * self._output_row_bytes
+
+    @property
+    def buffer_bytes(self) -> int:
+        """The most that the session has in motion.
+
+        Rows that wait, answers that wait and those that are kept, a frame coming in on each of its two streams and
+        one going out.
+        """
+        frames, answers = 3 * self.frame_bytes, 2 * self.answer_bytes
+        return self.waiting_rows * self._row_bytes + answers + frames + SESSION_BYTES
+
+    @property
+    def _row_bytes(self) -> int:
+        return self._input_row_bytes + self._output_row_bytes
+
+    @property
+    def _input_row_bytes(self) -> int:
+        return ITEM_BYTES["i32"] if self.takes_tokens else self.manifest.hidden_size * ITEM_BYTES["f32"]
+
+    @property
+    def _output_row_bytes(self) -> int:
+        return 0 if self.has_head else self.manifest.hidden_size * ITEM_BYTES[self.dtype]
 
     def check(self, step: Step) -> None:
         """Raises Malformed for a step that this session cannot have, wherever it stands."""
@@ -66,19 +113,22 @@ class Shape:
 
     def check_want(self, step: Step) -> None:
         """Raises BadWant for an answer that cannot be given or sent."""
-        if self._answer_bytes(step) > limits.FRAME_BYTES - FRAME_EXTRA_BYTES:
-            raise BadWant("what the step wants does not fit a frame; ask for fewer rows or fewer candidates")
+        if self.held_bytes(step) > self.answer_bytes:
+            raise BadWant("the step wants more than a session may; ask for fewer rows or fewer candidates")
+        if step.inputs.rows * self._output_row_bytes > limits.FRAME_BYTES - FRAME_EXTRA_BYTES:
+            raise BadWant("what the step gives does not fit a frame; send fewer rows")
         if self.has_head and max(step.want.ids, default=0) >= self.manifest.vocab_size:
             raise BadWant(f"logits wanted of an id outside the vocabulary of {self.manifest.vocab_size}")
 
-    def _answer_bytes(self, step: Step) -> int:
-        if not self.has_head:
-            return step.inputs.rows * self.manifest.hidden_size * ITEM_BYTES[self.dtype]
-        if step.want.kind != "candidates" or step.fill_until is not None:
-            return 0
+    def held_bytes(self, step: Step) -> int:
+        """What a step takes while it is held, besides its rows: its candidates, and the ids it asks for."""
+        want = step.want
+        asked_bytes = ASKED_ID_BYTES * len(want.ids)
+        if not self.has_head or want.kind != "candidates" or step.fill_until is not None:
+            return asked_bytes
         vocab_size = self.manifest.vocab_size
-        a_row = 8 * min(step.want.top or vocab_size, vocab_size) + 4 * len(step.want.ids)
-        return a_row * (step.inputs.rows if step.want.every else 1)
+        a_row = 8 * min(want.top or vocab_size, vocab_size) + 4 * len(want.ids)
+        return asked_bytes + a_row * (step.inputs.rows if want.every else 1)
 
 
 class Gate:
@@ -179,9 +229,9 @@ def _hidden_output(done: Computed, hidden: Tensor, *, bridged: bool) -> Output |
 
 
 class KeptOutputs:
-    """The last outputs, to be sent again when their steps are; bounded in number and in bytes."""
+    """The last candidates, to be sent again when their steps are; bounded in number and in bytes."""
 
-    def __init__(self, most: int = limits.OUTPUTS_KEPT, most_bytes: int = limits.FRAME_BYTES) -> None:
+    def __init__(self, most_bytes: int, most: int = limits.OUTPUTS_KEPT) -> None:
         self._most = most
         self._most_bytes = most_bytes
         self._bytes = 0
@@ -189,10 +239,10 @@ class KeptOutputs:
 
     def keep(self, output: Output) -> None:
         """Remember an output; the oldest make room, the newest always stays."""
-        self._bytes += _size_of(output) - _size_of(self._kept.pop(output.number, None))
+        self._bytes += size_of(output) - size_of(self._kept.pop(output.number, None))
         self._kept[output.number] = output
         while len(self._kept) > 1 and (len(self._kept) > self._most or self._bytes > self._most_bytes):
-            self._bytes -= _size_of(self._kept.popitem(last=False)[1])
+            self._bytes -= size_of(self._kept.popitem(last=False)[1])
 
     def find(self, number: int) -> Output | None:
         """The output of step `number`, if it is remembered."""
@@ -203,7 +253,8 @@ class KeptOutputs:
         return [output for kept, output in self._kept.items() if kept >= number]
 
 
-def _size_of(output: Output | None) -> int:
+def size_of(output: Output | None) -> int:
+    """Bytes of an output's rows."""
     if output is None:
         return 0
     if output.hidden is not None:

@@ -6,8 +6,11 @@ for the boundary behind it (the rows are hidden states).
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_left
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from protocol import limits
 from protocol.candidates import NOTHING, Want
@@ -32,10 +35,17 @@ class Entry:
 
 
 class Journal:
-    """The rows of positions 0..length, by the steps that brought them; at most `most_tokens` of them."""
+    """The rows of positions 0..length, by the steps that brought them; at most `most_tokens` of them.
 
-    def __init__(self, most_tokens: int = limits.SESSION_TOKENS) -> None:
+    Wants are kept for steps that are still out, so where they name more than `most_ids` ids together, the oldest are
+    forgotten.
+    """
+
+    def __init__(self, most_tokens: int = limits.SESSION_TOKENS, most_ids: int = sys.maxsize) -> None:
         self._most_tokens = most_tokens
+        self._most_ids = most_ids
+        self._ids = 0
+        self._asking: deque[int] = deque()  # numbers of entries whose wants name ids
         self._entries: list[Entry] = []
 
     @property
@@ -67,11 +77,19 @@ class Journal:
             raise LocalProtocolError(f"step {number} after step {self.last_number}")
         self.truncate(position)
         self._entries.append(Entry(number, position, rows, want))
+        if want.ids:
+            self._asking.append(number)
+            self._ids += len(want.ids)
+            while self._ids > self._most_ids:
+                self._forget_want(self._asking.popleft())
 
     def truncate(self, length: int) -> None:
         """Forget the rows from position `length` on."""
         while self._entries and self._entries[-1].position >= length:
-            self._entries.pop()
+            entry = self._entries.pop()
+            if entry.want.ids:
+                self._asking.pop()
+                self._ids -= len(entry.want.ids)
         if self._entries and self._entries[-1].stop > length:
             last = self._entries.pop()
             kept = last.rows.row_slice(0, length - last.position)
@@ -81,31 +99,39 @@ class Journal:
 
     def find(self, number: int) -> Entry | None:
         """What still stands of step `number`."""
-        index = bisect_left(self._entries, number, key=lambda entry: entry.number)
+        index = self._index(number)
         if index < len(self._entries) and self._entries[index].number == number:
             return self._entries[index]
         return None
 
-    def replay(self, live_from: int, fill_until: int, chunk_rows: int = limits.STEP_TOKENS) -> list[Step]:
+    def replay(self, live_from: int, fill_until: int, chunk_rows: int = limits.STEP_TOKENS) -> Iterator[Step]:
         """The steps that bring a new holder of the next boundary up to date.
 
         Entries of steps before `live_from` come as fills up to stage `fill_until`, as many whole entries
-        together as fit in `chunk_rows` rows, under the highest number among them; others come as they were.
+        together as fit in `chunk_rows` rows, under the highest number among them; others come as they were. Each is
+        made when it is asked for: the journal must not change in between.
         """
-        steps: list[Step] = []
         together: list[Entry] = []
         for entry in self._entries:
             live = entry.number >= live_from
             if together and (live or entry.stop - together[0].position > chunk_rows):
-                steps.append(_fill(together, fill_until))
+                yield _fill(together, fill_until)
                 together = []
             if live:
-                steps.append(Step(entry.number, entry.position, entry.rows, entry.want))
+                yield Step(entry.number, entry.position, entry.rows, entry.want)
             else:
                 together.append(entry)
         if together:
-            steps.append(_fill(together, fill_until))
-        return steps
+            yield _fill(together, fill_until)
+
+    def _index(self, number: int) -> int:
+        return bisect_left(self._entries, number, key=lambda entry: entry.number)
+
+    def _forget_want(self, number: int) -> None:
+        index = self._index(number)
+        entry = self._entries[index]
+        self._ids -= len(entry.want.ids)
+        self._entries[index] = replace(entry, want=NOTHING)
 
 
 def _fill(entries: list[Entry], fill_until: int) -> Step:

@@ -8,8 +8,10 @@ MIB: Final = 1024 * 1024
 
 # A prefill chunk of 512 tokens at hidden size 16,384 in fp32 is 32 MiB; twice that leaves room for headers.
 FRAME_BYTES: Final = 64 * MIB
-# Maps, manifests and refusals are small; a peer that has not opened a session cannot make us hold more.
+# Maps, manifests and files of models.
 CONTROL_FRAME_BYTES: Final = 4 * MIB
+# What a session stream begins with: `open` with a next hop takes 300 bytes, an `error` with its text 1,200.
+FIRST_FRAME_BYTES: Final = 4096
 
 # Sequence lengths above a million are beyond every model served today.
 SESSION_TOKENS: Final = 1 << 20
@@ -19,8 +21,15 @@ STEP_TOKENS: Final = 512
 STEP_NUMBER: Final = 1 << 31
 # Steps a client may have on the way through one hop (pipelined prefill chunks and drafts).
 STEPS_IN_FLIGHT: Final = 64
-# Outputs a hop keeps so that it can answer a repeated step.
-OUTPUTS_KEPT: Final = STEPS_IN_FLIGHT
+# Candidates a hop keeps so that it can answer a repeated step; streams are reliable, so hardly anybody repeats one.
+# Hidden states can come again from the journal.
+OUTPUTS_KEPT: Final = 8
+# Answers that a session may wait to send: those of decoding are of a few KiB. A row of the whole vocabulary, where
+# that is more, always goes.
+ANSWER_BYTES: Final = 256 * 1024
+# Rows that a session may have waiting to be computed and sent on: the 4,096 that a client has out of a long prompt,
+# up to hidden size 8,192 in 16 bits. At least two whole steps, so that one is computed while the next arrives.
+WAITING_BYTES: Final = 64 * MIB
 
 # Deepest published models have 126 blocks; ten times that bounds loops over stages.
 STAGES: Final = 1024
@@ -68,6 +77,25 @@ FILE_BYTES_PER_S: Final = 64 * 1024
 # Sessions one node keeps, and those that one peer may open on it.
 SESSIONS: Final = 256
 SESSIONS_PER_PEER: Final = 64
+# What all sessions of a node may have in motion: frames, steps that wait, answers. A session of a small model takes 3
+# MiB, one of hidden size 4,096 takes 90; a node with more memory allows an eighth of it, within bounds.
+BUFFER_BYTES_LEAST: Final = 512 * MIB
+BUFFER_BYTES_MOST: Final = 8192 * MIB
+# Sessions that one origin may open: a client that mends opens one for each of its hops, a few times at once.
+OPENS_PER_S: Final = 32.0
+OPENS_BURST: Final = 128
+# Streams that have not said what they want; each takes a task and a frame.
+NEWCOMERS: Final = 256
+# Links that one client may have us open, one origin twice that; each failing hop costs one, each session opened too.
+LINKS_PER_S: Final = 4.0
+LINKS_BURST: Final = 32
+# A session is told to turn elsewhere when a hop behind it fails: more often than this is no mending.
+RELINKS_PER_S: Final = 1.0
+RELINKS_BURST: Final = 16
+# What a session may have sent again, in whole journals: some at once, for failures come together, then one in this
+# time.
+REPLAYS_BURST: Final = 4
+REPLAY_EVERY_S: Final = 60.0
 
 # A stream that opens and then says nothing.
 FIRST_MESSAGE_TIMEOUT_S: Final = 10.0
@@ -83,6 +111,9 @@ ACK_DELAY_S: Final = 0.1
 # A hop's stream to the next may arrive before the client's does; so many such streams wait, so long.
 ATTACH_WAIT_S: Final = 2.0
 ATTACH_WAITERS: Final = 64
+# A client or a next hop that has not taken a message after this long is gone: the largest frame, 16 MiB at hidden
+# size 8,192, asks for 280 KiB/s.
+TAKE_WITHIN_S: Final = 60.0
 # Saying why, to a peer that may not be reading.
 GOODBYE_TIMEOUT_S: Final = 1.0
 # A client that has sent nothing for this long, not even a ping, is gone.

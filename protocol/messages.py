@@ -51,10 +51,9 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class NextHop:
-    """Where a hop sends its hidden states: the peer, where it listens, and its id of the session."""
+    """Where a hop sends its hidden states: the peer, and its id of the session. Hops know where peers are."""
 
     peer: str = wire(text(limits.PEER_ID_BYTES))
-    addrs: tuple[str, ...] = wire(sequence(text(limits.ADDRESS_BYTES), limits.ADDRESSES))
     session: bytes = wire(_SESSION_ID, repr=False)
 
 
@@ -97,10 +96,14 @@ class Refused(Message):
 
 @dataclass(frozen=True, slots=True)
 class Attach(Message):
-    """Previous hop to hop: this stream carries the steps of that session."""
+    """Previous hop to hop: this stream carries the steps of that session, whose span begins at `stage`.
+
+    It is the end of the previous hop's span: along a chain stages only rise, so every chain ends.
+    """
 
     tag = "attach"
     session: bytes = wire(_SESSION_ID, repr=False)
+    stage: int = wire(_STAGE)
 
 
 _WANT_RULES: dict[str, Rule] = {
@@ -217,6 +220,10 @@ class Error(Message):
     code: str = wire(text(64))
     message: str = wire(text())
     elsewhere: bool = wire(FLAG)
+
+
+# Codes of an Error that are nobody's fault.
+HONEST_CODES = frozenset({"leaving", "gave_way"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,7 @@ class HopLink:
 
     def address(self) -> NextHop:
         """How another hop reaches this one."""
-        return NextHop(self.hop.peer, self.hop.addrs, self.session)
+        return NextHop(self.hop.peer, self.session)
 
     def fail(self, reason: str) -> None:
         """Mark the hop dead and end its stream, so that whoever waits on it goes on. Never blocks."""

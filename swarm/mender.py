@@ -109,7 +109,7 @@ class Mender:
     ) -> list[HopLink] | None:
         """Open all hops at once, each linked to the next and the last to `behind`; None if one failed."""
         spec = self._chain.spec
-        places = [NextHop(hop.peer, hop.addrs, secrets.token_bytes(16)) for hop in hops]
+        places = [NextHop(hop.peer, secrets.token_bytes(16)) for hop in hops]
         following: list[NextHop | None] = [*places[1:], behind.address() if behind is not None else None]
         opened: list[HopLink | None] = [None] * len(hops)
 

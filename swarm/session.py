@@ -16,7 +16,7 @@ from protocol import limits
 from protocol.candidates import NOTHING, Candidates, Want
 from protocol.errors import ConfigError, Lost, Malformed, PeerUnavailable, RemoteProtocolError, SwarmError
 from protocol.journal import Journal
-from protocol.messages import Ack, Error, LinkDown, Message, Output, Pong, Step
+from protocol.messages import HONEST_CODES, Ack, Error, LinkDown, Message, Output, Pong, Step
 from protocol.model import Manifest
 from protocol.tensors import Tensor, from_numpy
 from swarm.chain import SessionSpec, new_chain
@@ -242,7 +242,7 @@ class Session:
             return
         if not error.elsewhere:
             self._fatal = Malformed(f"{link.hop.peer} refused the step: {error.message}")
-        self._mender.lose(link, error.message, honest=error.code == "leaving")
+        self._mender.lose(link, error.message, honest=error.code in HONEST_CODES)
 
     def _carry(self, link: HopLink, output: Output) -> None:
         """Take hidden states over a boundary that the client bridges."""

@@ -137,7 +137,7 @@ async def test_two_processes_serve_one_model(nodes: Nodes) -> None:
         assert "tokenizer.json" in files
         back_id, peer = bytes(range(16)), second.rpartition("/")[2]
         back = await client.open(second, Open(back_id, digest, Span(3, 6), 100, None))
-        target = NextHop(peer, (second,), back_id)
+        target = NextHop(peer, back_id)
         front = await client.open(first, Open(bytes(16), digest, Span(0, 3), 100, target))
         await front.send(step(0, 0, TOKENS[:3]))
         await front.send(step(1, 3, TOKENS[3:]))

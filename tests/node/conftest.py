@@ -8,8 +8,9 @@ import pytest
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from node.admission import Admission, Room
 from node.compute import Executor
-from node.kv import KvBudget
+from node.neighbours import AddressesOf, Neighbours
 from node.sessions import Hop
 from protocol.messages import NextHop
 from protocol.model import Span
@@ -21,16 +22,24 @@ from tests.node.fakes import Client, FakeEngine, InlineExecutor
 class Node:
     """A hop with a fake engine, and what it is made of."""
 
-    def __init__(self, transport: MemoryTransport, span: Span, executor: Executor, kv_tokens: int) -> None:
+    def __init__(
+        self,
+        transport: MemoryTransport,
+        span: Span,
+        executor: Executor,
+        kv_tokens: int,
+        addresses_of: AddressesOf,
+    ) -> None:
         self.transport = transport
         self.engine = FakeEngine(span)
-        self.budget = KvBudget(kv_tokens)
-        self.hop = Hop(self.engine, transport, self.budget, executor=executor)
+        self.budget = Admission(Room(kv_tokens))
+        neighbours = Neighbours(transport, addresses_of)
+        self.hop = Hop(self.engine, transport, self.budget, neighbours=neighbours, executor=executor)
         self.hop.serve()
 
     def as_next(self, client: Client) -> NextHop:
         """This node as the next hop, in the session that `client` has here."""
-        return NextHop(self.transport.peer, self.transport.addrs, client.session)
+        return NextHop(self.transport.peer, client.session)
 
 
 class Swarm:
@@ -38,26 +47,31 @@ class Swarm:
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self.network = Network(rng=random.Random(1))
+        self.met: dict[str, tuple[str, ...]] = {}  # where every node has met every other
         self._nursery = nursery
 
-    async def transport(self) -> MemoryTransport:
-        """A new peer."""
+    async def transport(self, host: str | None = None) -> MemoryTransport:
+        """A new peer, in a block of addresses of its own unless `host` is given."""
         made, here = trio.open_memory_channel[MemoryTransport](1)
-        self._nursery.start_soon(self._hold_transport, made)
+        self._nursery.start_soon(self._hold_transport, made, host)
         return await here.receive()
 
-    async def _hold_transport(self, made: trio.MemorySendChannel[MemoryTransport]) -> None:
-        async with self.network.transport(Ed25519PrivateKey.generate()) as transport:
+    async def _hold_transport(self, made: trio.MemorySendChannel[MemoryTransport], host: str | None) -> None:
+        async with self.network.transport(Ed25519PrivateKey.generate(), host=host) as transport:
+            self.met[transport.peer] = transport.addrs
             made.send_nowait(transport)
             await trio.sleep_forever()
 
     async def node(self, span: Span, *, executor: Executor | None = None, kv_tokens: int = 1000) -> Node:
         """A new node that serves `span`."""
-        return Node(await self.transport(), span, executor or InlineExecutor(), kv_tokens)
+        transport = await self.transport()
+        return Node(
+            transport, span, executor or InlineExecutor(), kv_tokens, lambda peer: self.met.get(peer, ())
+        )
 
-    async def client(self, node: Node) -> Client:
+    async def client(self, node: Node, host: str | None = None) -> Client:
         """A stream of a new peer to `node`."""
-        return await Client.to(await self.transport(), node.transport)
+        return await Client.to(await self.transport(host), node.transport)
 
 
 @pytest.fixture

@@ -180,7 +180,7 @@ async def test_two_nodes_serve_a_model_together(house: House) -> None:
     second = await house.node(NodeConfig("fake", layers=(3, 6), join=first.transport.addrs))
     assert first.said("serving") == [
         f"serving embedding + layers 0:3 of fake ({MANIFEST.digest.hex()[:12]}); weights 1000 B, "
-        "room for 2601 tokens (163 KiB), 1.00 ms per block and token"
+        "room for 222 tokens (13.9 KiB), 1.00 ms per block and token"
     ]
     me = await house.client()
     records, _ = await exchange_maps(me, first.transport.peer, first.transport.addrs)
@@ -188,7 +188,7 @@ async def test_two_nodes_serve_a_model_together(house: House) -> None:
     manifest, files = await fetch_model(me, first.transport.peer, first.transport.addrs, MANIFEST.digest)
     assert (manifest.blocks, files) == (6, {})
     back = await opened(await Client.to(me, second.transport), Span(4, STAGES))
-    target = NextHop(second.transport.peer, second.transport.addrs, back.session)
+    target = NextHop(second.transport.peer, back.session)
     front = await opened(await Client.to(me, first.transport), Span(0, 4), next=target)
     await front.step(0, 0, token_rows(TOKENS), LAST)
     assert ids_of(await back.expect(Output)) == expected_ids(TOKENS)[-1:]

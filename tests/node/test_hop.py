@@ -161,16 +161,32 @@ async def test_a_repeated_step_is_answered_and_not_computed(swarm: Swarm) -> Non
     assert node.engine.steps == [(0, 8)]
 
 
-async def test_a_repeated_step_goes_to_the_next_hop_again(swarm: Swarm) -> None:
-    """From the journal, so that a hop that has it answers its client again, and computes nothing either."""
+async def test_a_repeated_step_does_not_travel(swarm: Swarm) -> None:
+    """Where results go to another hop the client hears that its step is done, and the other hop nothing."""
     front, back = await swarm.node(FRONT), await swarm.node(BACK)
     second = await opened(await swarm.client(back), BACK)
     first = await opened(await swarm.client(front), FRONT, next=back.as_next(second))
-    for _ in range(2):
+    for _ in range(3):
         await first.step(0, 0, token_rows(TOKENS), EVERY)
-        assert ids_of(await second.expect(Output)) == expected_ids(TOKENS)
-        await second.expect(Ack)
-    assert (front.engine.steps, back.engine.steps) == ([(0, 8)], [(0, 8)])
+        await first.gather(acked(0))
+    await first.step(1, 8, token_rows([1]), LAST)
+    outputs = [m.number for m in await second.gather(acked(1)) if isinstance(m, Output)]
+    assert outputs == [0, 1]
+    assert (front.engine.steps, back.engine.steps) == ([(0, 8), (8, 1)], [(0, 8), (8, 1)])
+
+
+async def test_a_step_that_comes_again_from_the_hop_before_is_not_answered(swarm: Swarm) -> None:
+    """Or two hops that feed each other would never end."""
+    node = await swarm.node(BACK)
+    client = await opened(await swarm.client(node), BACK)
+    previous = await swarm.client(node)
+    await previous.attach(client.session)
+    for _ in range(3):
+        await previous.step(0, 0, hidden_rows(TOKENS[:7], 4), LAST)
+    await previous.step(1, 7, hidden_rows(TOKENS, 4).row_slice(7, 8), LAST)
+    outputs = [m.number for m in await client.gather(acked(1)) if isinstance(m, Output)]
+    assert outputs == [0, 1]
+    assert node.engine.steps == [(0, 7), (7, 1)]
 
 
 async def test_ping_is_answered_while_computing(swarm: Swarm) -> None:
@@ -240,7 +256,7 @@ async def test_close_gives_the_cache_back(swarm: Swarm) -> None:
 
 
 async def test_a_session_that_ends_while_computing_frees_its_cache_after(swarm: Swarm) -> None:
-    """Its queued steps never run, and the cache is closed by the thread that uses it."""
+    """Its steps that wait never run, and the seat is free once the thread that computes is through with it."""
     executor = ManualExecutor()
     node = await swarm.node(WHOLE, executor=executor)
     client = await opened(await swarm.client(node), WHOLE, max_tokens=100)
@@ -251,8 +267,7 @@ async def test_a_session_that_ends_while_computing_frees_its_cache_after(swarm: 
     assert node.budget.free == 900
     executor.release()
     assert node.budget.free == 1000
-    assert node.engine.steps == [(0, 8)]
-    assert node.engine.caches[0].closed
+    assert node.engine.steps == []
 
 
 @pytest.mark.parametrize(
@@ -395,7 +410,7 @@ async def test_attaching_to_nothing(swarm: Swarm, monkeypatch: pytest.MonkeyPatc
     """After a while, unknown_session."""
     monkeypatch.setattr("protocol.limits.ATTACH_WAIT_S", 0.02)
     stranger = await swarm.client(await swarm.node(BACK))
-    await stranger.send(Attach(bytes(16)))
+    await stranger.send(Attach(bytes(16), 4))
     assert (await stranger.expect(Error)).code == "unknown_session"
 
 
@@ -446,12 +461,16 @@ async def test_bad_hidden_states_are_the_previous_hops_fault(swarm: Swarm, step:
     await previous.ended()
 
 
-async def test_candidates_that_fit_no_frame(swarm: Swarm, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What could not be sent is refused before it is computed."""
-    monkeypatch.setattr("protocol.limits.FRAME_BYTES", 66_000)
+async def test_more_candidates_than_a_session_may_hold(swarm: Swarm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has not reserved is refused before it is computed; a row of the whole vocabulary always goes."""
+    monkeypatch.setattr("protocol.limits.ANSWER_BYTES", 0)
+    monkeypatch.setattr("protocol.limits.ASKED_IDS", 0)
     node = await swarm.node(WHOLE)
     client = await opened(await swarm.client(node), WHOLE)
-    await client.step(0, 0, token_rows(TOKENS), Want("candidates", every=True, top=0))
+    await client.step(0, 0, token_rows(TOKENS), Want("candidates", top=0))
+    await client.gather(acked(0))
+    node.engine.steps.clear()
+    await client.step(1, 0, token_rows(TOKENS), Want("candidates", every=True, top=0))
     assert (await client.expect(Error)).code == "bad_step"
     assert node.engine.steps == []
 

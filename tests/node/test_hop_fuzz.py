@@ -62,7 +62,8 @@ class Stranger:
             return Relink(self._next(), rng.random() < 0.5, rng.randrange(9), rng.randrange(STAGES + 1))
         if kind == 10:
             return Ping(rng.randrange(9))
-        others = [self._open(), Attach(rng.choice(IDS)), Close(), Error("x", "y", False), MapRequest()]
+        attach = Attach(rng.choice(IDS), rng.randrange(STAGES))
+        others = [self._open(), attach, Close(), Error("x", "y", False), MapRequest()]
         return rng.choice([*others, LinkDown(IDS[0], "")])
 
     def _open(self) -> Open:
@@ -77,7 +78,7 @@ class Stranger:
     def _next(self) -> NextHop | None:
         me = self._node.transport
         peer = self._rng.choice([None, "rubbish", me.peer])
-        return None if peer is None else NextHop(peer, me.addrs, self._rng.choice(IDS))
+        return None if peer is None else NextHop(peer, self._rng.choice(IDS))
 
     def _good_step(self) -> Step:
         """One that a client might send: new, rolled back, repeated, live or a fill."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
+from node.sender import LINK_FAILED
 from protocol.candidates import HIDDEN, NOTHING, Want
 from protocol.messages import Ack, Error, LinkDown, NextHop, Output, Ping, Pong, Relink
 from protocol.model import Span
@@ -99,12 +100,13 @@ async def test_a_replacement_in_two_parts(pair: Pair) -> None:
     assert (middle.engine.steps, end.engine.steps) == ([(0, 2), (2, 1)], [(0, 2), (2, 1)])
 
 
-async def test_fill_until_bounds_a_relinks_fills(pair: Pair) -> None:
-    """A next hop that is up to date is sent the live steps only."""
+async def test_a_relink_to_a_hop_that_is_up_to_date(pair: Pair) -> None:
+    """What it has had it does not answer or compute again; what comes next it does."""
     await pair.run(3)
     await pair.first.send(Relink(pair.back.as_next(pair.second), False, 2, FRONT.stop))
-    assert ids_of(await pair.second.expect(Output)) == [expected_ids(TOKENS)[2]]  # again, not computed again
-    assert pair.back.engine.steps == [(0, 1), (1, 1), (2, 1)]
+    await pair.first.step(3, 3, token_rows([TOKENS[3]]), LAST)
+    assert (await pair.second.expect(Output)).number == 3
+    assert pair.back.engine.steps == [(0, 1), (1, 1), (2, 1), (3, 1)]
 
 
 async def test_the_client_takes_the_boundary_over(pair: Pair) -> None:
@@ -148,7 +150,7 @@ async def test_a_next_hop_that_cannot_be_reached(swarm: Swarm) -> None:
     front, ghost = await swarm.node(FRONT), await swarm.transport()
     swarm.network.kill(ghost.peer)
     client = await swarm.client(front)
-    target = NextHop(ghost.peer, ghost.addrs, bytes(16))
+    target = NextHop(ghost.peer, bytes(16))
     await opened(client, FRONT, next=target)
     assert (await client.expect(LinkDown)).next == bytes(16)
     await client.step(0, 0, token_rows(TOKENS), LAST)
@@ -162,19 +164,19 @@ async def test_a_next_hop_that_makes_no_sense(swarm: Swarm, target: str) -> None
     """Whatever a client names, it is the link that fails."""
     front = await swarm.node(FRONT)
     peer = front.transport.peer if target == "self" else "rubbish"
-    client = await opened(await swarm.client(front), FRONT, next=NextHop(peer, ("x", "/ip4/1"), bytes(16)))
+    client = await opened(await swarm.client(front), FRONT, next=NextHop(peer, bytes(16)))
     await client.expect(LinkDown)
     await client.send(Ping(1))
     await client.expect(Pong)
 
 
 async def test_a_next_hop_that_knows_no_such_session(swarm: Swarm, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its refusal is the reason."""
+    """The client hears that the link is down, and not why."""
     monkeypatch.setattr("protocol.limits.ATTACH_WAIT_S", 0.02)
     front, back = await swarm.node(FRONT), await swarm.node(BACK)
-    target = NextHop(back.transport.peer, back.transport.addrs, bytes(16))
+    target = NextHop(back.transport.peer, bytes(16))
     client = await opened(await swarm.client(front), FRONT, next=target)
-    assert "unknown_session" in (await client.expect(LinkDown)).reason
+    assert (await client.expect(LinkDown)).reason == LINK_FAILED
 
 
 async def test_a_next_hop_whose_session_ends(pair: Pair) -> None:
@@ -211,7 +213,7 @@ async def test_relink_while_the_next_hop_hangs(swarm: Swarm) -> None:
 async def test_many_relinks_end_where_the_last_says(pair: Pair) -> None:
     """Each supersedes the one before, however fast they come."""
     await pair.run(2)
-    ghost = NextHop("rubbish", (), bytes(16))
+    ghost = NextHop("rubbish", bytes(16))
     for _ in range(5):
         await pair.first.send(Relink(ghost, False, 0, STAGES))
     heir = await pair.swarm.node(BACK)

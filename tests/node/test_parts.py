@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 
 from node.casting import cast_hidden
 from node.config import NodeConfig
-from node.kv import MOST_DEFAULT_TOKENS, KvBudget, default_kv_tokens
+from node.kv import ENTRY_BYTES, MOST_DEFAULT_TOKENS, buffer_bytes, default_kv_tokens
 from node.meter import QUIET_S, Meter, StepTime
 from node.serving import REMEMBERED_PEERS, Allowance
 from node.steps import KeptOutputs, Result, join, piece_want
+from protocol import limits
 from protocol.candidates import NOTHING, Candidates, Want
-from protocol.errors import CacheFull, ConfigError
+from protocol.errors import ConfigError
 from protocol.messages import Output
 from protocol.model import Span
 from protocol.tensors import Tensor, from_numpy
@@ -22,24 +23,14 @@ from protocol.tensors import Tensor, from_numpy
 ADDR = "/ip4/127.0.0.1/udp/4001/quic-v1"
 
 
-def test_the_budget_promises_no_token_twice() -> None:
-    """Reservations add up, are given back once, and refusals name the numbers."""
-    budget = KvBudget(10)
-    first = budget.reserve(6)
-    with pytest.raises(CacheFull, match="5 tokens asked for, 4 of 10"):
-        budget.reserve(5)
-    budget.reserve(4)
-    assert budget.free == 0
-    first.release()
-    first.release()
-    assert budget.free == 6
-
-
 def test_the_default_budget() -> None:
     """A quarter of what is free, never nothing, never without end."""
-    assert default_kv_tokens(4000, 8, 2) == 100
+    assert default_kv_tokens(4 * 100 * (10 + ENTRY_BYTES), 8, 2) == 100
     assert default_kv_tokens(0, 8, 2) == 1
     assert default_kv_tokens(1 << 50, 8, 2) == MOST_DEFAULT_TOKENS
+    assert buffer_bytes(0) == limits.BUFFER_BYTES_LEAST
+    assert buffer_bytes(16 * limits.BUFFER_BYTES_LEAST) == 2 * limits.BUFFER_BYTES_LEAST
+    assert buffer_bytes(1 << 50) == limits.BUFFER_BYTES_MOST
 
 
 @pytest.mark.parametrize(

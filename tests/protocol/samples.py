@@ -44,7 +44,7 @@ NOW = 1_800_000_000.0  # seconds since the Unix epoch
 SESSION = bytes(range(16))
 NEXT_SESSION = bytes(range(16, 32))
 DIGEST = bytes(range(32))
-HOP = NextHop(OTHER.peer, ("/ip4/192.0.2.7/udp/4001/quic-v1",), NEXT_SESSION)
+HOP = NextHop(OTHER.peer, NEXT_SESSION)
 
 
 def candidates() -> Candidates:
@@ -103,7 +103,7 @@ MESSAGES: dict[str, Message] = {
     "open (last hop)": Open(SESSION, DIGEST, Span(3, 6), 2048, None, bridged=True),
     "opened": Opened("bf16"),
     "refused": Refused("busy", "all full", 2.5),
-    "attach": Attach(SESSION),
+    "attach": Attach(SESSION, 3),
     "step": Step(1, 0, from_numpy(np.array([5, 6], np.int32)), Want(top=2, ids=(9,), temperature=0.5)),
     "step (fill)": Step(
         300, 70_000, Tensor("bf16", (1, 2), bytes.fromhex("803f 0040")), Want("nothing"), fill_until=3

@@ -67,7 +67,7 @@ milliseconds = reals(0.0, 1e9)
 dtypes = st.sampled_from(["f32", "f16", "bf16"])
 blobs = st.binary(max_size=100)
 addresses = st.lists(texts(limits.ADDRESS_BYTES), max_size=limits.ADDRESSES).map(tuple)
-hops = st.none() | st.builds(NextHop, peer=texts(limits.PEER_ID_BYTES), addrs=addresses, session=session_ids)
+hops = st.none() | st.builds(NextHop, peer=texts(limits.PEER_ID_BYTES), session=session_ids)
 
 
 @st.composite
@@ -117,7 +117,7 @@ FIELDS: dict[type[Message], dict[str, st.SearchStrategy[Any]]] = {
         "reason": texts(),
         "retry_after_s": reals(0.0, 3600.0),
     },
-    Attach: {"session": session_ids},
+    Attach: {"session": session_ids, "stage": st.integers(0, limits.STAGES)},
     Step: {
         "number": numbers,
         "position": positions,

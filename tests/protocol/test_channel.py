@@ -233,13 +233,13 @@ async def test_the_table_is_held_in_both_directions(autojump_clock: MockClock) -
         async with Channel(await dial(client, server), state=state) as channel:
             with pytest.raises(LocalProtocolError):
                 await channel.send(Ping(1))
-            await channel.send(Attach(bytes(16)))
+            await channel.send(Attach(bytes(16), 4))
             with pytest.raises(Malformed, match="opened"):
                 await channel.receive()
             await channel.send(Close())
             assert state.state is State.CLOSED
         await trio.sleep(1)
-    assert sent == [Attach(bytes(16)), Close()]
+    assert sent == [Attach(bytes(16), 4), Close()]
 
 
 async def test_leaving_closes_and_failing_resets(autojump_clock: MockClock) -> None:

@@ -72,15 +72,15 @@ def test_replay_joins_fills_and_keeps_live_steps() -> None:
     journal.append(1, 3, ids(4), WANT)
     journal.append(2, 4, ids(5), WANT)
     journal.append(4, 5, ids(6, 7), WANT)
-    steps = journal.replay(live_from=4, fill_until=9, chunk_rows=4)
+    steps = list(journal.replay(live_from=4, fill_until=9, chunk_rows=4))
     assert positions(steps) == [(1, 0, 4, 9), (2, 4, 1, 9), (4, 5, 2, None)]
     assert steps[0].inputs.numpy().tolist() == [1, 2, 3, 4]
     assert (steps[0].want, steps[2].want) == (NOTHING, WANT)
-    assert positions(journal.replay(live_from=0, fill_until=9)) == [
+    assert positions(list(journal.replay(live_from=0, fill_until=9))) == [
         (0, 0, 3, None), (1, 3, 1, None), (2, 4, 1, None), (4, 5, 2, None),
     ]  # fmt: skip
-    assert positions(journal.replay(live_from=9, fill_until=2)) == [(4, 0, 7, 2)]
-    assert Journal(4).replay(0, 3) == []
+    assert positions(list(journal.replay(live_from=9, fill_until=2))) == [(4, 0, 7, 2)]
+    assert list(Journal(4).replay(0, 3)) == []
 
 
 @given(

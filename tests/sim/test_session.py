@@ -306,6 +306,20 @@ async def test_session_goes_on_after_no_route(clock: trio.testing.MockClock) -> 
         assert begin + rest == greedy_reference(PROMPT, 10)
 
 
+async def test_a_session_that_gave_way_while_it_idled_goes_on(clock: trio.testing.MockClock) -> None:
+    """Its seats went to others meanwhile; when it is used again and they have gone, it is opened and filled anew."""
+    async with swarm_of((0, 4), (4, 8)) as world:
+        session = await world.session()
+        begin = await greedy(session, PROMPT, 5)
+        await trio.sleep(300)
+        others = [await world.session(max_tokens=1000) for _ in range(4)]
+        await eventually(lambda: all(link.failure for link in session.hops), 5)
+        for other in others:
+            await other.aclose()
+        await trio.sleep(1)
+        assert begin + await greedy(session, begin[-1:], 5) == greedy_reference(PROMPT, 10)
+
+
 async def test_regression_a_step_that_was_given_up_is_tried_again(clock: trio.testing.MockClock) -> None:
     """After NoRoute the session is sound: the same step succeeds when the node is back, and nobody is blamed."""
     async with swarm_of((0, 4), (4, 8)) as world:

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
-from node.kv import KvBudget
+from node.admission import Admission, Room
+from node.neighbours import Neighbours
 from node.sessions import Hop as HopServer
 from protocol import identity as identities
 from protocol import limits
@@ -117,7 +118,14 @@ async def start_node(
     me = identity or identities.generate()
     transport = await stack.enter_async_context(network.transport(me.key))
     engine = FakeEngine(span)
-    hop = HopServer(engine, transport, KvBudget(4096), executor=InlineExecutor(step_s))
+
+    def addresses_of(peer: str) -> tuple[str, ...]:
+        return next((node.transport.addrs for node in everybody() if node.peer == peer), ())
+
+    neighbours = Neighbours(transport, addresses_of)
+    hop = HopServer(
+        engine, transport, Admission(Room(4096)), neighbours=neighbours, executor=InlineExecutor(step_s)
+    )
     if not loading:
         hop.serve()
 

@@ -1,0 +1,248 @@
+"""Who has a session here, and who gives way to whom. Pure: counts, holds nothing.
+
+All that a session may hold is one reservation, made when it opens: tokens (its KV cache and journal) and buffer bytes
+(what is in motion: frames, steps that wait, answers). It is charged to the node, to its origin and to its peer, each
+of which has a limit. Where a limit binds, those who do not use their seat give way to whoever asks for one: first who
+has computed nothing yet, then who has been idle; never who computes or has steps waiting. `now` is in seconds, on any
+clock that does not jump.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from protocol import limits
+from protocol.errors import CacheFull
+
+# An origin never has everything: whoever comes from elsewhere finds a quarter free.
+ORIGIN_SHARE: Final = 0.75
+# Of the tokens and the buffers a peer has at most half, so that a second one finds room beside it.
+PEER_SHARE: Final = 0.5
+# But on a small node a lone user has a whole session, as long as a chat opens it.
+USABLE_TOKENS: Final = 4096
+# A client sends its first step as soon as all hops are open; hops at the end of a route get it when those before have
+# computed, seconds later.
+NEW_S: Final = 10.0
+# So many of one origin may be new at once: beyond, the oldest of them is a flood's and not a client's.
+NEW_OF_ORIGIN: Final = 32
+# A user reads and types for longer than this, and then pays a replay, but only where somebody else waits.
+IDLE_S: Final = 30.0
+# The more of its share an origin holds, the sooner its sessions count as idle: down to this, which a session that
+# decodes does not reach though it shares the node with others.
+IDLE_CROWDED_S: Final = 3.0
+
+
+@dataclass(slots=True)
+class Held:
+    """Amounts that sessions hold together, or may hold."""
+
+    tokens: int = 0
+    buffer_bytes: int = 0
+    sessions: int = 0
+
+    def add(self, seat: Seat, times: int = 1) -> None:
+        """One more session, or one less with `times` -1."""
+        self.tokens += times * seat.tokens
+        self.buffer_bytes += times * seat.buffer_bytes
+        self.sessions += times
+
+    def excess(self, seat: Seat, limit: Held) -> str | None:
+        """What there would be too much of with `seat` besides, or None."""
+        if self.sessions + 1 > limit.sessions:
+            return f"{limit.sessions} sessions"
+        if self.tokens + seat.tokens > limit.tokens:
+            return f"{limit.tokens} tokens"
+        if self.buffer_bytes + seat.buffer_bytes > limit.buffer_bytes:
+            return f"{limit.buffer_bytes} bytes of buffers"
+        return None
+
+    def fraction(self, limit: Held) -> float:
+        """How much of the limit this is, of whatever it is most."""
+        return max(
+            self.tokens / max(1, limit.tokens),
+            self.buffer_bytes / max(1, limit.buffer_bytes),
+            self.sessions / max(1, limit.sessions),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What there is for all sessions together."""
+
+    tokens: int
+    buffer_bytes: int = limits.BUFFER_BYTES_LEAST
+
+    @property
+    def of_peer(self) -> Held:
+        """The most that one peer has."""
+        return self._share(PEER_SHARE, limits.SESSIONS_PER_PEER)
+
+    @property
+    def of_origin(self) -> Held:
+        """The most that the peers of one origin have together."""
+        return self._share(ORIGIN_SHARE, int(limits.SESSIONS * ORIGIN_SHARE))
+
+    @property
+    def of_all(self) -> Held:
+        """Everything."""
+        return Held(self.tokens, self.buffer_bytes, limits.SESSIONS)
+
+    def _share(self, share: float, sessions: int) -> Held:
+        tokens = max(int(self.tokens * share), min(self.tokens, USABLE_TOKENS))
+        return Held(tokens, int(self.buffer_bytes * share), sessions)
+
+
+@dataclass(slots=True, eq=False)
+class Seat:
+    """One session's reservation, and whether it is used: the session keeps the last two fields."""
+
+    peer: str
+    origin: str
+    tokens: int
+    buffer_bytes: int
+    opened_at: float = 0.0
+    waiting: int = 0  # steps that wait or are computed
+    used_at: float | None = None  # when it last computed a step
+
+
+class _Accounts:
+    """What seats hold: together, by origin and by peer."""
+
+    def __init__(self, room: Room, seats: Iterable[Seat]) -> None:
+        self._most, self._most_of_origin, self._most_of_peer = room.of_all, room.of_origin, room.of_peer
+        self._all = Held()
+        self._of_origin: dict[str, Held] = {}
+        self._of_peer: dict[str, Held] = {}
+        for seat in seats:
+            self.add(seat)
+
+    def add(self, seat: Seat, times: int = 1) -> None:
+        """Charge a seat, or take the charge back with `times` -1."""
+        self._all.add(seat, times)
+        self._of_origin.setdefault(seat.origin, Held()).add(seat, times)
+        self._of_peer.setdefault(seat.peer, Held()).add(seat, times)
+
+    def excess(self, asking: Seat) -> _Excess | None:
+        """The first limit that would be exceeded with `asking` in."""
+        none = Held()
+        if what := self._of_peer.get(asking.peer, none).excess(asking, self._most_of_peer):
+            return _Excess("you have", what, peer=asking.peer)
+        if what := self._of_origin.get(asking.origin, none).excess(asking, self._most_of_origin):
+            return _Excess("those where you come from have", what, origin=asking.origin)
+        if what := self._all.excess(asking, self._most):
+            return _Excess("others have", what)
+        return None
+
+    def crowding(self, seat: Seat) -> tuple[float, float]:
+        """How much its origin, and its peer, has of what they may have."""
+        origin, peer = self._of_origin[seat.origin], self._of_peer[seat.peer]
+        return origin.fraction(self._most_of_origin), peer.fraction(self._most_of_peer)
+
+
+@dataclass(frozen=True, slots=True)
+class _Excess:
+    """A limit, whose it is, and what there would be too much of."""
+
+    whose: str
+    what: str
+    peer: str | None = None
+    origin: str | None = None
+
+    def counts(self, seat: Seat) -> bool:
+        """Whether a seat is charged to it."""
+        return self.peer in (None, seat.peer) and self.origin in (None, seat.origin)
+
+
+class Admission:
+    """The seats taken, and the decision about one more."""
+
+    def __init__(self, room: Room) -> None:
+        self.room = room
+        self._seats: dict[Seat, None] = {}  # in order of opening
+
+    @property
+    def total(self) -> int:
+        """Tokens, reserved or not."""
+        return self.room.tokens
+
+    @property
+    def free(self) -> int:
+        """Tokens that nobody has reserved."""
+        return self.room.tokens - sum(seat.tokens for seat in self._seats)
+
+    def take(self, seat: Seat, now: float) -> list[Seat]:
+        """Take a seat; those that have lost theirs to it. Raises: CacheFull, which changes nothing."""
+        gone = self._make_room(seat, now)
+        for other in gone:
+            self.release(other)
+        seat.opened_at = now
+        self._seats[seat] = None
+        return gone
+
+    def release(self, seat: Seat) -> None:
+        """Give a seat back. Safe to call twice."""
+        self._seats.pop(seat, None)
+
+    def offer(self, buffer_bytes: Callable[[int], int], now: float) -> int:
+        """The most tokens that a newcomer from elsewhere would get; `buffer_bytes` is what such a session needs."""
+        kept, most = Held(), self.room.of_peer
+        for seat in set(self._seats).difference(self._giving_way(_Accounts(self.room, self._seats), now)):
+            kept.add(seat)
+        if kept.sessions >= limits.SESSIONS:
+            return 0
+        tokens = min(self.room.tokens - kept.tokens, most.tokens)
+        buffers = min(self.room.buffer_bytes - kept.buffer_bytes, most.buffer_bytes)
+        return bisect_right(range(1, tokens + 1), buffers, key=buffer_bytes)
+
+    # --- who gives way
+
+    def _make_room(self, asking: Seat, now: float) -> list[Seat]:
+        """Who has to go: in order, and nobody whose going is not needed. Raises: CacheFull."""
+        accounts = _Accounts(self.room, self._seats)
+        excess = accounts.excess(asking)
+        if excess is None:
+            return []
+        gone: list[Seat] = []
+        for seat in self._giving_way(accounts, now):
+            if excess.counts(seat):
+                gone.append(seat)
+                accounts.add(seat, -1)
+                excess = accounts.excess(asking)
+                if excess is None:
+                    break
+        else:
+            raise CacheFull(f"{excess.whose} all there is for now: {excess.what}")
+        needed = []
+        for seat in reversed(gone):  # who went for one limit may stay where those after it went for another
+            accounts.add(seat)
+            if accounts.excess(asking) is not None:
+                accounts.add(seat, -1)
+                needed.append(seat)
+        return needed[::-1]
+
+    def _giving_way(self, accounts: _Accounts, now: float) -> list[Seat]:
+        """Who may lose its seat, first who shall lose it first.
+
+        Who has computed nothing, the oldest first. Then the idle, those first whose origin, then whose peer, holds
+        the most, the newest first.
+        """
+        new: list[Seat] = []
+        idle: list[tuple[float, float, Seat]] = []
+        of_origin: Counter[str] = Counter()
+        for seat in reversed(self._seats):
+            if seat.waiting:
+                continue
+            if seat.used_at is None:
+                of_origin[seat.origin] += 1
+                if now - seat.opened_at >= NEW_S or of_origin[seat.origin] > NEW_OF_ORIGIN:
+                    new.append(seat)
+                continue
+            origin, peer = accounts.crowding(seat)
+            if now - seat.used_at >= max(IDLE_CROWDED_S, IDLE_S * (1.0 - origin)):
+                idle.append((origin, peer, seat))
+        idle.sort(key=lambda entry: entry[:2], reverse=True)  # stable: of equals the newest stays first
+        return [*reversed(new), *(seat for _, _, seat in idle)]

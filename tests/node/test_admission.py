@@ -1,0 +1,181 @@
+"""Who gets a seat and who loses one, as numbers."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from node.admission import (
+    IDLE_CROWDED_S,
+    IDLE_S,
+    NEW_OF_ORIGIN,
+    NEW_S,
+    USABLE_TOKENS,
+    Admission,
+    Held,
+    Room,
+    Seat,
+)
+from protocol import limits
+from protocol.errors import CacheFull
+
+NOW = 1000.0
+ROOM = Room(100_000, 1_000_000)
+
+
+def seat(peer: str = "peer", origin: str = "here", tokens: int = 1000, buffers: int = 1000) -> Seat:
+    """One that is asked for."""
+    return Seat(peer, origin, tokens, buffers)
+
+
+def refused(admission: Admission, asked: Seat, now: float = NOW) -> bool:
+    """Whether there is no seat now, though room was looked for."""
+    try:
+        admission.take(asked, now)
+    except CacheFull:
+        return True
+    return False
+
+
+def filled(admission: Admission, count: int, **more: object) -> list[Seat]:
+    """Seats of as many peers, of one origin unless said otherwise, taken now."""
+    seats = [seat(f"peer {number}", **more) for number in range(count)]  # type: ignore[arg-type]
+    for taken in seats:
+        assert admission.take(taken, NOW) == []
+    return seats
+
+
+def test_one_peer_does_not_have_everything() -> None:
+    """Half of the tokens and of the buffers is the most, and its own idle sessions give way to its next one."""
+    for asked in (seat(tokens=30_000), seat(buffers=300_000)):
+        admission = Admission(ROOM)
+        assert admission.take(asked, NOW) == []
+        asked.waiting = 1
+        more = seat(tokens=asked.tokens, buffers=asked.buffer_bytes)
+        assert refused(admission, more)
+        assert not refused(admission, seat("another", tokens=asked.tokens, buffers=asked.buffer_bytes))
+        asked.waiting = 0
+        assert admission.take(more, NOW + NEW_S) == [asked]
+
+
+def test_one_origin_leaves_a_quarter() -> None:
+    """However many identities it has, who comes from elsewhere finds room at once."""
+    admission = Admission(ROOM)
+    seats = filled(admission, 75)
+    for taken in seats:
+        taken.waiting = 1
+    assert refused(admission, seat("one more"))
+    assert admission.offer(lambda _: 1, NOW) == 25_000
+    assert not refused(admission, seat("stranger", "elsewhere", tokens=25_000))
+
+
+def test_a_lone_user_of_a_small_node_has_a_whole_session() -> None:
+    """As long as a chat's; on a smaller node, everything there is."""
+    assert not refused(Admission(Room(8192)), seat(tokens=4096))
+    assert not refused(Admission(Room(5000)), seat(tokens=USABLE_TOKENS))
+    assert not refused(Admission(Room(300)), seat(tokens=300))
+    assert Admission(Room(300)).offer(lambda _: 1, NOW) == 300
+
+
+def test_who_uses_a_seat_keeps_it() -> None:
+    """A full house of sessions that compute or have steps waiting says so, to everybody and in its announcement."""
+    admission = Admission(Room(10**9, 10**9))
+    seats = [seat(f"p{n}", f"o{n % 4}", 1, 1) for n in range(limits.SESSIONS)]
+    for taken in seats:
+        assert admission.take(taken, NOW) == []
+        taken.waiting = 1
+    assert refused(admission, seat("honest", "elsewhere"), NOW + 10 * IDLE_S)
+    assert admission.offer(lambda _: 1, NOW + 10 * IDLE_S) == 0
+
+
+def test_a_flood_of_sessions_gives_way_to_who_uses_one() -> None:
+    """Of those that computed nothing only the latest of an origin are waited for; the oldest goes first."""
+    admission = Admission(Room(10**9, 10**9))
+    flood = [seat(f"p{n}", "here", 1, 1) for n in range(192)]
+    for taken in flood:
+        assert admission.take(taken, NOW) == []
+    honest = seat("honest", "here", 1, 1)
+    assert admission.take(honest, NOW) == [flood[0]]
+    honest.used_at = NOW
+    for number in range(1000):  # the flood goes on, and replaces itself
+        assert honest not in admission.take(seat(f"q{number}", "here", 1, 1), NOW + number / 1000)
+    assert admission.offer(lambda _: 1, NOW + 1.0) > 0
+
+
+def test_a_new_session_is_given_time() -> None:
+    """To those that have just opened nobody asks the seat back."""
+    admission = Admission(Room(3000, 10**6))
+    first, second = seat("a", "o1", 1500), seat("b", "o2", 1500)
+    admission.take(first, NOW)
+    admission.take(second, NOW + 1.0)
+    asked = seat("c", "o3", 1000)
+    assert refused(admission, asked, NOW + NEW_S - 0.1)
+    assert admission.take(asked, NOW + NEW_S) == [first]
+    assert NEW_OF_ORIGIN < limits.SESSIONS * 0.75
+
+
+def test_the_idle_give_way_the_sooner_the_more_their_origin_has() -> None:
+    """One session kept warm by a step now and then keeps its seat; a hundred of one origin do not."""
+    admission = Admission(Room(10**9, 10**9))
+    crowd = [seat(f"p{n}", "crowd", 1, 1) for n in range(192)]
+    single = seat("single", "elsewhere", 1, 1)
+    for taken in (*crowd, single):
+        admission.take(taken, NOW)
+        taken.used_at = NOW
+    others = [seat(f"r{n}", f"o{n}", 1, 1) for n in range(limits.SESSIONS - 193)]
+    for taken in others:
+        admission.take(taken, NOW)
+        taken.waiting = 1
+    asked = seat("honest", "new", 1, 1)
+    assert refused(admission, asked, NOW + IDLE_CROWDED_S - 0.1)
+    assert admission.take(asked, NOW + IDLE_CROWDED_S) == [crowd[-1]]
+
+
+TIMES = st.floats(0.0, 100.0)
+SEATS = st.builds(
+    lambda peer, tokens, buffers, opened, used, waiting: Seat(
+        f"p{peer}", f"o{peer % 3}", tokens, buffers, opened, waiting, None if used is None else opened + used
+    ),
+    st.integers(0, 8), st.integers(1, 60), st.integers(1, 60), TIMES, st.none() | TIMES,
+    st.sampled_from([0, 0, 0, 1]),
+)  # fmt: skip
+
+
+@given(st.lists(SEATS, max_size=12), SEATS, TIMES)
+def test_whatever_is_asked_the_limits_hold(seats: list[Seat], asked: Seat, later: float) -> None:
+    """Nobody has more than its share, nobody in use is turned out, and nobody for nothing."""
+    room = Room(100, 100)
+    admission = Admission(room)
+    now = 200.0 + later
+    for taken in sorted(seats, key=lambda s: s.opened_at):
+        opened_at, used_at, waiting = taken.opened_at, taken.used_at, taken.waiting
+        try:
+            admission.take(taken, opened_at)
+        except CacheFull:
+            continue
+        taken.used_at, taken.waiting = used_at, waiting
+    before = list(admission._seats)
+    try:
+        gone = admission.take(asked, now)
+    except CacheFull:
+        assert list(admission._seats) == before
+        return
+    assert set(before) - set(admission._seats) == set(gone)
+    assert all(not lost.waiting for lost in gone)
+    assert within(room, list(admission._seats))
+    for lost in gone:
+        assert not within(room, [*admission._seats, lost])
+
+
+def within(room: Room, seats: list[Seat]) -> bool:
+    """Whether everybody's limit holds."""
+    groups = [(seats, room.of_all)]
+    groups += [([s for s in seats if s.peer == p], room.of_peer) for p in {s.peer for s in seats}]
+    groups += [([s for s in seats if s.origin == o], room.of_origin) for o in {s.origin for s in seats}]
+    return all(is_within(held, limit) for held, limit in groups)
+
+
+def is_within(seats: list[Seat], limit: Held) -> bool:
+    """Whether these together stay within a limit."""
+    tokens, buffers = sum(s.tokens for s in seats), sum(s.buffer_bytes for s in seats)
+    return tokens <= limit.tokens and buffers <= limit.buffer_bytes and len(seats) <= limit.sessions
