@@ -81,10 +81,10 @@ class Shape:
     def buffer_bytes(self) -> int:
         """The most that the session has in motion.
 
-        Rows that wait, answers that wait and those that are kept, a frame coming in on each of its two streams and
-        one going out.
+        Rows that wait, answers that wait and those that are kept, a frame coming in on each of its two streams, one
+        going out and the rows that it is made of.
         """
-        frames, answers = 3 * self.frame_bytes, 2 * self.answer_bytes
+        frames, answers = 4 * self.frame_bytes, 2 * self.answer_bytes
         return self.waiting_rows * self._row_bytes + answers + frames + SESSION_BYTES
 
     @property
