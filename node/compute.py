@@ -54,6 +54,14 @@ def attempt(work: Work) -> Outcome:
     return Outcome(error, started, time.perf_counter())
 
 
+def _forget_frames(error: BaseException | None) -> None:
+    """An error knows the frames that it passed, and one of them the error: what they hold would stay until a
+    collection, and that is a whole session."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
+
+
 class WorkerThread:
     """An executor with one thread, which begins with the first work and ends with `close` or with the process."""
 
@@ -104,7 +112,10 @@ class Runnable(Protocol):
         """Run a piece. Called in the worker thread."""
 
     def computed(self, piece: Piece, outcome: Outcome) -> None:
-        """The piece has run, or failed. Called in the event loop; must not raise."""
+        """The piece has run, or failed. Called in the event loop; must not raise.
+
+        The outcome's error loses its traceback afterwards: log it now.
+        """
 
 
 class EngineLoop:
@@ -140,4 +151,5 @@ class EngineLoop:
     def _done(self, runnable: Runnable, piece: Piece, outcome: Outcome) -> None:
         self.scheduler.finish(piece.session)
         runnable.computed(piece, outcome)
+        _forget_frames(outcome.error)
         self._next()

@@ -314,6 +314,8 @@ class HopSession:
         pending.compute_ms += (outcome.ended - outcome.started) * 1e3
         pending.error = outcome.error
         if outcome.error is not None:
+            if not isinstance(outcome.error, Malformed | _BadOutput | UnsupportedModel):
+                logger.error("the engine failed in a session of %s", self.peer, exc_info=outcome.error)
             self._machine.loop.drop(self)
         elif not piece.last:
             return
@@ -362,7 +364,6 @@ class HopSession:
         elif isinstance(error, UnsupportedModel):
             self.fail("unsupported", str(error), elsewhere=False)
         else:
-            logger.error("the engine failed in a session of %s", self.peer, exc_info=error)
             self.fail("engine", f"the engine failed: {type(error).__name__}", elsewhere=True)
 
     def _tell_later(self, *messages: Message) -> None:

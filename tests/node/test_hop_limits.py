@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import secrets
 import weakref
 from collections.abc import Iterator
 from functools import partial
 
+import numpy as np
 import pytest
 import trio
 import trio.testing
@@ -34,6 +36,7 @@ from protocol.messages import (
     Relink,
 )
 from protocol.model import Span
+from protocol.tensors import from_numpy
 from tests.node.conftest import Node, Swarm
 from tests.node.fakes import (
     MANIFEST,
@@ -275,11 +278,12 @@ def no_collector() -> Iterator[None]:
     gc.enable()
 
 
-@pytest.mark.parametrize("end", ["close", "reset", "fail"])
+@pytest.mark.parametrize("end", ["close", "reset", "bad step", "bad rows", "bad output", "engine"])
 async def test_nothing_of_a_session_waits_for_a_collection(
-    end: str, swarm: Swarm, no_collector: None
+    end: str, swarm: Swarm, no_collector: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its cache, its journal's rows and its frames are gone when it is over."""
+    caplog.set_level(logging.CRITICAL, "node.hop_session")  # what pytest records has the tracebacks
     front, back = await swarm.node(FRONT), await swarm.node(BACK)
     second = await opened(await swarm.client(back), BACK)
     first = await opened(await swarm.client(front), FRONT, next=back.as_next(second))
@@ -293,9 +297,18 @@ async def test_nothing_of_a_session_waits_for_a_collection(
             await client.send(Close())
         elif end == "reset":
             client.channel.stream.reset()
-        else:
+        elif end == "bad step":
             await client.step(1, 99, token_rows([1]), LAST)
+        else:
+            node.engine.spoil = end == "bad output"
+            node.engine.error = ZeroDivisionError("deliberate") if end == "engine" else None
+            value = np.nan if end == "bad rows" else 1.0
+            rows = token_rows([-1 if end == "bad rows" else 1])
+            hidden = from_numpy(np.full((1, 8), value, np.float32))
+            await client.step(1, 8, rows if client is first else hidden, LAST)
+            await client.gather(lambda message: isinstance(message, Error))
         await wait_until(partial(is_free, node))
+        node.engine.error = None
     await wait_until(lambda: not any(ref() is not None for ref in watched))
 
 
