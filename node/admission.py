@@ -3,16 +3,17 @@
 All that a session may hold is one reservation, made when it opens: tokens (its KV cache and journal) and buffer bytes
 (what is in motion: frames, steps that wait, answers). It is charged to the node, to its origin and to its peer, each
 of which has a limit. Where a limit binds, those who do not use their seat give way to whoever asks for one: first who
-has computed nothing yet, then who has been idle; never who computes or has steps waiting. `now` is in seconds, on any
-clock that does not jump.
+has computed nothing yet, then who has been idle, then who pauses, of peers that have more than who asks; never who
+computes or has steps waiting. `now` is in seconds, on any clock that does not jump.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Final
 
 from protocol import limits
@@ -34,6 +35,9 @@ IDLE_S: Final = 30.0
 # The more of its share an origin holds, the sooner its sessions count as idle: down to this, which a session that
 # decodes does not reach though it shares the node with others.
 IDLE_CROWDED_S: Final = 3.0
+# A peer that has more than who asks keeps those of its sessions that compute all the time: between two steps of an
+# answer passes less than this, but for very slow routes.
+PAUSE_S: Final = 0.5
 
 
 @dataclass(slots=True)
@@ -137,10 +141,16 @@ class _Accounts:
             return _Excess("others have", what)
         return None
 
-    def crowding(self, seat: Seat) -> tuple[float, float]:
-        """How much its origin, and its peer, has of what they may have."""
-        origin, peer = self._of_origin[seat.origin], self._of_peer[seat.peer]
-        return origin.fraction(self._most_of_origin), peer.fraction(self._most_of_peer)
+    def of_origin(self, origin: str) -> float:
+        """How much an origin has of what it may have."""
+        return self._of_origin[origin].fraction(self._most_of_origin)
+
+    def of_peer(self, peer: str, seat: Seat | None = None, times: int = 1) -> float:
+        """How much a peer has of what it may have, or would have with `seat` besides, or less."""
+        held = replace(self._of_peer.get(peer, Held()))
+        if seat is not None:
+            held.add(seat, times)
+        return held.fraction(self._most_of_peer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,14 +199,15 @@ class Admission:
 
     def offer(self, buffer_bytes: Callable[[int], int], now: float) -> int:
         """The most tokens that a newcomer from elsewhere would get; `buffer_bytes` is what such a session needs."""
-        kept, most = Held(), self.room.of_peer
-        for seat in set(self._seats).difference(self._giving_way(_Accounts(self.room, self._seats), now)):
-            kept.add(seat)
-        if kept.sessions >= limits.SESSIONS:
-            return 0
-        tokens = min(self.room.tokens - kept.tokens, most.tokens)
-        buffers = min(self.room.buffer_bytes - kept.buffer_bytes, most.buffer_bytes)
-        return bisect_right(range(1, tokens + 1), buffers, key=buffer_bytes)
+
+        def is_refused(tokens: int) -> bool:
+            try:
+                self._make_room(Seat("", "", tokens, buffer_bytes(tokens)), now)
+            except CacheFull:
+                return True
+            return False
+
+        return bisect_right(range(1, self.room.of_peer.tokens + 1), False, key=is_refused)
 
     # --- who gives way
 
@@ -207,8 +218,8 @@ class Admission:
         if excess is None:
             return []
         gone: list[Seat] = []
-        for seat in self._giving_way(accounts, now):
-            if excess.counts(seat):
+        for seat in chain(self._giving_way(accounts, now), self._pausing(accounts, asking, now)):
+            if excess.counts(seat) and seat not in gone:
                 gone.append(seat)
                 accounts.add(seat, -1)
                 excess = accounts.excess(asking)
@@ -241,8 +252,19 @@ class Admission:
                 if now - seat.opened_at >= NEW_S or of_origin[seat.origin] > NEW_OF_ORIGIN:
                     new.append(seat)
                 continue
-            origin, peer = accounts.crowding(seat)
+            origin, peer = accounts.of_origin(seat.origin), accounts.of_peer(seat.peer)
             if now - seat.used_at >= max(IDLE_CROWDED_S, IDLE_S * (1.0 - origin)):
                 idle.append((origin, peer, seat))
         idle.sort(key=lambda entry: entry[:2], reverse=True)  # stable: of equals the newest stays first
         return [*reversed(new), *(seat for _, _, seat in idle)]
+
+    def _pausing(self, accounts: _Accounts, asking: Seat, now: float) -> Iterator[Seat]:
+        """Who pauses, of peers that without this seat too have as much as the asking one then has; the richest first,
+        and of its seats that which pauses longest."""
+        quiet = [(max(s.opened_at, s.used_at or 0.0), s) for s in self._seats if not s.waiting]
+        pausing = [(since, seat) for since, seat in quiet if now - since >= PAUSE_S]
+        pausing.sort(key=lambda entry: (-accounts.of_peer(entry[1].peer), entry[0]))
+        share = accounts.of_peer(asking.peer, asking)
+        for _, seat in pausing:
+            if accounts.of_peer(seat.peer, seat, -1) >= share:
+                yield seat

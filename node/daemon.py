@@ -213,7 +213,14 @@ class Node:
         if hop is not None:
             queue_ms = hop.queue_ms()
             meter = hop.meter
-            load = Load(meter.decode_ms, meter.prefill_ms, meter.head_ms, queue_ms, hop.offer(), budget.total)
+            load = Load(
+                meter.decode_ms,
+                meter.prefill_ms,
+                meter.head_ms,
+                queue_ms,
+                hop.offer(),
+                budget.room.of_peer.tokens,
+            )
         for peer in disagreeing(self._served, self._announcer.others()):
             if peer not in self._suspects and len(self._suspects) < limits.KNOWN_RECORDS:
                 self._suspects.add(peer)

@@ -10,6 +10,7 @@ from node.admission import (
     IDLE_S,
     NEW_OF_ORIGIN,
     NEW_S,
+    PAUSE_S,
     USABLE_TOKENS,
     Admission,
     Held,
@@ -129,6 +130,22 @@ def test_the_idle_give_way_the_sooner_the_more_their_origin_has() -> None:
     asked = seat("honest", "new", 1, 1)
     assert refused(admission, asked, NOW + IDLE_CROWDED_S - 0.1)
     assert admission.take(asked, NOW + IDLE_CROWDED_S) == [crowd[-1]]
+
+
+def test_who_has_more_gives_way_to_who_has_less() -> None:
+    """Sessions that step now and then hold no room against a peer that has none, from the same origin even."""
+    admission = Admission(Room(8192, 10**9))
+    hoard = [seat(f"hoarder {n % 2}", "here", 512) for n in range(12)]
+    for taken in hoard:
+        assert admission.take(taken, NOW) == []
+        taken.used_at = NOW
+    hoard[0].waiting = 1
+    hoard[2].used_at = NOW + 0.4  # of the same peer as the first
+    assert refused(admission, seat("newcomer", "here", 1000), NOW + PAUSE_S - 0.1)
+    assert admission.take(seat("newcomer", "here", 1000), NOW + PAUSE_S) == [hoard[1], hoard[3]]
+    # none is left that has twice as much as the next one asks for
+    assert refused(admission, seat("another", "here", 3000), NOW + PAUSE_S)
+    assert 1000 < admission.offer(lambda _: 1, NOW + PAUSE_S) < 4096
 
 
 TIMES = st.floats(0.0, 100.0)
