@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import trio
 
 from node.admission import Admission, Seat
+from node.backlog import Backlog, Held
 from node.casting import cast_hidden
 from node.compute import EngineLoop, Outcome
 from node.interfaces import Engine, KvCache
@@ -80,22 +81,7 @@ class _BadOutput(SwarmError):
     """The engine returned numbers that nobody can go on with."""
 
 
-@dataclass(slots=True)
-class _Held:
-    """What steps hold from their arrival to their sending on."""
-
-    steps: int = 0
-    rows: int = 0
-    answer_bytes: int = 0
-
-    def add(self, more: _Held, times: int = 1) -> None:
-        """More is held, or less with `times` -1."""
-        self.steps += times * more.steps
-        self.rows += times * more.rows
-        self.answer_bytes += times * more.answer_bytes
-
-
-_REPEATED = _Held(1)
+_REPEATED = Held()
 
 
 @dataclass(slots=True)
@@ -106,7 +92,7 @@ class _Pending:
     from_client: bool
     want: Want
     arrived: float
-    held: _Held
+    held: Held
     queue_ms: float = -1.0
     compute_ms: float = 0.0
     parts: list[Result] = field(default_factory=list)
@@ -143,8 +129,7 @@ class HopSession:
         self._sender = Sender(shape, self._open_stream, self._tell, self._tell_later, bridged=bridged)
         self._relinks = Pace(limits.RELINKS_PER_S, limits.RELINKS_BURST)
         self._pending: dict[int, _Pending] = {}
-        self._held = _Held()
-        self._room = trio.Event()
+        self._backlog = Backlog(shape)
         self._cache: KvCache | None = None
         self._later: list[Message] = []
         self._later_waits = trio.Event()
@@ -236,11 +221,8 @@ class HopSession:
         arrived = time.perf_counter()
         try:
             self.shape.check_want(step)
-            held = _Held(1, step.inputs.rows, self.shape.held_bytes(step))
-            while not self._has_room(held):
-                if self._room.is_set():
-                    self._room = trio.Event()
-                await self._room.wait()
+            held = Held(step.inputs.rows, self.shape.held_bytes(step))
+            await self._backlog.wait_room(held)
             if self._over:
                 return  # it ended just as the step came: its cache is gone
             fresh = self._gate.admit(step)
@@ -253,27 +235,12 @@ class HopSession:
         if fresh:
             want = effective_want(step, has_head=self.shape.has_head)
             self._pending[step.number] = _Pending(as_fill(step), from_client, want, arrived, held)
-            self._held.add(held)
+            self._backlog.hold(held)
             self._seat.waiting += 1
             self._machine.loop.submit(self, step.number, step.inputs.rows)
         elif from_client and step.number < self._sender.emitted:
-            self._held.add(_REPEATED)
+            self._backlog.hold(_REPEATED)
             self._outbox.send_nowait(_Again(step.number))
-
-    def _has_room(self, more: _Held) -> bool:
-        """What is held until it is sent stays within what the session has reserved; so do the acks that wait."""
-        held, shape = self._held, self.shape
-        if len(self._later) >= limits.STEPS_IN_FLIGHT:
-            return False
-        return held.steps == 0 or (
-            held.steps < limits.STEPS_IN_FLIGHT
-            and held.rows + more.rows <= shape.waiting_rows
-            and held.answer_bytes + more.answer_bytes <= shape.answer_bytes
-        )
-
-    def _let_go(self, held: _Held) -> None:
-        self._held.add(held, -1)
-        self._room.set()
 
     async def _open_stream(self, peer: str) -> Stream:
         return await self._machine.neighbours.open_stream(peer, asker=self.peer, origin=self.origin)
@@ -340,7 +307,7 @@ class HopSession:
                 elif isinstance(item, _Again):
                     await self._sender.emit_again(item.number)
                     await self._tell(Ack(item.number, 0.0, 0.0))
-                    self._let_go(_REPEATED)
+                    self._backlog.let_go(_REPEATED)
                 elif item.error is not None:
                     self._explain(item.error, from_client=item.from_client)
                 else:
@@ -354,7 +321,7 @@ class HopSession:
             Computed(step.number, step.position, step.want, step.fill_until, join(pending.parts)),
             Ack(step.number, max(0.0, pending.queue_ms), pending.compute_ms),
         )
-        self._let_go(pending.held)
+        self._backlog.let_go(pending.held)
 
     def _explain(self, error: Exception, *, from_client: bool) -> None:
         if isinstance(error, Malformed):
@@ -368,6 +335,7 @@ class HopSession:
 
     def _tell_later(self, *messages: Message) -> None:
         self._later += messages
+        self._backlog.acks = len(self._later)
         if self._later:
             self._later_waits.set()
 
@@ -377,7 +345,7 @@ class HopSession:
             await trio.sleep(limits.ACK_DELAY_S)
             messages, self._later = self._later, []
             self._later_waits = trio.Event()
-            self._room.set()
+            self._backlog.acks_told()
             await self._tell(*messages)
 
     async def _tell(self, *messages: Message) -> None:
