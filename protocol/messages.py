@@ -222,10 +222,6 @@ class Error(Message):
     elsewhere: bool = wire(FLAG)
 
 
-# Codes of an Error that are nobody's fault.
-HONEST_CODES = frozenset({"leaving", "gave_way"})
-
-
 @dataclass(frozen=True, slots=True)
 class MapRequest(Message):
     """Give me the announcements you hold; here are some of mine."""

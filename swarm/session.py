@@ -16,7 +16,7 @@ from protocol import limits
 from protocol.candidates import NOTHING, Candidates, Want
 from protocol.errors import ConfigError, Lost, Malformed, PeerUnavailable, RemoteProtocolError, SwarmError
 from protocol.journal import Journal
-from protocol.messages import HONEST_CODES, Ack, Error, LinkDown, Message, Output, Pong, Step
+from protocol.messages import Ack, Error, LinkDown, Message, Output, Pong, Step
 from protocol.model import Manifest
 from protocol.tensors import Tensor, from_numpy
 from swarm.chain import SessionSpec, new_chain
@@ -35,6 +35,8 @@ STEPS_OUT: Final = limits.STEPS_IN_FLIGHT // 2
 WATCH_EVERY_S: Final = 0.25
 # Repairs within one step; each bans a peer or finds none, so more than this means that peers play with us.
 REPAIRS: Final = 32
+# Codes of an error with which a hop ends a session and nobody is at fault.
+HONEST_ENDS: Final = frozenset(("leaving", "gave_way"))
 
 
 class Ends(Protocol):
@@ -242,7 +244,7 @@ class Session:
             return
         if not error.elsewhere:
             self._fatal = Malformed(f"{link.hop.peer} refused the step: {error.message}")
-        self._mender.lose(link, error.message, honest=error.code in HONEST_CODES)
+        self._mender.lose(link, error.message, honest=error.code in HONEST_ENDS)
 
     def _carry(self, link: HopLink, output: Output) -> None:
         """Take hidden states over a boundary that the client bridges."""
