@@ -11,6 +11,7 @@ from node.casting import cast_hidden
 from node.config import NodeConfig
 from node.kv import ENTRY_BYTES, MOST_DEFAULT_TOKENS, buffer_bytes, default_kv_tokens
 from node.meter import QUIET_S, Meter, StepTime
+from node.pace import Pace
 from node.serving import REMEMBERED_PEERS, Allowance
 from node.steps import KeptOutputs, Result, join, piece_want
 from protocol import limits
@@ -164,3 +165,13 @@ def test_pieces_of_a_step() -> None:
     assert isinstance(found, Candidates)
     assert found.ids.tolist() == [[0, 0], [1, 1], [2, 2]]
     assert join([None]) is None
+
+
+def test_a_pace_is_kept_on_average() -> None:
+    """A burst at once, then as long a wait as the amount takes; what was asked for is owed."""
+    pace = Pace(per_s=2.0, burst=10.0)
+    assert pace.wait_s(10.0, 100.0) == 0.0
+    assert pace.wait_s(4.0, 100.0) == 2.0
+    assert pace.wait_s(2.0, 102.0) == 1.0
+    assert pace.wait_s(1.0, 1000.0) == 0.0
+    assert pace.wait_s(13.0, 1000.0) == 2.0

@@ -109,3 +109,17 @@ def test_a_replay_rebuilds_the_same_rows(
         rebuilt += step.inputs.numpy().tolist()
     assert rebuilt == expected
     assert journal.length == len(expected)
+
+
+def test_the_ids_that_wants_name_are_bounded() -> None:
+    """A want is needed while its step is out; of many that name ids only the latest are remembered."""
+    journal = Journal(100, most_ids=10)
+    wants = [Want(ids=tuple(range(n))) for n in (4, 0, 5, 6)]
+    for number, want in enumerate(wants):
+        journal.append(number, number, ids(1), want)
+    assert [entry.want for entry in journal.entries] == [NOTHING, wants[1], NOTHING, wants[3]]
+    journal.truncate(3)  # what is forgotten makes room
+    for number in range(3, 50):
+        journal.append(number + 1, 3, ids(1), wants[2])
+    journal.append(51, 4, ids(1), wants[2])
+    assert [entry.want for entry in journal.entries[3:]] == [wants[2], wants[2]]
