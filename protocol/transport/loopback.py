@@ -80,6 +80,9 @@ class LoopbackStream:
         await self.finish()
         self._incoming.receiver.close()
 
+    def keep(self) -> None:
+        """There is nobody to give way to."""
+
     def reset(self) -> None:
         """End both directions at once; nothing happens to one that has ended."""
         if not self._finished:

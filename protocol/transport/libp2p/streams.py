@@ -70,6 +70,9 @@ class OpenedStream:
             self.reset()  # nothing was ever said: there is nothing to finish
         await self._stream.aclose()
 
+    def keep(self) -> None:
+        """What this end opens is of use to it."""
+
     def reset(self) -> None:
         """End both directions at once."""
         self._stream.reset()
@@ -146,6 +149,10 @@ class AcceptedStream:
         """Finish, discard what still arrives."""
         self._rest = b""
         await self._stream.aclose()
+
+    def keep(self) -> None:
+        """It is of use."""
+        self._stream.keep()
 
     def reset(self) -> None:
         """End both directions at once."""

@@ -61,6 +61,9 @@ class MemoryStream:
                 )
         await trio.lowlevel.checkpoint()
 
+    def keep(self) -> None:
+        """Nobody gives way here."""
+
     def reset(self) -> None:
         """End both directions: here at once, there when the news arrives."""
         self.refuse(Lost, "the stream was reset")

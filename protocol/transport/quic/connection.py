@@ -64,6 +64,8 @@ class Connection:
         self._handshake_until = now + HANDSHAKE_TIMEOUT_S
         self._liveness = Liveness(now, endpoint.keepalive_s)
         self._last_sent = b""
+        self._kept_streams = 0
+        self._seen_at: tuple[Addr | None, str] = (None, "")  # an address and its origin
 
     # --- for the user
 
@@ -86,7 +88,9 @@ class Connection:
     def origin(self) -> str:
         """The block of addresses that the peer's packets come from; empty before the first."""
         addr = self.addr
-        return origin_of(addr[0]) if addr is not None else ""
+        if addr != self._seen_at[0]:
+            self._seen_at = (addr, origin_of(addr[0]) if addr is not None else "")
+        return self._seen_at[1]
 
     @property
     def datagram_size(self) -> int:
@@ -99,9 +103,14 @@ class Connection:
         return len(self._streams)
 
     @property
-    def active_at(self) -> float:
-        """When data last passed, by trio's clock."""
-        return self._liveness.active_at
+    def is_kept(self) -> bool:
+        """Whether it has a stream of use: one that this end opened, or that a handler keeps."""
+        return self._kept_streams > 0
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes held for it: arrived and not read, and sent and not acknowledged."""
+        return self.engine.held_bytes
 
     async def wait_ready(self) -> None:
         """Wait until the peer is verified. Raises: what ended the attempt."""
@@ -124,6 +133,7 @@ class Connection:
         stream_id = self.engine.get_next_available_stream_id()
         self.engine.send_stream_data(stream_id, b"")  # takes the number
         stream = self._streams[stream_id] = QuicStream(self, stream_id)
+        stream.keep()
         return stream
 
     async def accept_stream(self) -> QuicStream:
@@ -147,6 +157,7 @@ class Connection:
         """Send `data`; what does not fit the window waits inside."""
         if self.error is not None:
             return
+        self._endpoint.passed(len(data))
         try:
             self.engine.send_stream_data(stream_id, data, end)  # type: ignore[arg-type]
         except (ValueError, RuntimeError):
@@ -177,6 +188,23 @@ class Connection:
             if self.engine.consume(size) or granted:
                 self.flush()
 
+    def stream_kept(self, stream: QuicStream) -> None:
+        """`stream` is of use, until it is over."""
+        self._kept_streams += 1
+        self.engine.trust()
+        self._endpoint.stream_settled(stream)
+        if self._kept_streams == 1:
+            self._endpoint.connection_used(self)
+
+    def stream_over(self, stream: QuicStream, *, kept: bool) -> None:
+        """This end has closed or reset `stream`."""
+        if not kept:
+            self._endpoint.stream_settled(stream)
+            return
+        self._kept_streams -= 1
+        if not self._kept_streams and self.error is None:
+            self._endpoint.connection_used(self)
+
     def wants_room(self, stream: QuicStream) -> None:
         """Tell `stream` when its send buffer has emptied."""
         self._need_room.add(stream)
@@ -191,10 +219,13 @@ class Connection:
 
     def datagrams_received(self, datagrams: list[tuple[bytes, Addr]], now: float) -> None:
         """Everything that came for this connection in one turn."""
+        size = 0
         for data, addr in datagrams:
+            size += len(data)
             self.engine.receive_datagram(data, addr, now)
         self._liveness.heard(now)
         self._handle_events()
+        self._endpoint.passed(size)
         if not (self.is_dialler or self.engine.has_begun):
             self.end(Unreachable("no first packet of a connection"))
         if self.error is None:
@@ -234,6 +265,7 @@ class Connection:
         )
         if self._ending:
             own = min(own, *self._ending.values())
+        own = min(own, self.engine.stream_credit_at)
         return own if due is None else min(due, own)
 
     def send_error(self, error: SendError, now: float) -> None:
@@ -328,6 +360,7 @@ class Connection:
             stream = self._streams[stream_id] = QuicStream(self, stream_id)
             try:
                 self._accept_send.send_nowait(stream)
+                self._endpoint.stream_opened(stream)
             except (trio.WouldBlock, trio.BrokenResourceError):
                 stream.reset()
         return stream
@@ -394,6 +427,7 @@ class Connection:
             return
         self.error = error
         for stream in list(self._streams.values()):
+            self._endpoint.stream_settled(stream)
             stream.lost(error)
         self._streams.clear()
         self._ending.clear()
