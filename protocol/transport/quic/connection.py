@@ -250,6 +250,7 @@ class Connection:
         if now >= self._liveness.next_probe_at(bool(self._streams)):
             self._liveness.probed(now)
             self.engine.send_ping(0)
+        self.engine.retry_stream_credit(now)
         if self.engine.probe_timeouts >= _BLACK_HOLE_TIMEOUTS and self._mtu.current > 1200:
             self._too_big(now)
         self.flush()

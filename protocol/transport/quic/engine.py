@@ -148,6 +148,11 @@ class Engine(QuicConnection):
             self._local_max_data.value = max(self._local_max_data.value, self._consumed + CONNECTION_WINDOW)
             self._local_max_streams_bidi.value += MAX_INCOMING_STREAMS - STRANGER_STREAMS
 
+    def retry_stream_credit(self, now: float) -> None:
+        """The peer may be allowed more streams now, with the next packet; if not, look again later."""
+        if self.stream_credit_at <= now:
+            self.stream_credit_at = now + _STREAM_CREDIT_PAUSE_S
+
     def received_bytes(self, stream_id: int) -> int | None:
         """Up to where the peer has used the stream's credit; None if the stream is forgotten."""
         stream = self._streams.get(stream_id)
