@@ -10,14 +10,16 @@ from dataclasses import dataclass
 
 import trio
 
-from node.serving import Allowance, guarded
+from node.serving import Slots, guarded
 from protocol import limits
 from protocol.book import RecordBook
+from protocol.codec import encode
 from protocol.errors import Busy, Malformed
 from protocol.identity import Identity
 from protocol.messages import MAP_PROTOCOL, MapReply, MapRequest
 from protocol.model import Span
 from protocol.records import Announcement, Link, Record, sign_record
+from protocol.transport.allowance import Allowance, PeerAllowance
 from protocol.transport.base import Stream, Transport
 from protocol.transport.channel import Channel
 
@@ -26,8 +28,16 @@ logger = logging.getLogger(__name__)
 # A peer exchanges maps every few seconds at most; a client asks once or twice as it starts.
 MAPS_BURST = 20
 MAPS_PER_S = 1.0
-# Map exchanges answered at once; each may hold two map frames.
-MAPS = 32
+# Bytes of maps for one origin: those of 1,000 nodes are 1 MiB and cost 40 ms to send. 16 of them at once, then 2 each
+# second, 8 % of a core; while a swarm is small, thousands.
+MAP_BYTES_BURST = 16 * limits.MIB
+MAP_BYTES_PER_S = 2 * limits.MIB
+# Peers whose request is on its way, of `limits.MAP_REQUEST_BYTES` at most: 32 MiB.
+MAPS_ASKED = 128
+# Peers that are being answered: beside the one map that they share, each holds the records it brought.
+MAPS_ANSWERED = 16
+# A map is made anew after this.
+MAP_FRESH_S = 1.0
 # Records checked before other tasks have their turn: 32 signatures take about 5 ms.
 CHECKED_AT_ONCE = 32
 # After this many records that are no records, a peer is not listened to any further.
@@ -83,8 +93,15 @@ class Announcer:
         self._rng = rng
         self._sequence = 0
         self._rtt_ms: dict[str, float] = {}
-        self._allowance = Allowance(MAPS_PER_S, MAPS_BURST)
-        self._answering = 0
+        self._allowance = PeerAllowance(MAPS_PER_S, MAPS_BURST)
+        self._bytes = Allowance(MAP_BYTES_PER_S, MAP_BYTES_BURST)
+        self._asked = Slots(MAPS_ASKED)
+        self._answered = Slots(MAPS_ANSWERED)
+        self._reply = b""
+        self._reply_of: tuple[Record | None, float] = (
+            None,
+            float("-inf"),
+        )  # what it says of us, and when it was made
 
     def serve(self) -> None:
         """Answer map requests from now on."""
@@ -171,19 +188,27 @@ class Announcer:
 
         Raises: Busy, if the peer asks too often; PeerUnavailable; RemoteProtocolError.
         """
-        if self._answering >= MAPS or not self._allowance.take(stream.peer, trio.current_time()):
+        now = trio.current_time()
+        if not self._allowance.take(stream.origin, stream.peer, now):
             raise Busy(f"{stream.peer} asks for the map too often")
-        self._answering += 1
-        try:
-            async with Channel(stream, frame_limit=limits.CONTROL_FRAME_BYTES) as channel:
+        async with Channel(stream, frame_limit=limits.MAP_REQUEST_BYTES) as channel:
+            with self._asked.taken(stream):
                 request = await channel.expect(MapRequest, limits.FIRST_MESSAGE_TIMEOUT_S)
-                with trio.fail_after(limits.CONTROL_TIMEOUT_S):
-                    await channel.send(MapReply(self.page()))
+            reply = self._encoded(trio.current_time())
+            if not self._bytes.take(stream.origin, trio.current_time(), len(reply)):
+                raise Busy(f"{stream.origin} asks for the map too often")
+            with self._answered.taken(stream) as slot:
+                stream.keep()
+                await slot.send(stream, reply, limits.CONTROL_TIMEOUT_S)
                 await self.take(request.records)
-        except trio.TooSlowError:
-            raise Busy(f"{stream.peer} does not read the map it asked for") from None
-        finally:
-            self._answering -= 1
+
+    def _encoded(self, now: float) -> bytes:
+        """The map as it is sent, made once for all who ask within a moment."""
+        said, at = self._reply_of
+        if not self._reply or said is not self.own or now - at >= MAP_FRESH_S:
+            self._reply = encode(MapReply(self.page()))
+            self._reply_of = (self.own, now)
+        return self._reply
 
     def _links(self, digest: bytes, now: float) -> tuple[Link, ...]:
         """The nearest of the nodes of our model, then the nearest others."""

@@ -10,6 +10,10 @@ MIB: Final = 1024 * 1024
 FRAME_BYTES: Final = 64 * MIB
 # Maps, manifests and refusals are small; a peer that has not opened a session cannot make us hold more.
 CONTROL_FRAME_BYTES: Final = 4 * MIB
+# A request for the map brings the newest announcements that the asker knows, about 1 KiB each; the rest goes round.
+MAP_REQUEST_BYTES: Final = 256 * 1024
+# A request for the manifest or for a file holds a digest or a name.
+FILE_REQUEST_BYTES: Final = 4 * 1024
 
 # Sequence lengths above a million are beyond every model served today.
 SESSION_TOKENS: Final = 1 << 20
