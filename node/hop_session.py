@@ -20,7 +20,7 @@ from node.compute import EngineLoop, Outcome
 from node.interfaces import Engine, KvCache
 from node.kv import KvBudget, Reservation
 from node.meter import Meter, StepTime
-from node.scheduler import Piece
+from node.scheduler import Owner, Piece
 from node.sender import Sender
 from node.steps import (
     BadWant,
@@ -106,6 +106,7 @@ class HopSession:
         self.key = next(_keys)
         self.id = opened.session
         self.peer = client.peer
+        self.owner = Owner(client.stream.origin, client.peer)
         self.shape = Shape(opened.span, machine.engine.manifest, machine.engine.dtype, opened.max_tokens)
         self.failure: Error | None = None
         self._machine = machine

@@ -97,6 +97,7 @@ class Hop:
             logger.info("refused a session to %s: %s", channel.peer, granted.reason)
             await channel.send(granted)
             return
+        channel.stream.keep()
         session = HopSession(self._machine, channel, asked, granted)
         self._sessions[asked.session] = session
         awaited = self._awaited.get(asked.session)
@@ -150,6 +151,7 @@ class Hop:
         if session is None:
             await say_error(channel, Error("unknown_session", "no such session here", elsewhere=False))
             return
+        channel.stream.keep()
         channel.frame_limit = session.shape.frame_bytes
         await session.read_attached(channel)
 
