@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import trio
 
-from node.serving import Slots, guarded
+from node.serving import guarded
 from protocol import limits
 from protocol.book import RecordBook
 from protocol.codec import encode
@@ -22,6 +22,7 @@ from protocol.records import Announcement, Link, Record, sign_record
 from protocol.transport.allowance import Allowance, PeerAllowance
 from protocol.transport.base import Stream, Transport
 from protocol.transport.channel import Channel
+from protocol.transport.slots import Slots
 
 logger = logging.getLogger(__name__)
 

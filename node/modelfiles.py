@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import trio
 
-from node.serving import Slot, Slots, guarded
+from node.serving import guarded
 from protocol import limits
 from protocol.codec import encode
 from protocol.errors import Busy
@@ -23,6 +23,7 @@ from protocol.model import Manifest
 from protocol.transport.allowance import Allowance, PeerAllowance
 from protocol.transport.base import Stream, Transport
 from protocol.transport.channel import Channel
+from protocol.transport.slots import Slot, Slots
 
 # A client fetches a model's files once and keeps them: a few times in a minute is a restart loop at most.
 STREAMS_BURST = 8

@@ -98,7 +98,7 @@ def public_key(peer: str) -> bytes:
 
 
 def verify(peer: str, domain: str, body: bytes, signature: bytes) -> None:
-    """Raises BadSignature unless `peer`, and nobody else, signed `body` for `domain`; Malformed if it is no peer id."""
+    """Raises BadSignature unless `peer` and nobody else signed `body` for `domain`; Malformed if it is no peer id."""
     try:
         load_key(public_key(peer)).verify(signature, _message(domain, body))
     except InvalidSignature as error:

@@ -98,7 +98,15 @@ REFUSAL_PROBE_S = 0.03
 # --- py-libp2p's host and the DHT ---------------------------------------------------------------------------
 # Silence after which a stream of identify or Kademlia is given up: their messages are small and immediate.
 HOST_STREAM_TIMEOUT_S = 10.0
-# Incoming streams of one connection that have not said yet which protocol they want.
+# Bytes read of one stream of identify or ping; a long list of addresses and protocols takes 4 KiB.
+HOST_STREAM_BYTES = 64 * KIB
+# Peers that the host remembers, connected or not, the one heard of longest ago making room: with 16 addresses, and
+# protocols and texts at these bounds, 32 KiB each, so 64 MiB.
+HOST_MAX_PEERS = 2048
+HOST_MAX_PROTOCOLS = 64
+HOST_MAX_TEXT = 128
+HOST_MAX_RECORD = 4 * KIB
+# Protocols that an incoming stream may ask for before it is given up.
 MAX_PROPOSALS_PER_STREAM = 4
 # One question to one DHT node: an answer takes a round trip; a dead node behind a silent address costs this.
 DHT_QUERY_TIMEOUT_S = 1.5
@@ -115,11 +123,12 @@ DHT_MAX_VALUE = 16 * KIB
 DHT_MAX_VALUES = 4096
 # Keys are at most 128 bytes for go-libp2p and py-libp2p alike.
 DHT_MAX_KEY = 128
-# Providers kept: per key as Kademlia's k says, the oldest making room; a key and its providers cost about 4 KiB.
-DHT_MAX_PROVIDED_KEYS = 4096
+# Providers kept: per key as Kademlia's k says, and in all; of the origin that has most the oldest makes room. With
+# all the addresses that they may have, 8 KiB each, so 64 MiB.
+DHT_MAX_PROVIDERS = 8192
 # An answer holds 20 closer nodes and 20 providers with their addresses: about 20 KiB.
 DHT_MAX_MESSAGE = 256 * KIB
-# DHT streams served at once; py-libp2p's 12 turns a burst of honest puts away.
+# DHT streams served at once, the oldest giving way, each with a message at most; an honest one takes a round trip.
 DHT_MAX_INCOMING = 64
 # Announcements of providers taken from one peer in 10 s; py-libp2p's 10 is less than a node with many models makes.
 DHT_MAX_PROVIDES_PER_10_S = 100

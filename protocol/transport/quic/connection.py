@@ -104,7 +104,7 @@ class Connection:
 
     @property
     def is_kept(self) -> bool:
-        """Whether it has a stream of use: one that this end opened, or that a handler keeps."""
+        """Whether it has a stream of use, see `protocol.transport.base.Stream.keep`."""
         return self._kept_streams > 0
 
     @property
@@ -133,7 +133,6 @@ class Connection:
         stream_id = self.engine.get_next_available_stream_id()
         self.engine.send_stream_data(stream_id, b"")  # takes the number
         stream = self._streams[stream_id] = QuicStream(self, stream_id)
-        stream.keep()
         return stream
 
     async def accept_stream(self) -> QuicStream:

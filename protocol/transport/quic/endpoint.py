@@ -89,6 +89,11 @@ class Endpoint:
         connections = self._by_peer.get(peer)
         return connections[-1] if connections else None
 
+    def origin_of_peer(self, peer: str) -> str:
+        """The origin of `peer` now; empty if there is no connection."""
+        connection = self.connection(peer)
+        return connection.origin if connection is not None else ""
+
     @property
     def connections(self) -> list[Connection]:
         """All connections, verified or still shaking hands."""
