@@ -3,11 +3,12 @@
 A newcomer is never turned away, because whoever filled the places would then have them for good. Instead one of those
 inside gives way: of the origin that has the most, of its holder (an identity, an address) that has the most, the one
 that came first. So many places for one never cost another its own, and among equals whoever has just come stays the
-longest: as many newcomers as there are places have to follow before it is its turn.
+longest: as many others as its origin has places have to follow before it is its turn.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Generic, TypeVar
 
@@ -16,11 +17,11 @@ M = TypeVar("M", bound=Hashable)
 
 
 class _Ranking(Generic[K]):
-    """How many each key has, and who has the most: of equals, whoever came to that number first."""
+    """How many each key has, and who has the most: of equals, who had more before, then who came first."""
 
     def __init__(self) -> None:
         self._counts: dict[K, int] = {}
-        self._having: dict[int, dict[K, None]] = {}
+        self._having: dict[int, OrderedDict[K, None]] = {}
         self._most = 0
 
     def __bool__(self) -> bool:
@@ -45,7 +46,9 @@ class _Ranking(Generic[K]):
                 del self._having[before]
         if after:
             self._counts[key] = after
-            self._having.setdefault(after, {})[key] = None
+            equals = self._having.setdefault(after, OrderedDict())
+            equals[key] = None
+            equals.move_to_end(key, last=by > 0)
         # Numbers change by one, so the most does too.
         if after > self._most or self._most not in self._having:
             self._most = after if self._counts else 0
