@@ -54,6 +54,9 @@ HANDSHAKE_TIMEOUT_S = 5.0
 # A handshake costs about 3 ms of CPU: those of all begin at a rate that takes 36 % of a core, of one origin 24 %.
 HANDSHAKES_PER_S = 120
 ORIGIN_HANDSHAKES_PER_S = 80
+# Those of an origin that begin though others use up what there is for all.
+RESERVED_HANDSHAKES_PER_S = 4
+RESERVED_HANDSHAKES_BURST = 8
 # Who dials from one port of one address does so once for each connection; again a few times, where it is refused.
 PORT_HANDSHAKES_PER_S = 4
 PORT_HANDSHAKES_BURST = 16

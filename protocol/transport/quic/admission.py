@@ -16,6 +16,8 @@ from protocol.transport.limits import (
     ORIGIN_HANDSHAKES_PER_S,
     PORT_HANDSHAKES_BURST,
     PORT_HANDSHAKES_PER_S,
+    RESERVED_HANDSHAKES_BURST,
+    RESERVED_HANDSHAKES_PER_S,
     UNPROVEN_HANDSHAKES_BURST,
     UNPROVEN_HANDSHAKES_PER_S,
 )
@@ -37,6 +39,7 @@ class Door:
     def __init__(self) -> None:
         self._all = Allowance(HANDSHAKES_PER_S, HANDSHAKES_PER_S)
         self._origins = Allowance(ORIGIN_HANDSHAKES_PER_S, ORIGIN_HANDSHAKES_PER_S)
+        self._reserved = Allowance(RESERVED_HANDSHAKES_PER_S, RESERVED_HANDSHAKES_BURST)
         self._ports = Allowance(PORT_HANDSHAKES_PER_S, PORT_HANDSHAKES_BURST)
         self._unproven = Allowance(UNPROVEN_HANDSHAKES_PER_S, UNPROVEN_HANDSHAKES_BURST)
         self._answers = Allowance(ANSWERS_PER_S, ANSWERS_PER_S)
@@ -47,19 +50,12 @@ class Door:
             if self._unproven.take(_ALL, now):
                 return Verdict.ENTER
             return Verdict.PROVE if self.may_answer(now) else Verdict.IGNORE
-        of_origin = self._origins.left(origin, now)
-        # An origin that has hardly asked is let in though others have used up what there is for all.
-        is_quiet = of_origin >= ORIGIN_HANDSHAKES_PER_S / 2
-        if (
-            of_origin < 1
-            or not (is_quiet or self._all.left(_ALL, now) >= 1)
-            or not self._ports.take(port, now)
-        ):
+        if not (self._ports.take(port, now) and self._origins.take(origin, now)):
             return Verdict.IGNORE
-        self._origins.spend(origin, now, 1.0)
-        if self._all.left(_ALL, now) >= 1:
-            self._all.spend(_ALL, now, 1.0)
-        return Verdict.ENTER
+        # Though others have used up what there is for all, each origin has a little of its own.
+        if self._all.take(_ALL, now) or self._reserved.take(origin, now):
+            return Verdict.ENTER
+        return Verdict.IGNORE
 
     def may_answer(self, now: float) -> bool:
         """Whether one more packet of a stranger may be answered without a connection."""
