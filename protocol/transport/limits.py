@@ -68,6 +68,9 @@ UNPROVEN_HANDSHAKES_PER_S = 20
 ANSWERS_PER_S = 1000
 # An answer to who is not proven to be where it says is at most this many times what it answers (RFC 9000, section 8).
 AMPLIFICATION = 3
+# What TLS is told in each phase of a connection: a certificate with the largest keys takes 6 KiB. Before and after
+# the handshake together, 96 MiB for all.
+MAX_CRYPTO_BYTES = 32 * KIB
 # Unread bytes, and streams, of a peer that has no stream of use: it asks small things. Together 128 MiB of bytes, and
 # with 4 KiB for a stream 64 MiB of objects.
 STRANGER_WINDOW = 128 * KIB

@@ -11,7 +11,13 @@ from collections.abc import Callable
 
 from aioquic.buffer import Buffer
 from aioquic.quic.configuration import QuicConfiguration
-from aioquic.quic.connection import Limit, QuicConnection, QuicConnectionState
+from aioquic.quic.connection import (
+    Limit,
+    QuicConnection,
+    QuicConnectionError,
+    QuicConnectionState,
+    QuicReceiveContext,
+)
 from aioquic.quic.packet import (
     QuicErrorCode,
     QuicFrameType,
@@ -27,6 +33,7 @@ from cryptography import x509
 
 from protocol.transport.limits import (
     CONNECTION_WINDOW,
+    MAX_CRYPTO_BYTES,
     MAX_INCOMING_STREAMS,
     MAX_STREAM_GAPS,
     STRANGER_STREAMS,
@@ -265,6 +272,19 @@ class Engine(QuicConnection):
         stated = pull_quic_transport_parameters(Buffer(data=data)).max_udp_payload_size
         if stated is not None:
             self.largest_datagram = max(BASE, stated)
+
+    def _handle_crypto_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
+        """Bound what TLS is told: aioquic keeps 512 KiB for a byte that is so far ahead, TLS 16 MiB for a message."""
+        start = buf.tell()
+        end = buf.pull_uint_var() + buf.pull_uint_var()
+        buf.seek(start)
+        if end > MAX_CRYPTO_BYTES:
+            raise QuicConnectionError(
+                error_code=QuicErrorCode.CRYPTO_BUFFER_EXCEEDED,
+                frame_type=frame_type,
+                reason_phrase="a handshake is short",
+            )
+        super()._handle_crypto_frame(context, frame_type, buf)
 
     def _write_ack_frame(self, builder: QuicPacketBuilder, space: QuicPacketSpace, now: float) -> None:
         super()._write_ack_frame(builder, space, now)

@@ -12,11 +12,13 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import pytest
 import trio
+from aioquic.tls import Epoch
 
 from protocol.errors import Lost, PeerUnavailable
 from protocol.transport.limits import (
     AMPLIFICATION,
     DIAL_TIMEOUT_S,
+    MAX_CRYPTO_BYTES,
     MAX_HANDSHAKES,
     STRANGER_STREAMS,
     STREAMS_BURST,
@@ -294,3 +296,19 @@ async def test_goodbyes_do_not_amplify() -> None:
                     answered += 1
                 asked += size
             assert 0 < answered <= 5
+
+
+@pytest.mark.parametrize("start", [MAX_CRYPTO_BYTES, 0])
+async def test_nobody_makes_a_long_handshake_be_held(start: int) -> None:
+    """A byte of the handshake far ahead of the others, or a message of TLS that does not end, ends the connection."""
+    async with serving(grant) as server, dialling() as dialler:
+        connection = await dialler.dial(HOST, server.port, server.endpoint.peer)
+        other = await server.first()
+        crypto = connection.engine._crypto_streams[Epoch.ONE_RTT].sender
+        crypto.write(b"\x04\xff\xff\xff" + bytes(2 * MAX_CRYPTO_BYTES))
+        if start:
+            crypto._pending.subtract(0, start)
+        connection.flush()
+        with trio.fail_after(3):
+            await other.closed.wait()
+        assert len(other.engine.tls._receive_buffer) <= MAX_CRYPTO_BYTES
