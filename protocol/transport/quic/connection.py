@@ -222,11 +222,13 @@ class Connection:
         for data, addr in datagrams:
             size += len(data)
             self.engine.receive_datagram(data, addr, now)
+        if not (self.is_dialler or self.engine.has_begun):
+            # Without a word: it may be an honest dialler's second packet whose first was not let in.
+            self.end(Unreachable("no first packet of a connection"))
+            return
         self._liveness.heard(now)
         self._handle_events()
         self._endpoint.passed(size)
-        if not (self.is_dialler or self.engine.has_begun):
-            self.end(Unreachable("no first packet of a connection"))
         if self.error is None:
             if self.is_ready:
                 self.engine.acknowledge_soon(len(datagrams), now)

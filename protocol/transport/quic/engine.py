@@ -15,7 +15,6 @@ from aioquic.quic.connection import (
     Limit,
     QuicConnection,
     QuicConnectionError,
-    QuicConnectionState,
     QuicReceiveContext,
 )
 from aioquic.quic.packet import (
@@ -174,8 +173,9 @@ class Engine(QuicConnection):
 
     @property
     def has_begun(self) -> bool:
-        """Whether a packet of the peer has been understood."""
-        return self._state != QuicConnectionState.FIRSTFLIGHT
+        """Whether a part of the peer's handshake has come."""
+        stream = self._crypto_streams.get(Epoch.INITIAL)
+        return stream is not None and stream.receiver.highest_offset > 0
 
     # --- receiving
 
