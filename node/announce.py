@@ -37,8 +37,10 @@ MAP_BYTES_PER_S = 2 * limits.MIB
 MAPS_ASKED = 128
 # Peers that are being answered: beside the one map that they share, each holds the records it brought.
 MAPS_ANSWERED = 16
-# A map is made anew after this.
+# A map is made anew after this; where there is news sooner, but no faster than so many bytes in a second, which is
+# ten times as slow as they can be made. A small map is as good as always new.
 MAP_FRESH_S = 1.0
+MAP_NEWS_BYTES_PER_S = 40 * limits.MIB
 # Records checked before other tasks have their turn: 32 signatures take about 5 ms.
 CHECKED_AT_ONCE = 32
 # After this many records that are no records, a peer is not listened to any further.
@@ -99,10 +101,8 @@ class Announcer:
         self._asked = Slots(MAPS_ASKED)
         self._answered = Slots(MAPS_ANSWERED)
         self._reply = b""
-        self._reply_of: tuple[Record | None, float] = (
-            None,
-            float("-inf"),
-        )  # what it says of us, and when it was made
+        self._reply_at = float("-inf")
+        self._has_news = False  # since the reply was made
 
     def serve(self) -> None:
         """Answer map requests from now on."""
@@ -136,6 +136,7 @@ class Announcer:
         )
         self.own = sign_record(self._identity, said)
         self.book.add(self.own)
+        self._has_news = True
         return self.own
 
     def others(self) -> list[Announcement]:
@@ -173,6 +174,7 @@ class Announcer:
             if refused > REFUSED_RECORDS:
                 raise Malformed(f"{refused} of {len(records)} records do not hold")
             await trio.lowlevel.checkpoint()
+        self._has_news |= bool(fresh)
         self._keep_last_word(fresh)
         return fresh
 
@@ -205,10 +207,11 @@ class Announcer:
 
     def _encoded(self, now: float) -> bytes:
         """The map as it is sent, made once for all who ask within a moment."""
-        said, at = self._reply_of
-        if not self._reply or said is not self.own or now - at >= MAP_FRESH_S:
+        news_after_s = len(self._reply) / MAP_NEWS_BYTES_PER_S
+        if now - self._reply_at >= (news_after_s if self._has_news else MAP_FRESH_S):
             self._reply = encode(MapReply(self.page()))
-            self._reply_of = (self.own, now)
+            self._reply_at = now
+            self._has_news = False
         return self._reply
 
     def _links(self, digest: bytes, now: float) -> tuple[Link, ...]:

@@ -161,6 +161,6 @@ async def test_a_large_map_is_sent_in_pieces() -> None:
         rng = random.Random(1)
         many = tuple(rng.randbytes(1000) for _ in range(40 * PIECE_BYTES // 1000))
         announcer._reply = encode(MapReply(many))
-        announcer._reply_of = (announcer.own, trio.current_time() + 60)
+        announcer._reply_at = trio.current_time() + 60
         records, _ = await exchange_maps(honest, target.peer, target.addrs)
         assert records == many
