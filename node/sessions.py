@@ -98,6 +98,7 @@ class Hop:
             await channel.send(granted)
             return
         channel.stream.keep()
+        channel.stream.widen()
         session = HopSession(self._machine, channel, asked, granted)
         self._sessions[asked.session] = session
         awaited = self._awaited.get(asked.session)
@@ -152,6 +153,7 @@ class Hop:
             await say_error(channel, Error("unknown_session", "no such session here", elsewhere=False))
             return
         channel.stream.keep()
+        channel.stream.widen()
         channel.frame_limit = session.shape.frame_bytes
         await session.read_attached(channel)
 

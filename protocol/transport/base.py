@@ -58,6 +58,9 @@ class Stream(Protocol):
         For a handler to call once it has found out what the stream is for, and granted it.
         """
 
+    def widen(self) -> None:
+        """The peer may have more bytes unread and more streams open from now on: it was granted a session."""
+
     def reset(self) -> None:
         """End both directions at once; the peer's next receive raises Lost. Never blocks. Safe twice."""
 

@@ -68,11 +68,11 @@ UNPROVEN_HANDSHAKES_PER_S = 20
 ANSWERS_PER_S = 1000
 # An answer to who is not proven to be where it says is at most this many times what it answers (RFC 9000, section 8).
 AMPLIFICATION = 3
-# What TLS is told in each phase of a connection: a certificate with the largest keys takes 6 KiB. Before and after
-# the handshake together, 96 MiB for all.
+# What TLS is told in each phase of a connection: a certificate with the largest keys takes 6 KiB. In the three
+# of them, 120 MiB for all.
 MAX_CRYPTO_BYTES = 32 * KIB
-# Unread bytes, and streams, of a peer that has no stream of use: it asks small things. Together 128 MiB of bytes, and
-# with 4 KiB for a stream 64 MiB of objects.
+# Unread bytes, and streams, of a peer that was granted no session: it asks small things. Together 128 MiB of bytes,
+# and with 4 KiB for a stream 64 MiB of objects.
 STRANGER_WINDOW = 128 * KIB
 STRANGER_STREAMS = 16
 # Bytes held for all connections: arrived and not read, in order or not, and sent and not acknowledged. Beyond it
@@ -89,7 +89,7 @@ STREAMS_PER_S = 200
 # Connection ids of closed connections whose goodbye is said again if asked: 1.3 KiB each.
 MAX_GOODBYES = 1024
 GOODBYES = 5  # for one connection: one of them arrives, and nobody is flooded
-# Streams that a peer which is of use may have open at once; sessions, DHT queries and map exchanges stay far below.
+# Streams that a peer with a session may have open at once; sessions, DHT queries and map exchanges stay far below.
 MAX_INCOMING_STREAMS = 256
 # A stream that was closed but whose last bytes the peer does not take is reset after this.
 LINGER_TIMEOUT_S = 30.0

@@ -83,6 +83,9 @@ class LoopbackStream:
     def keep(self) -> None:
         """There is nobody to give way to."""
 
+    def widen(self) -> None:
+        """It is bounded by messages."""
+
     def reset(self) -> None:
         """End both directions at once; nothing happens to one that has ended."""
         if not self._finished:

@@ -60,7 +60,7 @@ class MuxedConnection(IMuxedConn):
     async def open_stream(self) -> MuxedStream:
         """A new stream. Raises: MuxedConnUnavailable."""
         try:
-            stream = await self.connection.open_stream()
+            stream = await self.connection.open_stream(keep=False)
         except PeerUnavailable as error:
             raise MuxedConnUnavailable(str(error)) from error
         return MuxedStream(self, AcceptedStream(stream, b""), HOST_STREAM_BYTES)

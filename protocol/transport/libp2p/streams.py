@@ -73,6 +73,10 @@ class OpenedStream:
     def keep(self) -> None:
         """What this end opens is of use to it."""
 
+    def widen(self) -> None:
+        """The peer may have more."""
+        self._stream.widen()
+
     def reset(self) -> None:
         """End both directions at once."""
         self._stream.reset()
@@ -153,6 +157,10 @@ class AcceptedStream:
     def keep(self) -> None:
         """It is of use."""
         self._stream.keep()
+
+    def widen(self) -> None:
+        """The peer may have more."""
+        self._stream.widen()
 
     def reset(self) -> None:
         """End both directions at once."""

@@ -128,7 +128,6 @@ class Libp2pTransport:
         except Lost:
             connection = await self.connection(peer, addrs)  # it ended just now: once more, from the start
             stream = await connection.open_stream()
-        stream.keep()
         return OpenedStream(stream, protocol)
 
     async def connection(self, peer: str, addrs: Sequence[str]) -> Connection:

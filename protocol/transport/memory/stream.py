@@ -64,6 +64,9 @@ class MemoryStream:
     def keep(self) -> None:
         """Nobody gives way here."""
 
+    def widen(self) -> None:
+        """Nothing is bounded by peer here."""
+
     def reset(self) -> None:
         """End both directions: here at once, there when the news arrives."""
         self.refuse(Lost, "the stream was reset")

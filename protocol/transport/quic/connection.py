@@ -118,8 +118,8 @@ class Connection:
         if self.error is not None:
             raise type(self.error)(str(self.error))
 
-    async def open_stream(self) -> QuicStream:
-        """A new stream; nothing is sent until its first `send`.
+    async def open_stream(self, *, keep: bool = True) -> QuicStream:
+        """A new stream; nothing is sent until its first `send`. If it is to be kept, long answers may come.
 
         Raises: Lost, if the connection has ended; TimedOut, if the peer allows no more streams.
         """
@@ -133,6 +133,9 @@ class Connection:
         stream_id = self.engine.get_next_available_stream_id()
         self.engine.send_stream_data(stream_id, b"")  # takes the number
         stream = self._streams[stream_id] = QuicStream(self, stream_id)
+        if keep:
+            stream.keep()
+            self.engine.widen_window()
         return stream
 
     async def accept_stream(self) -> QuicStream:
@@ -190,10 +193,14 @@ class Connection:
     def stream_kept(self, stream: QuicStream) -> None:
         """`stream` is of use, until it is over."""
         self._kept_streams += 1
-        self.engine.trust()
         self._endpoint.stream_settled(stream)
         if self._kept_streams == 1:
             self._endpoint.connection_used(self)
+
+    def widen(self) -> None:
+        """The peer may have more bytes unread and more streams open."""
+        self.engine.widen_window()
+        self.engine.widen_streams()
 
     def stream_over(self, stream: QuicStream, *, kept: bool) -> None:
         """This end has closed or reset `stream`."""

@@ -80,7 +80,7 @@ class Engine(QuicConnection):
         )  # when the peer is to be allowed the streams that it opened too fast for
         self._stream_credit = float(STREAMS_BURST)
         self._stream_credit_of = -math.inf
-        self._is_trusted = False
+        self._most_streams = STRANGER_STREAMS
         none = self._local_max_streams_uni  # libp2p has no one-way streams
         none.value = none.sent = 0
         self.largest_datagram = 65_527  # until the peer says less
@@ -146,13 +146,16 @@ class Engine(QuicConnection):
         unacknowledged = sum(sender._buffer_stop - sender._buffer_start for sender in senders)
         return self._local_max_data.used - self._consumed + unacknowledged
 
-    def trust(self) -> None:
-        """The peer has a stream of use: it is allowed more bytes and streams, which the next packet tells it."""
-        if not self._is_trusted:
-            self._is_trusted = True
-            self._window = CONNECTION_WINDOW
-            self._local_max_data.value = max(self._local_max_data.value, self._consumed + CONNECTION_WINDOW)
-            self._local_max_streams_bidi.value += MAX_INCOMING_STREAMS - STRANGER_STREAMS
+    def widen_window(self) -> None:
+        """The peer is allowed more unread bytes from now on; the next packet tells it."""
+        self._window = CONNECTION_WINDOW
+        self._local_max_data.value = max(self._local_max_data.value, self._consumed + CONNECTION_WINDOW)
+
+    def widen_streams(self) -> None:
+        """The peer is allowed more streams from now on; the next packet tells it."""
+        if self._most_streams < MAX_INCOMING_STREAMS:
+            self._local_max_streams_bidi.value += MAX_INCOMING_STREAMS - self._most_streams
+            self._most_streams = MAX_INCOMING_STREAMS
 
     def retry_stream_credit(self, now: float) -> None:
         """The peer may be allowed more streams now, with the next packet; if not, look again later."""
@@ -291,7 +294,7 @@ class Engine(QuicConnection):
         self._unacknowledged = 0
 
     def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
-        """Send MAX_DATA and MAX_STREAMS where they have grown; `consume` and `trust` alone make MAX_DATA grow."""
+        """Send MAX_DATA and MAX_STREAMS where they have grown, MAX_DATA by `consume` and `widen_window` alone."""
         data, streams = self._local_max_data, self._local_max_streams_bidi
         if data.value != data.sent:
             self._write_limit(builder, data, data.value)

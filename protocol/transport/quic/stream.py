@@ -154,6 +154,10 @@ class QuicStream:
             self._kept = True
             self.connection.stream_kept(self)
 
+    def widen(self) -> None:
+        """See `protocol.transport.base.Stream`."""
+        self.connection.widen()
+
     # --- what the connection tells
 
     @property

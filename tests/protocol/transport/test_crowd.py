@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.errors import Busy
+from protocol.transport import limits
 from protocol.transport.allowance import (
     REMEMBERED_ORIGINS,
     REMEMBERED_PEERS,
@@ -232,3 +233,17 @@ def test_a_small_holder_is_safe_from_a_large_one(size: int) -> None:
     """Beside a crowd that holds too much, the one that holds little stays."""
     held = [("crowd", size)] * 100 + [("alone", size)]
     assert len(held) - 1 not in too_much(held, 50 * size)
+
+
+def test_the_endpoints_memory_has_a_bound() -> None:
+    """All that strangers can make the endpoint hold at the same moment, by the limits and what each thing costs."""
+    connection, stream = 115 * limits.KIB, 4 * limits.KIB
+    connections = limits.MAX_CONNECTIONS + limits.MAX_HANDSHAKES + limits.MAX_DIALS * limits.MAX_DIAL_ADDRS
+    strangers = limits.MAX_CONNECTIONS * limits.STRANGER_STREAMS * stream
+    of_use = limits.MAX_CONNECTIONS // 2 * (limits.MAX_INCOMING_STREAMS - limits.STRANGER_STREAMS) * stream
+    crypto = 3 * (limits.MAX_CONNECTIONS + limits.MAX_HANDSHAKES) * limits.MAX_CRYPTO_BYTES
+    tasks = limits.MAX_UNUSED_STREAMS * 20 * limits.KIB
+    held = limits.MAX_HELD_BYTES + limits.COUNT_HELD_EVERY
+    assert limits.MAX_CONNECTIONS * limits.STRANGER_WINDOW < limits.MAX_HELD_BYTES
+    assert connections * connection + strangers + crypto + tasks + held < 700 * limits.MIB
+    assert of_use < 500 * limits.MIB  # only by as many peers that were granted something

@@ -99,7 +99,7 @@ async def test_a_slow_reader_loses_nothing() -> None:
 async def test_credit_is_given_for_reading_only() -> None:
     """However much a peer wants to send on many streams, unread bytes stay within the connection's window.
 
-    It is small until one of the streams is of use.
+    It is small until the peer is allowed more.
     """
     reading = trio.Event()
     streams: list[QuicStream] = []
@@ -118,7 +118,7 @@ async def test_credit_is_given_for_reading_only() -> None:
             with trio.move_on_after(0.3):
                 await trio.sleep_forever()
             assert engine.held_bytes == STRANGER_WINDOW
-            streams[0].keep()
+            streams[0].widen()
             streams[0].connection.flush()
             await wait_until(lambda: engine._local_max_data.used == CONNECTION_WINDOW)
             with trio.move_on_after(0.3):
@@ -511,11 +511,11 @@ async def test_one_peer_has_a_few_connections_at_most() -> None:
 
 
 async def test_too_many_streams_wait() -> None:
-    """The peer's limit on open streams holds an opener up until one ends, or until one is of use."""
+    """The peer's limit on open streams holds an opener up until one ends, or until it is allowed more."""
 
     async def hold(stream: QuicStream) -> None:
         if await stream.receive() == b"of use":
-            stream.keep()
+            stream.widen()
             await stream.send(b"granted")
         await stream.receive()
         await stream.aclose()
