@@ -199,8 +199,10 @@ class Connection:
 
     def widen(self) -> None:
         """The peer may have more bytes unread and more streams open."""
-        self.engine.widen_window()
-        self.engine.widen_streams()
+        if self.error is None:
+            self.engine.widen_window()
+            self.engine.widen_streams()
+            self.flush()
 
     def stream_over(self, stream: QuicStream, *, kept: bool) -> None:
         """This end has closed or reset `stream`."""

@@ -119,7 +119,6 @@ async def test_credit_is_given_for_reading_only() -> None:
                 await trio.sleep_forever()
             assert engine.held_bytes == STRANGER_WINDOW
             streams[0].widen()
-            streams[0].connection.flush()
             await wait_until(lambda: engine._local_max_data.used == CONNECTION_WINDOW)
             with trio.move_on_after(0.3):
                 await trio.sleep_forever()
