@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 
 from libp2p.abc import IHost, INetStream
 from libp2p.kad_dht.common import BUCKET_SIZE, PROTOCOL_ID
@@ -28,6 +29,7 @@ from protocol.transport.limits import (
     DHT_MAX_VALUES,
     MAX_DIAL_ADDRS,
 )
+from protocol.transport.origin import HERE
 from protocol.transport.slots import Slots
 from protocol.transport.validator import DhtValidator
 
@@ -57,11 +59,23 @@ class RecordRule(Validator):
 
 
 class BoundedValues(ValueStore):
-    """Values in memory, the oldest making room."""
+    """Values in memory; of too many the oldest of the origin that has put the most makes room."""
+
+    def __init__(self, host: IHost, peer: ID, putter: ContextVar[str]) -> None:
+        super().__init__(host, peer)
+        self._putter = putter
+        self._all: Crowd[bytes] = Crowd()
+
+    def put_record(self, key: bytes, record: Record) -> None:
+        """Store a value that the peer whose stream is being served has put."""
+        super().put_record(key, record)
+        origin = self._putter.get()
+        self._all.enter(key, origin, origin)
+        if len(self._all) > DHT_MAX_VALUES:
+            self.store.pop(self._all.give_way(), None)
 
     def _evict_if_full(self) -> None:
-        while len(self.store) >= DHT_MAX_VALUES:
-            del self.store[next(iter(self.store))]
+        """Room is made after a value is stored."""
 
 
 class BoundedProviders(ProviderStore):
@@ -112,7 +126,8 @@ class KadServer(KadDHT):
             max_peers_per_subnet=0,  # volunteers behind one provider, or one laboratory, are no attack
         )
         self.is_server = server
-        self.value_store = BoundedValues(host, self.local_peer_id)
+        self._putter = ContextVar("putter", default=HERE)  # the origin whose stream this task serves
+        self.value_store = BoundedValues(host, self.local_peer_id, self._putter)
         self.provider_store = BoundedProviders(host, self.peer_routing, origin_of)
         self._slots = Slots(DHT_MAX_INCOMING)
         self._provider_rate_max = DHT_MAX_PROVIDES_PER_10_S
@@ -123,6 +138,7 @@ class KadServer(KadDHT):
         if not self.is_server or not isinstance(muxed, MuxedConnection):
             await stream.close()
             return
+        self._putter.set(muxed.connection.origin)
         with self._slots.taken(muxed.connection):
             await self._do_handle_stream(stream)
 

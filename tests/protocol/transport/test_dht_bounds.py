@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from contextlib import AsyncExitStack
+from contextvars import ContextVar
 from types import SimpleNamespace
 from typing import cast
 
@@ -14,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from libp2p.abc import IHost
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.kad_dht.common import BUCKET_SIZE
+from libp2p.kad_dht.pb.kademlia_pb2 import Record
 from libp2p.kad_dht.peer_routing import PeerRouting
 from libp2p.peer.envelope import seal_record
 from libp2p.peer.id import ID
@@ -23,7 +25,7 @@ from multiaddr import Multiaddr
 
 from protocol.errors import Lost, TimedOut
 from protocol.transport.libp2p import Libp2pTransport
-from protocol.transport.libp2p.kad_server import KAD, BoundedProviders
+from protocol.transport.libp2p.kad_server import KAD, BoundedProviders, BoundedValues
 from protocol.transport.libp2p.peers import BoundedPeers
 from protocol.transport.limits import (
     DHT_MAX_INCOMING,
@@ -36,6 +38,7 @@ from protocol.transport.limits import (
     MAX_DIALS,
     STRANGER_STREAMS,
 )
+from protocol.transport.origin import HERE
 from protocol.transport.peer_id import peer_id_of
 from tests.protocol.transport.quic_support import HOST, wait_until
 from tests.protocol.transport.test_libp2p import opened
@@ -134,6 +137,37 @@ def test_providers_are_bounded_in_all(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(map(len, store.providers.values())) == 50
     assert len(store._of_key) == len(store.providers) == 50
     assert [info.peer_id for info in store.get_providers(KEY)] == [honest]
+
+
+# --- values
+
+
+def test_values_of_one_origin_do_not_push_out_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many values one block of addresses puts, those put from elsewhere stay, and all of them are bounded."""
+    monkeypatch.setattr("protocol.transport.libp2p.kad_server.DHT_MAX_VALUES", 50)
+    putter = ContextVar("putter", default="here")
+    store = BoundedValues(cast(IHost, SimpleNamespace()), stranger(0), putter)
+    store.put_record(b"ours", Record(key=b"ours", value=b"1"))
+    putter.set("there")
+    for number in range(500):
+        key = b"%d" % number
+        store.put_record(key, Record(key=key, value=b"1"))
+    assert len(store.store) == 50
+    assert store.get(b"ours") is not None
+    assert store.get(b"499") is not None
+
+
+@pytest.mark.net
+async def test_a_value_is_counted_for_where_it_comes_from() -> None:
+    """A node's own is its own, a peer's that of the peer's origin."""
+    async with opened() as server, opened() as client:
+        await client.connect(server.addrs[0])
+        await client.dht.put("key", b"1")
+        values = server.dht._server.value_store
+        assert isinstance(values, BoundedValues)
+        await server.dht.put("own", b"1")
+        assert values._all._places[b"key"][0] == "127.0.0.0/24"
+        assert values._all._places[b"own"][0] == HERE
 
 
 # --- streams

@@ -243,7 +243,7 @@ async def test_a_peer_that_hangs_in_negotiation_does_not_hold_others_up() -> Non
         await client.connect(server.addrs[0])
         connection = client._endpoint.connection(server.peer)
         assert connection is not None
-        for _ in range(20):
+        for _ in range(10):
             await (await connection.open_stream()).send(b"\x13/multi")
         with trio.fail_after(1):
             stream = await client.open_stream(server.peer, [], ECHO)
