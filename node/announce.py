@@ -10,24 +10,37 @@ from dataclasses import dataclass
 
 import trio
 
-from node.serving import Allowance, guarded
+from node.serving import guarded
 from protocol import limits
 from protocol.book import RecordBook
+from protocol.codec import encode
 from protocol.errors import Busy, Malformed
 from protocol.identity import Identity
 from protocol.messages import MAP_PROTOCOL, MapReply, MapRequest
 from protocol.model import Span
 from protocol.records import Announcement, Link, Record, sign_record
+from protocol.transport.allowance import Allowance, PeerAllowance
 from protocol.transport.base import Stream, Transport
 from protocol.transport.channel import Channel
+from protocol.transport.slots import Slots
 
 logger = logging.getLogger(__name__)
 
 # A peer exchanges maps every few seconds at most; a client asks once or twice as it starts.
 MAPS_BURST = 20
 MAPS_PER_S = 1.0
-# Map exchanges answered at once; each may hold two map frames.
-MAPS = 32
+# Bytes of maps for one origin: those of 1,000 nodes are 1 MiB and cost 40 ms to send. 16 of them at once, then 2 each
+# second, 8 % of a core; while a swarm is small, thousands.
+MAP_BYTES_BURST = 16 * limits.MIB
+MAP_BYTES_PER_S = 2 * limits.MIB
+# Peers whose request is on its way, of `limits.MAP_REQUEST_BYTES` at most: 32 MiB.
+MAPS_ASKED = 128
+# Peers that are being answered: beside the one map that they share, each holds the records it brought.
+MAPS_ANSWERED = 16
+# A map is made anew after this; where there is news sooner, but no faster than so many bytes in a second: the
+# largest, which takes 25 ms, each quarter of one. A small map is as good as always new.
+MAP_FRESH_S = 1.0
+MAP_NEWS_BYTES_PER_S = 16 * limits.MIB
 # Records checked before other tasks have their turn: 32 signatures take about 5 ms.
 CHECKED_AT_ONCE = 32
 # After this many records that are no records, a peer is not listened to any further.
@@ -83,8 +96,13 @@ class Announcer:
         self._rng = rng
         self._sequence = 0
         self._rtt_ms: dict[str, float] = {}
-        self._allowance = Allowance(MAPS_PER_S, MAPS_BURST)
-        self._answering = 0
+        self._allowance = PeerAllowance(MAPS_PER_S, MAPS_BURST)
+        self._bytes = Allowance(MAP_BYTES_PER_S, MAP_BYTES_BURST)
+        self._asked = Slots(MAPS_ASKED)
+        self._answered = Slots(MAPS_ANSWERED)
+        self._reply = b""
+        self._reply_at = float("-inf")
+        self._has_news = False  # since the reply was made
 
     def serve(self) -> None:
         """Answer map requests from now on."""
@@ -118,6 +136,7 @@ class Announcer:
         )
         self.own = sign_record(self._identity, said)
         self.book.add(self.own)
+        self._has_news = True
         return self.own
 
     def others(self) -> list[Announcement]:
@@ -155,6 +174,7 @@ class Announcer:
             if refused > REFUSED_RECORDS:
                 raise Malformed(f"{refused} of {len(records)} records do not hold")
             await trio.lowlevel.checkpoint()
+        self._has_news |= bool(fresh)
         self._keep_last_word(fresh)
         return fresh
 
@@ -171,19 +191,28 @@ class Announcer:
 
         Raises: Busy, if the peer asks too often; PeerUnavailable; RemoteProtocolError.
         """
-        if self._answering >= MAPS or not self._allowance.take(stream.peer, trio.current_time()):
+        now = trio.current_time()
+        if not self._allowance.take(stream.origin, stream.peer, now):
             raise Busy(f"{stream.peer} asks for the map too often")
-        self._answering += 1
-        try:
-            async with Channel(stream, frame_limit=limits.CONTROL_FRAME_BYTES) as channel:
+        async with Channel(stream, frame_limit=limits.MAP_REQUEST_BYTES) as channel:
+            with self._asked.taken(stream):
                 request = await channel.expect(MapRequest, limits.FIRST_MESSAGE_TIMEOUT_S)
-                with trio.fail_after(limits.CONTROL_TIMEOUT_S):
-                    await channel.send(MapReply(self.page()))
+            reply = self._encoded(trio.current_time())
+            if not self._bytes.take(stream.origin, trio.current_time(), len(reply)):
+                raise Busy(f"{stream.origin} asks for the map too often")
+            with self._answered.taken(stream) as slot:
+                stream.keep()
+                await slot.send(stream, reply, limits.CONTROL_TIMEOUT_S)
                 await self.take(request.records)
-        except trio.TooSlowError:
-            raise Busy(f"{stream.peer} does not read the map it asked for") from None
-        finally:
-            self._answering -= 1
+
+    def _encoded(self, now: float) -> bytes:
+        """The map as it is sent, made once for all who ask within a moment."""
+        news_after_s = len(self._reply) / MAP_NEWS_BYTES_PER_S
+        if now - self._reply_at >= (news_after_s if self._has_news else MAP_FRESH_S):
+            self._reply = encode(MapReply(self.page()))
+            self._reply_at = now
+            self._has_news = False
+        return self._reply
 
     def _links(self, digest: bytes, now: float) -> tuple[Link, ...]:
         """The nearest of the nodes of our model, then the nearest others."""

@@ -17,7 +17,7 @@ from typing import Protocol
 
 import trio
 
-from node.scheduler import Piece, Scheduler
+from node.scheduler import Owner, Piece, Scheduler
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +108,10 @@ class Runnable(Protocol):
     def key(self) -> int:
         """A number of its own."""
 
+    @property
+    def owner(self) -> Owner:
+        """Whose it is."""
+
     def compute(self, piece: Piece) -> None:
         """Run a piece. Called in the worker thread."""
 
@@ -130,7 +134,7 @@ class EngineLoop:
     def submit(self, runnable: Runnable, number: int, rows: int) -> None:
         """Run step `number` of `runnable` in its turn."""
         self._runnables[runnable.key] = runnable
-        self.scheduler.add(runnable.key, number, rows, time.perf_counter())
+        self.scheduler.add(runnable.key, number, rows, time.perf_counter(), runnable.owner)
         if not self._busy:
             self._next()
 

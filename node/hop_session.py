@@ -23,7 +23,7 @@ from node.interfaces import Engine, KvCache
 from node.meter import Meter, StepTime
 from node.neighbours import Neighbours
 from node.pace import Pace
-from node.scheduler import Piece
+from node.scheduler import Owner, Piece
 from node.sender import Sender
 from node.steps import (
     BadWant,
@@ -116,7 +116,7 @@ class HopSession:
         self.key = next(_keys)
         self.id = opened.session
         self.peer = seat.peer
-        self.origin = seat.origin
+        self.owner = Owner(seat.origin, seat.peer)
         self.shape = shape
         self.failure: Error | None = None
         self._machine = machine
@@ -243,7 +243,7 @@ class HopSession:
             self._outbox.send_nowait(_Again(step.number))
 
     async def _open_stream(self, peer: str) -> Stream:
-        return await self._machine.neighbours.open_stream(peer, asker=self.peer, origin=self.origin)
+        return await self._machine.neighbours.open_stream(peer, self.owner)
 
     def _fail_step(self, message: str, *, from_client: bool) -> None:
         self.fail("bad_step" if from_client else "bad_hidden", message, elsewhere=not from_client)

@@ -11,10 +11,11 @@ from collections.abc import Callable
 
 import trio
 
-from node.serving import Allowance
+from node.scheduler import Owner
 from protocol import limits
 from protocol.errors import Busy, PeerUnavailable, Unreachable
 from protocol.messages import SESSION_PROTOCOL
+from protocol.transport.allowance import Allowance, PeerAllowance
 from protocol.transport.base import Stream, Transport
 
 logger = logging.getLogger(__name__)
@@ -28,18 +29,18 @@ class Neighbours:
     def __init__(self, transport: Transport, addresses_of: AddressesOf = lambda _: ()) -> None:
         self._transport = transport
         self._addresses_of = addresses_of
-        self._of_peer = Allowance(limits.LINKS_PER_S, limits.LINKS_BURST)
+        self._of_peer = PeerAllowance(limits.LINKS_PER_S, limits.LINKS_BURST)
         self._of_origin = Allowance(2 * limits.LINKS_PER_S, 2 * limits.LINKS_BURST)
 
-    async def open_stream(self, peer: str, *, asker: str, origin: str) -> Stream:
-        """A session stream to `peer`, for the client `asker` that comes from `origin`.
+    async def open_stream(self, peer: str, asker: Owner) -> Stream:
+        """A session stream to `peer`, for the client that is `asker`.
 
         Over the connection there is, else by dialling, which takes as long whatever it fails with: how it fails would
         tell the asker about places. Raises: PeerUnavailable.
         """
         now, transport = trio.current_time(), self._transport
-        if not (self._of_peer.take(asker, now) and self._of_origin.take(origin, now)):
-            raise Busy(f"{asker} asks for too many links")
+        if not (self._of_peer.take(*asker, now) and self._of_origin.take(asker.origin, now)):
+            raise Busy(f"{asker.peer} asks for too many links")
         known = peer == transport.peer or transport.place_of(peer) is not None
         addrs = () if known else self._addresses_of(peer)
         if not known and not addrs:

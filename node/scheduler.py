@@ -2,14 +2,17 @@
 
 A step of few rows (a decode step, a draft to check) goes before a long one, and after a few short ones a long one has
 its turn. While other sessions decode, a long step is cut into pieces, so that it holds them up for no longer than a
-piece takes; when it is alone it runs whole, which is faster. Inside a session everything is in order of arrival, and
-one piece runs at a time. `now` is in seconds, on any clock that does not jump.
+piece takes; when it is alone it runs whole, which is faster. Origins take turns, then the peers of one origin, then
+the sessions of one peer, so that whoever has many sessions holds up nobody else. Inside a session everything is in
+order of arrival, and one piece runs at a time. `now` is in seconds, on any clock that does not jump.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from protocol import limits
 
@@ -19,6 +22,55 @@ SHORT_ROWS = 8
 SHORT_BEFORE_LONG = 8
 # A session that has had a short step this recently is decoding, and its next step is on its way.
 DECODING_S = 1.0
+
+
+class Owner(NamedTuple):
+    """Whose session it is."""
+
+    origin: str  # see `protocol.transport.origin`
+    peer: str
+
+
+NOBODY = Owner("", "")
+
+
+class _Turns:
+    """Sessions that wait for a turn; the next is that of the origin, and there of the peer, that waits longest."""
+
+    def __init__(self) -> None:
+        # Dicts for their order: what has had its turn goes to the end.
+        self._waiting: dict[str, dict[str, dict[int, None]]] = {}
+        self._owners: dict[int, Owner] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._owners)
+
+    def add(self, session: int, owner: Owner) -> None:
+        self._owners[session] = owner
+        self._waiting.setdefault(owner.origin, {}).setdefault(owner.peer, {})[session] = None
+
+    def remove(self, session: int) -> None:
+        owner = self._owners.pop(session, None)
+        if owner is None:
+            return
+        peers = self._waiting[owner.origin]
+        sessions = peers[owner.peer]
+        del sessions[session]
+        if not sessions:
+            del peers[owner.peer]
+            if not peers:
+                del self._waiting[owner.origin]
+
+    def next(self) -> int:
+        """Whose turn it is; the session no longer waits."""
+        origin, peers = next(iter(self._waiting.items()))
+        peer, sessions = next(iter(peers.items()))
+        session = next(iter(sessions))
+        del self._waiting[origin], peers[peer]
+        peers[peer] = sessions
+        self._waiting[origin] = peers
+        self.remove(session)
+        return session
 
 
 @dataclass(slots=True)
@@ -46,20 +98,23 @@ class Scheduler:
         self.piece_rows = piece_rows
         self._jobs: dict[int, deque[_Job]] = {}
         self._running: set[int] = set()
-        # Sessions whose first job may run now, in order of waiting (a dict, for its order and removal).
-        self._short: dict[int, None] = {}
-        self._long: dict[int, None] = {}
+        self._owners: dict[int, Owner] = {}
+        # Sessions whose first job may run now.
+        self._short = _Turns()
+        self._long = _Turns()
         self._passed = 0
-        self._last_short: dict[int, float] = {}  # by session, when it came
+        self._last_short: dict[int, float] = {}  # by session, when it came; the latest last
 
     def __len__(self) -> int:
         """Steps not yet wholly taken."""
         return sum(len(jobs) for jobs in self._jobs.values())
 
-    def add(self, session: int, number: int, rows: int, now: float) -> None:
-        """A step of `session` is ready once those before it have run."""
+    def add(self, session: int, number: int, rows: int, now: float, owner: Owner = NOBODY) -> None:
+        """A step of `session`, which is its `owner`'s, is ready once those before it have run."""
         if rows <= SHORT_ROWS:
+            self._last_short.pop(session, None)
             self._last_short[session] = now
+        self._owners[session] = owner
         jobs = self._jobs.setdefault(session, deque())
         jobs.append(_Job(number, rows))
         if len(jobs) == 1 and session not in self._running:
@@ -71,8 +126,7 @@ class Scheduler:
         if line is None:
             return None
         self._passed = self._passed + 1 if line is self._short and self._long else 0
-        session = next(iter(line))
-        del line[session]
+        session = line.next()
         self._running.add(session)
         jobs = self._jobs[session]
         job = jobs[0]
@@ -94,10 +148,11 @@ class Scheduler:
         """Forget the steps of `session`; what runs is finished by `finish` as ever."""
         self._jobs.pop(session, None)
         self._last_short.pop(session, None)
-        self._short.pop(session, None)
-        self._long.pop(session, None)
+        self._owners.pop(session, None)
+        self._short.remove(session)
+        self._long.remove(session)
 
-    def _choose(self) -> dict[int, None] | None:
+    def _choose(self) -> _Turns | None:
         if self._short and not (self._long and self._passed >= SHORT_BEFORE_LONG):
             return self._short
         return self._long or None
@@ -108,8 +163,9 @@ class Scheduler:
         return max(self.piece_rows, SHORT_ROWS)
 
     def _others_decode(self, session: int, now: float) -> bool:
-        return any(other != session and now - at < DECODING_S for other, at in self._last_short.items())
+        latest = (at for other, at in reversed(self._last_short.items()) if other != session)
+        return now - next(latest, -math.inf) < DECODING_S
 
     def _line_up(self, session: int) -> None:
         line = self._short if self._jobs[session][0].rows <= SHORT_ROWS else self._long
-        line[session] = None
+        line.add(session, self._owners[session])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 
 import trio
 
@@ -11,18 +12,18 @@ from node.admission import Admission, Seat
 from node.compute import EngineLoop, Executor, WorkerThread
 from node.hop_session import HopSession, Machine
 from node.interfaces import Engine
-from node.lobby import Lobby
 from node.meter import Meter
 from node.neighbours import Neighbours
 from node.scheduler import Scheduler
-from node.serving import Allowance
 from node.steps import Shape
 from protocol import limits
-from protocol.errors import CacheFull, RemoteProtocolError, TimedOut
+from protocol.errors import Busy, CacheFull, RemoteProtocolError, TimedOut
 from protocol.messages import SESSION_PROTOCOL, Attach, Error, Open, Opened, Refused
 from protocol.session import Side, StreamState
+from protocol.transport.allowance import Allowance
 from protocol.transport.base import Stream, Transport
 from protocol.transport.channel import Channel
+from protocol.transport.slots import Slots
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +57,8 @@ class Hop:
         self._sessions: dict[bytes, HopSession] = {}
         self._seated: dict[Seat, HopSession] = {}
         self._opens = Allowance(limits.OPENS_PER_S, limits.OPENS_BURST)
-        self._newcomers = Lobby(limits.NEWCOMERS)
-        self._attaching = Lobby(limits.ATTACH_WAITERS)
+        self._newcomers = Slots(limits.NEWCOMERS)
+        self._attaching = Slots(limits.ATTACH_WAITERS)
         self._awaited: dict[bytes, trio.Event] = {}
         self._draining = False
         self._empty = trio.Event()
@@ -96,14 +97,14 @@ class Hop:
         state = StreamState(Side.HOP)
         async with Channel(stream, state=state, frame_limit=limits.FIRST_FRAME_BYTES) as channel:
             try:
-                with self._newcomers.wait(stream.origin, limits.FIRST_MESSAGE_TIMEOUT_S) as waiting:
+                with self._newcomers.taken(stream), trio.fail_after(limits.FIRST_MESSAGE_TIMEOUT_S):
                     first = await channel.receive()
-                if waiting.cancelled_caught:
-                    raise TimedOut("the stream said nothing")
                 if isinstance(first, Open):
                     await self._open(channel, first)
                 elif isinstance(first, Attach):
                     await self._attach(channel, first)
+            except trio.TooSlowError:
+                raise TimedOut("the stream said nothing") from None
             except RemoteProtocolError as error:
                 logger.info("%s broke the protocol: %s", stream.peer, error)
                 await say_error(channel, Error("malformed", str(error), elsewhere=False))
@@ -118,6 +119,8 @@ class Hop:
             logger.info("refused a session to %s: %s", channel.peer, granted.reason)
             await channel.send(granted)
             return
+        channel.stream.keep()
+        channel.stream.widen()
         session = HopSession(self._machine, channel, asked, shape, granted)
         self._sessions[asked.session] = self._seated[granted] = session
         awaited = self._awaited.get(asked.session)
@@ -170,21 +173,23 @@ class Hop:
     # --- a previous hop's stream
 
     async def _attach(self, channel: Channel, attach: Attach) -> None:
-        session = await self._find(attach.session, channel.stream.origin)
+        session = await self._find(attach.session, channel.stream)
         if session is None or session.shape.span.start != attach.stage:
             code, message = "unknown_session", "no such session here"
             if session is not None:
                 code, message = "bad_stage", f"that session does not begin at stage {attach.stage}"
             await say_error(channel, Error(code, message, elsewhere=False))
             return
+        channel.stream.keep()
+        channel.stream.widen()
         channel.frame_limit = session.shape.frame_bytes
         await session.read_attached(channel)
 
-    async def _find(self, session: bytes, origin: str) -> HopSession | None:
+    async def _find(self, session: bytes, stream: Stream) -> HopSession | None:
         """The session, once it is open: a client asks all its hops at once, in no order."""
         if session not in self._sessions:
             opened = self._awaited.setdefault(session, trio.Event())
-            with self._attaching.wait(origin, limits.ATTACH_WAIT_S):
+            with suppress(Busy), self._attaching.taken(stream), trio.move_on_after(limits.ATTACH_WAIT_S):
                 await opened.wait()
             self._awaited.pop(session, None)
         return self._sessions.get(session)

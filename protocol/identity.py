@@ -11,10 +11,11 @@ from typing import Final
 
 import base58
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from protocol import limits
 from protocol.errors import BadSignature, ConfigError, Malformed
+from protocol.keys import load_key
 
 # identity multihash (0x00) of 36 bytes; protobuf PublicKey {Type: Ed25519 (1), Data: 32 bytes}
 # (libp2p peer-ids specification, "Keys" and "Peer Ids")
@@ -97,9 +98,9 @@ def public_key(peer: str) -> bytes:
 
 
 def verify(peer: str, domain: str, body: bytes, signature: bytes) -> None:
-    """Raises BadSignature unless `peer` signed `body` for `domain`; Malformed if `peer` is no peer id."""
+    """Raises BadSignature unless `peer` and nobody else signed `body` for `domain`; Malformed if it is no peer id."""
     try:
-        Ed25519PublicKey.from_public_bytes(public_key(peer)).verify(signature, _message(domain, body))
+        load_key(public_key(peer)).verify(signature, _message(domain, body))
     except InvalidSignature as error:
         raise BadSignature(f"not signed by {peer}") from error
 

@@ -12,6 +12,10 @@ FRAME_BYTES: Final = 64 * MIB
 CONTROL_FRAME_BYTES: Final = 4 * MIB
 # What a session stream begins with: `open` with a next hop takes 300 bytes, an `error` with its text 1,200.
 FIRST_FRAME_BYTES: Final = 4096
+# A request for the map brings the newest announcements that the asker knows, about 1 KiB each; the rest goes round.
+MAP_REQUEST_BYTES: Final = 256 * 1024
+# A request for the manifest or for a file holds a digest or a name.
+FILE_REQUEST_BYTES: Final = 4 * 1024
 
 # Sequence lengths above a million are beyond every model served today.
 SESSION_TOKENS: Final = 1 << 20

@@ -52,6 +52,15 @@ class Stream(Protocol):
     async def aclose(self) -> None:
         """Finish sending, discard what still arrives, free the stream. Safe to call twice."""
 
+    def keep(self) -> None:
+        """The stream is of use, until it ends: it and its connection are the last to give way to strangers'.
+
+        For a handler to call once it has found out what the stream is for, and granted it.
+        """
+
+    def widen(self) -> None:
+        """The peer may have more bytes unread and more streams open from now on: it was granted a session."""
+
     def reset(self) -> None:
         """End both directions at once; the peer's next receive raises Lost. Never blocks. Safe twice."""
 

@@ -11,6 +11,9 @@ MIB = 1024 * KIB
 DIAL_TIMEOUT_S = 3.0
 # A record names a handful of addresses (interfaces, a public one); more would let it make us spray packets.
 MAX_DIAL_ADDRS = 16
+# Peers dialled at once, the oldest attempt giving way: strangers name peers to dial, at 16 addresses each. If all are
+# dead, 32 each 3 s begin 170 handshakes a second: 25 % of a core.
+MAX_DIALS = 32
 # An answer to the first flight of a stream (a refusal, or the first data) takes one round trip and whatever
 # the handler takes to begin; the protocol name itself is answered by the host at once.
 NEGOTIATION_TIMEOUT_S = 10.0
@@ -39,21 +42,54 @@ SOCKET_BUFFER = 4 * MIB
 RECEIVE_BATCH = 64
 # Datagrams that wait because the kernel's buffer is full; beyond that they are lost, which QUIC repairs.
 SEND_BACKLOG = 1024
-# A connection costs 115 KiB of Python objects (measured) and keep-alives; 1,024 are 115 MiB.
+# A connection costs 115 KiB of Python objects (measured) and keep-alives; 1,024 are 115 MiB. With all taken, one
+# gives way: of those without a stream that anybody has found of use, while these are more than half.
 MAX_CONNECTIONS = 1024
 # A peer that restarts has a new connection before its old one times out; more than a few is an attack or a bug.
 MAX_CONNECTIONS_PER_PEER = 4
-# Handshakes cost about 3 ms of CPU each: 128 unfinished ones bound memory and what a flood can start.
-MAX_HANDSHAKES = 128
+# Unfinished handshakes, the oldest giving way: 29 MiB. At the rates below each has 1.8 s at least, in which an honest
+# one, of two round trips, is through.
+MAX_HANDSHAKES = 256
 HANDSHAKE_TIMEOUT_S = 5.0
-# Beyond this many, who wants in must first show that it receives at the address it sends from (one round trip).
-MAX_UNPROVEN_HANDSHAKES = 32
-# With all connections taken, one without streams gives way if nothing has passed over it for this long.
-UNUSED_AFTER_S = 10.0
+# A handshake costs about 3 ms of CPU: those of all begin at a rate that takes 36 % of a core, of one origin 24 %.
+HANDSHAKES_PER_S = 120
+ORIGIN_HANDSHAKES_PER_S = 80
+# Those of an origin that begin though others use up what there is for all.
+RESERVED_HANDSHAKES_PER_S = 4
+RESERVED_HANDSHAKES_BURST = 8
+# Who dials from one port of one address does so once for each connection; again a few times, where it is refused.
+PORT_HANDSHAKES_PER_S = 4
+PORT_HANDSHAKES_BURST = 16
+# This many may begin without showing that they receive at the address they send from, which saves a round trip; then
+# everybody has to.
+UNPROVEN_HANDSHAKES_BURST = 32
+UNPROVEN_HANDSHAKES_PER_S = 20
+# Answers without a connection (prove your address, speak another version) cost 60 us each: 6 % of a core.
+ANSWERS_PER_S = 1000
+# An answer to who is not proven to be where it says is at most this many times what it answers (RFC 9000, section 8).
+AMPLIFICATION = 3
+# What TLS is told in each phase of a connection: a certificate with the largest keys takes 6 KiB. In the three
+# of them, 120 MiB for all.
+MAX_CRYPTO_BYTES = 32 * KIB
+# Unread bytes, and streams, of a peer that was granted no session: it asks small things. Together 128 MiB of bytes,
+# and with 4 KiB for a stream 64 MiB of objects.
+STRANGER_WINDOW = 128 * KIB
+STRANGER_STREAMS = 16
+# Bytes held for all connections: arrived and not read, in order or not, and sent and not acknowledged. Beyond it
+# connections end, until it is kept again. What strangers may send unread stays below it.
+MAX_HELD_BYTES = 256 * MIB
+# Counted each time this much has passed: as much more may be held between two counts.
+COUNT_HELD_EVERY = 16 * MIB
+# Incoming streams, of all connections, that no handler has found of use yet (most of them have said nothing); the
+# oldest gives way. Each costs a task and 20 KiB, so 10 MiB; a stream that means something is through in milliseconds.
+MAX_UNUSED_STREAMS = 512
+# Streams a peer may open in one connection, at once and each second after: opening and resetting one costs 0.3 ms.
+STREAMS_BURST = 256
+STREAMS_PER_S = 200
 # Connection ids of closed connections whose goodbye is said again if asked: 1.3 KiB each.
 MAX_GOODBYES = 1024
 GOODBYES = 5  # for one connection: one of them arrives, and nobody is flooded
-# Streams the peer may have open at once; sessions, DHT queries and map exchanges of one peer stay far below.
+# Streams that a peer with a session may have open at once; sessions, DHT queries and map exchanges stay far below.
 MAX_INCOMING_STREAMS = 256
 # A stream that was closed but whose last bytes the peer does not take is reset after this.
 LINGER_TIMEOUT_S = 30.0
@@ -68,7 +104,15 @@ REFUSAL_PROBE_S = 0.03
 # --- py-libp2p's host and the DHT ---------------------------------------------------------------------------
 # Silence after which a stream of identify or Kademlia is given up: their messages are small and immediate.
 HOST_STREAM_TIMEOUT_S = 10.0
-# Incoming streams of one connection that have not said yet which protocol they want.
+# Bytes read of one stream of identify or ping; a long list of addresses and protocols takes 4 KiB.
+HOST_STREAM_BYTES = 64 * KIB
+# Peers that the host remembers, connected or not, the one heard of longest ago making room: with 16 addresses, and
+# protocols and texts at these bounds, 32 KiB each, so 64 MiB.
+HOST_MAX_PEERS = 2048
+HOST_MAX_PROTOCOLS = 64
+HOST_MAX_TEXT = 128
+HOST_MAX_RECORD = 4 * KIB
+# Protocols that an incoming stream may ask for before it is given up.
 MAX_PROPOSALS_PER_STREAM = 4
 # One question to one DHT node: an answer takes a round trip; a dead node behind a silent address costs this.
 DHT_QUERY_TIMEOUT_S = 1.5
@@ -85,11 +129,12 @@ DHT_MAX_VALUE = 16 * KIB
 DHT_MAX_VALUES = 4096
 # Keys are at most 128 bytes for go-libp2p and py-libp2p alike.
 DHT_MAX_KEY = 128
-# Providers kept: per key as Kademlia's k says, the oldest making room; a key and its providers cost about 4 KiB.
-DHT_MAX_PROVIDED_KEYS = 4096
+# Providers kept: per key as Kademlia's k says, and in all; of the origin that has most the oldest makes room. With
+# all the addresses that they may have, 8 KiB each, so 64 MiB.
+DHT_MAX_PROVIDERS = 8192
 # An answer holds 20 closer nodes and 20 providers with their addresses: about 20 KiB.
 DHT_MAX_MESSAGE = 256 * KIB
-# DHT streams served at once; py-libp2p's 12 turns a burst of honest puts away.
+# DHT streams served at once, the oldest giving way, each with a message at most; an honest one takes a round trip.
 DHT_MAX_INCOMING = 64
 # Announcements of providers taken from one peer in 10 s; py-libp2p's 10 is less than a node with many models makes.
 DHT_MAX_PROVIDES_PER_10_S = 100

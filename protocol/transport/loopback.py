@@ -80,6 +80,12 @@ class LoopbackStream:
         await self.finish()
         self._incoming.receiver.close()
 
+    def keep(self) -> None:
+        """There is nobody to give way to."""
+
+    def widen(self) -> None:
+        """It is bounded by messages."""
+
     def reset(self) -> None:
         """End both directions at once; nothing happens to one that has ended."""
         if not self._finished:

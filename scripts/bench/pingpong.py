@@ -32,13 +32,15 @@ SETTLED_DATAGRAM = 16_000  # what the path probing reaches on loopback
 
 
 async def echo(stream: Stream) -> None:
-    """Send back what comes."""
+    """Send back what comes, with as much room as a session has."""
+    stream.widen()
     while data := await stream.receive():
         await stream.send(data)
 
 
 async def sink(stream: Stream) -> None:
     """Take everything, then say how much it was."""
+    stream.widen()
     size = 0
     while data := await stream.receive():
         size += len(data)

@@ -12,7 +12,6 @@ from node.config import NodeConfig
 from node.kv import ENTRY_BYTES, MOST_DEFAULT_TOKENS, buffer_bytes, default_kv_tokens
 from node.meter import QUIET_S, Meter, StepTime
 from node.pace import Pace
-from node.serving import REMEMBERED_PEERS, Allowance
 from node.steps import KeptOutputs, Result, join, piece_want
 from protocol import limits
 from protocol.candidates import NOTHING, Candidates, Want
@@ -119,17 +118,6 @@ def test_the_meter_follows_the_steps() -> None:
     assert meter.decode_ms == pytest.approx(2.2)
     assert meter.queue_ms(4.0) == pytest.approx(5.0)
     assert meter.queue_ms(3.0 + QUIET_S) == 0.0
-
-
-def test_an_allowance_comes_back_with_time() -> None:
-    """Each peer has its own, and strangers without number are forgotten."""
-    allowance = Allowance(per_s=1.0, burst=2)
-    assert [allowance.take("a", 0.0) for _ in range(3)] == [True, True, False]
-    assert allowance.take("b", 0.0)
-    assert [allowance.take("a", 1.5) for _ in range(2)] == [True, False]
-    for stranger in range(REMEMBERED_PEERS + 1):
-        allowance.take(str(stranger), 2.0)
-    assert len(allowance._left) == REMEMBERED_PEERS
 
 
 def test_kept_outputs_are_bounded() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.scheduler import DECODING_S, SHORT_BEFORE_LONG, SHORT_ROWS, Piece, Scheduler
+from node.scheduler import DECODING_S, SHORT_BEFORE_LONG, SHORT_ROWS, Owner, Piece, Scheduler
 
 
 def drain(scheduler: Scheduler) -> list[Piece]:
@@ -108,3 +108,73 @@ def test_every_row_runs_once_and_in_order(jobs: list[tuple[int, int]], piece_row
         expected.setdefault(session, []).extend((number, row) for row in range(rows))
     assert seen == expected
     assert len(scheduler) == 0
+
+
+def test_many_sessions_of_one_peer_hold_up_nobody_else() -> None:
+    """Behind sixty sessions of another peer, a step waits for one of theirs; of many peers elsewhere, for one too."""
+    scheduler = Scheduler()
+    for session in range(60):
+        scheduler.add(session, 0, 1, 0.0, Owner("there", "greedy"))
+    scheduler.add(60, 0, 1, 0.0, Owner("there", "modest"))
+    for session in range(100, 160):
+        scheduler.add(session, 0, 1, 0.0, Owner("elsewhere", str(session)))
+    scheduler.add(200, 0, 1, 0.0, Owner("here", "alone"))
+    order = [piece.session for piece in drain(scheduler)]
+    assert order[:3] == [0, 100, 200]
+    assert order.index(60) == 3
+    assert len(order) == 122
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 2), st.booleans()),
+        min_size=1,
+        max_size=60,
+    ),
+    st.data(),
+)
+def test_turns_are_taken_by_origin_then_peer(
+    jobs: list[tuple[int, int, int, bool]], data: st.DataObject
+) -> None:
+    """However steps come and finish, between two turns of a waiting peer's origin every other waiting origin has one,
+    and no step is lost.
+    """
+    scheduler = Scheduler()
+    waiting: list[int] = []
+    owners: dict[int, Owner] = {}
+    since: dict[str, list[str]] = {}  # origin that waits -> those that had a turn since it began to
+
+    def take() -> None:
+        piece = scheduler.take(0.0)
+        assert piece is not None
+        origin = owners[piece.session].origin
+        waiting.remove(piece.session)
+        for other, served in since.items():
+            if other != origin:
+                served.append(origin)
+                assert served.count(origin) == 1
+        since.pop(origin, None)
+        scheduler.finish(piece.session)
+        if any(owners[session].origin == origin for session in waiting):
+            since[origin] = []
+
+    for number, (origin, peer, session, taken) in enumerate(jobs):
+        key = 9 * origin + 3 * peer + session
+        owners[key] = Owner(str(origin), str(peer))
+        scheduler.add(key, number, 1, 0.0, owners[key])
+        waiting.append(key)
+        since.setdefault(str(origin), [])
+        if taken and data.draw(st.booleans()):
+            take()
+    while waiting:
+        take()
+    assert scheduler.take(0.0) is None
+
+
+def test_a_session_that_is_dropped_gives_its_turn_on() -> None:
+    """Nothing of it is left in the line."""
+    scheduler = Scheduler()
+    scheduler.add(1, 0, 1, 0.0, Owner("a", "p"))
+    scheduler.add(2, 0, 1, 0.0, Owner("a", "q"))
+    scheduler.drop(1)
+    assert [piece.session for piece in drain(scheduler)] == [2]

@@ -138,3 +138,14 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, Message | Candidates):
         return all(same(getattr(a, name), getattr(b, name)) for name in a.__dataclass_fields__)
     return bool(a == b)
+
+
+_P = 2**255 - 19
+_EIGHTH = (
+    0x05FC536D880238B13933C6D305ACDFD5F098EFF289F4C345B027B2C28F95E826,
+    0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7,
+)
+# The encodings, canonical or not, of the eight points of Ed25519 whose eighth multiple is nothing.
+SMALL_ORDER = tuple(
+    (y | sign << 255).to_bytes(32, "little") for y in (0, 1, _P - 1, _P, _P + 1, *_EIGHTH) for sign in (0, 1)
+)

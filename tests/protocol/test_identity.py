@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from protocol.errors import BadSignature, ConfigError, Malformed
 from protocol.identity import KEY_BYTES, generate, load_or_create, peer_id, public_key, verify
-from tests.protocol.samples import IDENTITY, OTHER
+from tests.protocol.samples import IDENTITY, OTHER, SMALL_ORDER
 
 
 def test_a_new_key_is_readable_by_its_owner_only(tmp_path: Path) -> None:
@@ -208,3 +208,11 @@ def test_other_signatures_are_refused(signature: bytes) -> None:
     """Of any length and content; nothing but BadSignature."""
     with pytest.raises(BadSignature):
         verify(IDENTITY.peer, "d", b"body", signature)
+
+
+@pytest.mark.parametrize("point", SMALL_ORDER, ids=bytes.hex)
+def test_nobody_signs_for_a_key_that_anybody_can_sign_for(point: bytes) -> None:
+    """A signature made of nothing, which holds for such a point and any or many a message, does not hold here."""
+    for number in range(64):
+        with pytest.raises(BadSignature):
+            verify(peer_id(point), "test", bytes((number,)), bytes((1, *bytes(63))))

@@ -59,7 +59,7 @@ async def open_transport(
         )
         transport = Libp2pTransport(endpoint, nursery, addrs if listen or announce else ())
         host = make_host(identity, transport.addrs, transport.connection)
-        server = KadServer(host, dht == "server", validate)
+        server = KadServer(host, dht == "server", validate, endpoint.origin_of_peer)
         host.on_identified = server.identified
         transport.attach(host, KadDht(server, transport.open_stream, transport.addrs, validate))
         async with _running(host, server):

@@ -16,6 +16,7 @@ from libp2p.abc import INetConn, INetStream
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.custom_types import TProtocol
 from libp2p.host.basic_host import BasicHost
+from libp2p.kad_dht.common import PROTOCOL_ID
 from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.exceptions import SwarmException
 from libp2p.network.swarm import Swarm
@@ -26,7 +27,9 @@ from multiaddr import Multiaddr
 
 from protocol.errors import SwarmError
 from protocol.transport.libp2p.muxed import MuxedConnection, MuxedStream
+from protocol.transport.libp2p.peers import BoundedPeers
 from protocol.transport.libp2p.streams import AcceptedStream
+from protocol.transport.limits import HOST_STREAM_BYTES
 from protocol.transport.quic.connection import Connection
 
 logger = logging.getLogger(__name__)
@@ -111,7 +114,9 @@ class Host(BasicHost):
         net_stream: INetStream | None = None
         try:
             if handler is not None and isinstance(swarm_conn.muxed_conn, MuxedConnection):
-                net_stream = await swarm_conn._add_stream(MuxedStream(swarm_conn.muxed_conn, stream))
+                most = None if protocol == PROTOCOL_ID else HOST_STREAM_BYTES
+                muxed = MuxedStream(swarm_conn.muxed_conn, stream, most)
+                net_stream = await swarm_conn._add_stream(muxed)
                 net_stream.set_protocol(TProtocol(protocol))
                 await handler(net_stream)
             await stream.aclose()
@@ -136,6 +141,6 @@ def make_host(identity: Ed25519PrivateKey, addrs: Sequence[str], dial: Dial) -> 
     """A host for `identity` that advertises `addrs`."""
     key_pair = create_new_key_pair(identity.private_bytes_raw())
     peer_id = ID.from_pubkey(key_pair.public_key)
-    peerstore = PeerStore()
+    peerstore = BoundedPeers(peer_id)
     peerstore.add_key_pair(peer_id, key_pair)
     return Host(Network(peer_id, peerstore, dial), addrs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import TracebackType
 
 import trio
@@ -19,7 +20,7 @@ from multiaddr import Multiaddr
 from protocol.errors import LocalProtocolError, PeerUnavailable
 from protocol.transport.addresses import Address
 from protocol.transport.libp2p.streams import AcceptedStream
-from protocol.transport.limits import HOST_STREAM_TIMEOUT_S
+from protocol.transport.limits import HOST_STREAM_BYTES, HOST_STREAM_TIMEOUT_S
 from protocol.transport.quic.connection import Connection
 
 
@@ -59,10 +60,10 @@ class MuxedConnection(IMuxedConn):
     async def open_stream(self) -> MuxedStream:
         """A new stream. Raises: MuxedConnUnavailable."""
         try:
-            stream = await self.connection.open_stream()
+            stream = await self.connection.open_stream(keep=False)
         except PeerUnavailable as error:
             raise MuxedConnUnavailable(str(error)) from error
-        return MuxedStream(self, AcceptedStream(stream, b""))
+        return MuxedStream(self, AcceptedStream(stream, b""), HOST_STREAM_BYTES)
 
     async def accept_stream(self) -> MuxedStream:
         """Wait for the end. Raises: MuxedConnUnavailable, then."""
@@ -82,11 +83,12 @@ class MuxedConnection(IMuxedConn):
 
 
 class MuxedStream(IMuxedStream):
-    """One of our streams with py-libp2p's errors."""
+    """One of our streams with py-libp2p's errors; at most `most` bytes are read of it, if that is given."""
 
-    def __init__(self, connection: MuxedConnection, stream: AcceptedStream) -> None:
+    def __init__(self, connection: MuxedConnection, stream: AcceptedStream, most: int | None = None) -> None:
         self.muxed_conn = connection
         self._stream = stream
+        self._left = math.inf if most is None else most
 
     async def read(self, n: int | None = None) -> bytes:
         """Up to `n` bytes. Raises: MuxedStreamEOF, MuxedStreamReset (also after a long silence)."""
@@ -100,6 +102,10 @@ class MuxedStream(IMuxedStream):
             raise MuxedStreamReset(str(error)) from error
         if not data and n != 0:
             raise MuxedStreamEOF()
+        self._left -= len(data)
+        if self._left < 0:
+            self._stream.reset()
+            raise MuxedStreamReset("the peer says too much")
         return data
 
     async def write(self, data: bytes) -> None:

@@ -12,12 +12,13 @@ import os
 
 from libp2p.kad_dht import kad_dht, peer_routing, provider_store, value_store
 
-from protocol.transport.limits import DHT_QUERY_TIMEOUT_S
+from protocol.transport.limits import DHT_MAX_MESSAGE, DHT_QUERY_TIMEOUT_S
 
 
 def apply_patches() -> None:
     """Apply all of them."""
     _dead_nodes_cost_little()
+    _messages_are_small()
     _quiet_unless_asked()
 
 
@@ -25,6 +26,12 @@ def _dead_nodes_cost_little() -> None:
     """A dead node costs each query of the routing table's refresh 10 s, and a refresh makes hundreds."""
     for module in (kad_dht, peer_routing, provider_store, value_store):
         module.QUERY_TIMEOUT = DHT_QUERY_TIMEOUT_S  # type: ignore[attr-defined]
+
+
+def _messages_are_small() -> None:
+    """Up to 4 MiB are held for each stream on which a peer has announced as much."""
+    for module in (kad_dht, peer_routing, provider_store, value_store):
+        module.MAX_DHT_MESSAGE_SIZE = DHT_MAX_MESSAGE  # type: ignore[attr-defined]
 
 
 def _quiet_unless_asked() -> None:

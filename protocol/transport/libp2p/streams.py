@@ -70,6 +70,13 @@ class OpenedStream:
             self.reset()  # nothing was ever said: there is nothing to finish
         await self._stream.aclose()
 
+    def keep(self) -> None:
+        """What this end opens is of use to it."""
+
+    def widen(self) -> None:
+        """The peer may have more."""
+        self._stream.widen()
+
     def reset(self) -> None:
         """End both directions at once."""
         self._stream.reset()
@@ -146,6 +153,14 @@ class AcceptedStream:
         """Finish, discard what still arrives."""
         self._rest = b""
         await self._stream.aclose()
+
+    def keep(self) -> None:
+        """It is of use."""
+        self._stream.keep()
+
+    def widen(self) -> None:
+        """The peer may have more."""
+        self._stream.widen()
 
     def reset(self) -> None:
         """End both directions at once."""

@@ -31,6 +31,7 @@ from protocol.transport.libp2p.streams import AcceptedStream, OpenedStream
 from protocol.transport.limits import (
     DIAL_TIMEOUT_S,
     MAX_DIAL_ADDRS,
+    MAX_DIALS,
     MAX_PROPOSALS_PER_STREAM,
     NEGOTIATION_TIMEOUT_S,
 )
@@ -43,11 +44,23 @@ logger = logging.getLogger(__name__)
 
 
 class _Dial:
-    """One attempt to reach a peer, shared by all who want it."""
+    """One attempt to reach a peer, shared by all who want it; it ends with the last of them."""
 
     def __init__(self) -> None:
         self.done = trio.Event()
         self.error: PeerUnavailable | None = None
+        self.scope = trio.CancelScope()
+        self.waiting = 0
+
+    async def wait(self) -> None:
+        """Wait for the outcome."""
+        self.waiting += 1
+        try:
+            await self.done.wait()
+        finally:
+            self.waiting -= 1
+            if not self.waiting:
+                self.scope.cancel()
 
 
 class Libp2pTransport:
@@ -129,22 +142,33 @@ class Libp2pTransport:
             dial = self._dials.get(peer)
             shared = dial is not None
             if dial is None:
-                dial = self._dials[peer] = _Dial()
-                self._nursery.start_soon(self._run_dial, dial, peer, tuple(addrs))
-            await dial.done.wait()
+                dial = self._start_dial(peer, tuple(addrs))
+            await dial.wait()
             if dial.error is not None and not shared:
                 raise type(dial.error)(str(dial.error))
             # A dial begun by somebody else may have tried other addresses: if it failed, ours are tried.
 
     # --- dialling
 
+    def _start_dial(self, peer: str, addrs: tuple[str, ...]) -> _Dial:
+        if len(self._dials) >= MAX_DIALS:
+            oldest = next(iter(self._dials))
+            self._dials.pop(oldest).scope.cancel()
+        dial = self._dials[peer] = _Dial()
+        self._nursery.start_soon(self._run_dial, dial, peer, addrs)
+        return dial
+
     async def _run_dial(self, dial: _Dial, peer: str, addrs: tuple[str, ...]) -> None:
+        dial.error = TimedOut(f"peer {peer} did not answer before others had to be dialled")
         try:
-            await self._dial_all(peer, addrs)
+            with dial.scope:
+                await self._dial_all(peer, addrs)
+                dial.error = None
         except PeerUnavailable as error:
             dial.error = error
         finally:
-            self._dials.pop(peer, None)
+            if self._dials.get(peer) is dial:
+                del self._dials[peer]
             dial.done.set()
 
     async def _dial_all(self, peer: str, addrs: tuple[str, ...]) -> None:
@@ -182,7 +206,9 @@ class Libp2pTransport:
     async def _accept_streams(self, connection: Connection) -> None:
         try:
             while True:
-                self._nursery.start_soon(self._handle, connection, await connection.accept_stream())
+                stream = await connection.accept_stream()
+                if not stream.is_closed:  # it may have given way already
+                    self._nursery.start_soon(self._handle, connection, stream)
         except Lost:
             return
 

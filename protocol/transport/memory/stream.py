@@ -61,6 +61,12 @@ class MemoryStream:
                 )
         await trio.lowlevel.checkpoint()
 
+    def keep(self) -> None:
+        """Nobody gives way here."""
+
+    def widen(self) -> None:
+        """Nothing is bounded by peer here."""
+
     def reset(self) -> None:
         """End both directions: here at once, there when the news arrives."""
         self.refuse(Lost, "the stream was reset")

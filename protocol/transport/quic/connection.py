@@ -64,6 +64,8 @@ class Connection:
         self._handshake_until = now + HANDSHAKE_TIMEOUT_S
         self._liveness = Liveness(now, endpoint.keepalive_s)
         self._last_sent = b""
+        self._kept_streams = 0
+        self._seen_at: tuple[Addr | None, str] = (None, "")  # an address and its origin
 
     # --- for the user
 
@@ -86,7 +88,9 @@ class Connection:
     def origin(self) -> str:
         """The block of addresses that the peer's packets come from; empty before the first."""
         addr = self.addr
-        return origin_of(addr[0]) if addr is not None else ""
+        if addr != self._seen_at[0]:
+            self._seen_at = (addr, origin_of(addr[0]) if addr is not None else "")
+        return self._seen_at[1]
 
     @property
     def datagram_size(self) -> int:
@@ -99,9 +103,14 @@ class Connection:
         return len(self._streams)
 
     @property
-    def active_at(self) -> float:
-        """When data last passed, by trio's clock."""
-        return self._liveness.active_at
+    def is_kept(self) -> bool:
+        """Whether it has a stream of use, see `protocol.transport.base.Stream.keep`."""
+        return self._kept_streams > 0
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes held for it: arrived and not read, and sent and not acknowledged."""
+        return self.engine.held_bytes
 
     async def wait_ready(self) -> None:
         """Wait until the peer is verified. Raises: what ended the attempt."""
@@ -109,8 +118,8 @@ class Connection:
         if self.error is not None:
             raise type(self.error)(str(self.error))
 
-    async def open_stream(self) -> QuicStream:
-        """A new stream; nothing is sent until its first `send`.
+    async def open_stream(self, *, keep: bool = True) -> QuicStream:
+        """A new stream; nothing is sent until its first `send`. If it is to be kept, long answers may come.
 
         Raises: Lost, if the connection has ended; TimedOut, if the peer allows no more streams.
         """
@@ -124,6 +133,9 @@ class Connection:
         stream_id = self.engine.get_next_available_stream_id()
         self.engine.send_stream_data(stream_id, b"")  # takes the number
         stream = self._streams[stream_id] = QuicStream(self, stream_id)
+        if keep:
+            stream.keep()
+            self.engine.widen_window()
         return stream
 
     async def accept_stream(self) -> QuicStream:
@@ -147,6 +159,7 @@ class Connection:
         """Send `data`; what does not fit the window waits inside."""
         if self.error is not None:
             return
+        self._endpoint.passed(len(data))
         try:
             self.engine.send_stream_data(stream_id, data, end)  # type: ignore[arg-type]
         except (ValueError, RuntimeError):
@@ -177,6 +190,29 @@ class Connection:
             if self.engine.consume(size) or granted:
                 self.flush()
 
+    def stream_kept(self, stream: QuicStream) -> None:
+        """`stream` is of use, until it is over."""
+        self._kept_streams += 1
+        self._endpoint.stream_settled(stream)
+        if self._kept_streams == 1:
+            self._endpoint.connection_used(self)
+
+    def widen(self) -> None:
+        """The peer may have more bytes unread and more streams open."""
+        if self.error is None:
+            self.engine.widen_window()
+            self.engine.widen_streams()
+            self.flush()
+
+    def stream_over(self, stream: QuicStream, *, kept: bool) -> None:
+        """This end has closed or reset `stream`."""
+        if not kept:
+            self._endpoint.stream_settled(stream)
+            return
+        self._kept_streams -= 1
+        if not self._kept_streams and self.error is None:
+            self._endpoint.connection_used(self)
+
     def wants_room(self, stream: QuicStream) -> None:
         """Tell `stream` when its send buffer has emptied."""
         self._need_room.add(stream)
@@ -191,12 +227,17 @@ class Connection:
 
     def datagrams_received(self, datagrams: list[tuple[bytes, Addr]], now: float) -> None:
         """Everything that came for this connection in one turn."""
+        size = 0
         for data, addr in datagrams:
+            size += len(data)
             self.engine.receive_datagram(data, addr, now)
+        if not (self.is_dialler or self.engine.has_begun):
+            # Without a word: it may be an honest dialler's second packet whose first was not let in.
+            self.end(Unreachable("no first packet of a connection"))
+            return
         self._liveness.heard(now)
         self._handle_events()
-        if not (self.is_dialler or self.engine.has_begun):
-            self.end(Unreachable("no first packet of a connection"))
+        self._endpoint.passed(size)
         if self.error is None:
             if self.is_ready:
                 self.engine.acknowledge_soon(len(datagrams), now)
@@ -219,6 +260,7 @@ class Connection:
         if now >= self._liveness.next_probe_at(bool(self._streams)):
             self._liveness.probed(now)
             self.engine.send_ping(0)
+        self.engine.retry_stream_credit(now)
         if self.engine.probe_timeouts >= _BLACK_HOLE_TIMEOUTS and self._mtu.current > 1200:
             self._too_big(now)
         self.flush()
@@ -234,6 +276,7 @@ class Connection:
         )
         if self._ending:
             own = min(own, *self._ending.values())
+        own = min(own, self.engine.stream_credit_at)
         return own if due is None else min(due, own)
 
     def send_error(self, error: SendError, now: float) -> None:
@@ -328,6 +371,7 @@ class Connection:
             stream = self._streams[stream_id] = QuicStream(self, stream_id)
             try:
                 self._accept_send.send_nowait(stream)
+                self._endpoint.stream_opened(stream)
             except (trio.WouldBlock, trio.BrokenResourceError):
                 stream.reset()
         return stream
@@ -394,6 +438,7 @@ class Connection:
             return
         self.error = error
         for stream in list(self._streams.values()):
+            self._endpoint.stream_settled(stream)
             stream.lost(error)
         self._streams.clear()
         self._ending.clear()

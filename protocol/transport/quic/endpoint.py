@@ -18,8 +18,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from protocol.errors import TimedOut, Unreachable
 from protocol.transport.background import background_tasks
+from protocol.transport.crowd import Crowd
 from protocol.transport.limits import (
+    AMPLIFICATION,
     CONNECTION_WINDOW,
+    COUNT_HELD_EVERY,
     DIAL_TIMEOUT_S,
     GOODBYES,
     IDLE_TIMEOUT_S,
@@ -28,17 +31,20 @@ from protocol.transport.limits import (
     MAX_CONNECTIONS_PER_PEER,
     MAX_GOODBYES,
     MAX_HANDSHAKES,
-    MAX_UNPROVEN_HANDSHAKES,
+    MAX_HELD_BYTES,
+    MAX_UNUSED_STREAMS,
     STREAM_WINDOW,
-    UNUSED_AFTER_S,
 )
+from protocol.transport.origin import origin_of
 from protocol.transport.peer_id import peer_id_of
+from protocol.transport.quic.admission import Door, Verdict, too_much
 from protocol.transport.quic.connection import Connection
 from protocol.transport.quic.engine import CID_BYTES, VERSIONS, Engine
-from protocol.transport.quic.first_packet import Initial, parse_initial, refuse, retry, version_negotiation
+from protocol.transport.quic.first_packet import Initial, parse_initial, retry, version_negotiation
 from protocol.transport.quic.identity import ALPN, make_certificate
 from protocol.transport.quic.mtu import CANDIDATES
 from protocol.transport.quic.port import Batch, Port
+from protocol.transport.quic.stream import QuicStream
 from protocol.transport.quic.udp import Addr, SendError
 
 logger = logging.getLogger(__name__)
@@ -63,7 +69,12 @@ class Endpoint:
         self._routes: dict[bytes, Connection] = {}
         self._connections: dict[Connection, None] = {}
         self._by_peer: dict[str, list[Connection]] = {}
-        self._shaking: set[Connection] = set()  # accepted, not yet verified
+        self._door = Door()
+        self._shaking: Crowd[Connection] = Crowd()  # accepted, not yet verified
+        self._idle: Crowd[Connection] = Crowd()  # verified, without a stream of use
+        self._kept: Crowd[Connection] = Crowd()  # verified, with one
+        self._unused_streams: Crowd[QuicStream] = Crowd()  # incoming, not of use yet
+        self._passed_bytes = 0  # since what is held was counted
         self._tokens = QuicRetryTokenHandler()
         self._goodbyes: dict[bytes, list[bytes]] = {}
         self._timers: list[tuple[float, int, Connection]] = []
@@ -77,6 +88,11 @@ class Endpoint:
         """A connection to `peer`: the newest, as an older one may be to a process that is gone."""
         connections = self._by_peer.get(peer)
         return connections[-1] if connections else None
+
+    def origin_of_peer(self, peer: str) -> str:
+        """The origin of `peer` now; empty if there is no connection."""
+        connection = self.connection(peer)
+        return connection.origin if connection is not None else ""
 
     @property
     def connections(self) -> list[Connection]:
@@ -105,8 +121,6 @@ class Endpoint:
 
         Raises: Unreachable, TimedOut.
         """
-        if not self._make_room():
-            raise Unreachable(f"this endpoint has {self.max_connections} connections already")
         connection = self._start_dial(host, port, peer)
         try:
             with trio.fail_after(DIAL_TIMEOUT_S):
@@ -142,17 +156,49 @@ class Endpoint:
 
     def connection_ready(self, connection: Connection) -> None:
         """The peer is verified."""
-        self._shaking.discard(connection)
+        self._shaking.leave(connection)
         known = self._by_peer.setdefault(connection.peer, [])
         known.append(connection)
+        self._idle.enter(connection, connection.origin, connection.peer)
         self.on_connection(connection)
         if len(known) > MAX_CONNECTIONS_PER_PEER:
             known[0].close("replaced by a newer connection")
+        while len(self._idle) + len(self._kept) > self.max_connections:
+            # A half is for those without a stream of use: however many are of use, newcomers may show that they are.
+            crowd = self._idle if len(self._idle) > self.max_connections // 2 else self._kept
+            crowd.give_way().close("room for others")
+
+    def connection_used(self, connection: Connection) -> None:
+        """`connection` has now, or has no longer, a stream of use: either way it was of use just now."""
+        before, after = (self._idle, self._kept) if connection.is_kept else (self._kept, self._idle)
+        if before.leave(connection):
+            after.enter(connection, connection.origin, connection.peer)
+
+    def stream_opened(self, stream: QuicStream) -> None:
+        """A peer has opened `stream`, which may mean nothing."""
+        self._unused_streams.enter(stream, stream.origin, stream.peer)
+        if len(self._unused_streams) > MAX_UNUSED_STREAMS:
+            self._unused_streams.give_way().reset()
+
+    def stream_settled(self, stream: QuicStream) -> None:
+        """`stream` is of use, or over."""
+        self._unused_streams.leave(stream)
+
+    def passed(self, size: int) -> None:
+        """So many bytes have come or gone: now and then, count what is held, and end who holds too much."""
+        self._passed_bytes += size
+        if self._passed_bytes >= COUNT_HELD_EVERY:
+            self._passed_bytes = 0
+            connections = self.connections
+            held = [(connection.origin, connection.held_bytes) for connection in connections]
+            for index in too_much(held, MAX_HELD_BYTES):
+                connections[index].close("too many bytes are held for you")
 
     def connection_ended(self, connection: Connection) -> None:
         """Forget `connection`."""
         self._connections.pop(connection, None)
-        self._shaking.discard(connection)
+        for crowd in (self._shaking, self._idle, self._kept):
+            crowd.leave(connection)
         for cid in connection.cids:
             self._routes.pop(cid, None)
         known = self._by_peer.get(connection.peer, [])
@@ -218,13 +264,11 @@ class Endpoint:
         for connection, datagrams in turns.items():
             with connection.guarded():
                 connection.datagrams_received(datagrams, now)
-        told: set[Addr] = set()
-        for error in errors:
-            if error.addr not in told:
-                told.add(error.addr)
-                for connection in self.connections:
-                    if connection.addr == error.addr:
-                        connection.send_error(error, now)
+        reports: dict[Addr | None, SendError] = {error.addr: error for error in reversed(errors)}
+        for connection in self.connections if reports else ():
+            report = reports.get(connection.addr)
+            if report is not None:
+                connection.send_error(report, now)
 
     def _find(self, port: Port, data: bytes, addr: Addr) -> Connection | None:
         if len(data) < 1 + CID_BYTES:
@@ -233,7 +277,7 @@ class Endpoint:
             cid = data[1 : 1 + CID_BYTES]
             known = self._routes.get(cid)
             if known is None and cid in self._goodbyes:
-                self._say_goodbye_again(cid, port, addr)
+                self._say_goodbye_again(cid, port, len(data), addr)
             return known
         initial = parse_initial(data)
         if initial is None:
@@ -243,48 +287,47 @@ class Endpoint:
             return known
         return self._accept(port, initial, len(data), addr)
 
-    def _say_goodbye_again(self, cid: bytes, port: Port, addr: Addr) -> None:
+    def _say_goodbye_again(self, cid: bytes, port: Port, size: int, addr: Addr) -> None:
         left = self._goodbyes[cid]
-        if left:
+        if left and len(left[-1]) <= AMPLIFICATION * size:
             port.send(left.pop(), addr)
 
     def _accept(self, port: Port, initial: Initial, size: int, addr: Addr) -> Connection | None:
+        now = trio.current_time()
         if not initial.version_is_spoken:
             answer = version_negotiation(initial, size)
-        elif not initial.opens_connection(size):
+            if answer and self._door.may_answer(now):
+                port.send(answer, addr)
             return None
-        elif len(self._shaking) >= MAX_HANDSHAKES or not self._make_room():
-            answer = refuse(initial)
-        elif (cids := self._proven_cids(initial, addr)) is not None:
-            engine = Engine(self._configuration(is_client=False), *cids)
-            connection = self._add(port, engine, None)
-            self._shaking.add(connection)
-            self.route(initial.destination_cid, connection)
-            self.schedule(connection)
-            return connection
-        else:
-            answer = self._demand_proof(initial, addr)
-        if answer:
-            port.send(answer, addr)
-        return None
+        if not initial.opens_connection(size):
+            return None
+        cids = self._proven_cids(initial, addr, now)
+        origin, place = origin_of(addr[0]), f"{addr[0]} {addr[1]}"
+        verdict = self._door.knock(origin, place, proven=cids is not None, now=now)
+        if verdict is Verdict.PROVE:
+            port.send(self._demand_proof(initial, addr), addr)
+        if verdict is not Verdict.ENTER:
+            return None
+        engine = Engine(self._configuration(is_client=False), *(cids or (initial.destination_cid, None)))
+        connection = self._add(port, engine, None)
+        self._shaking.enter(connection, origin if cids else "", place)
+        if len(self._shaking) > MAX_HANDSHAKES:
+            self._shaking.give_way().end(TimedOut("others want to shake hands"))
+        self.route(initial.destination_cid, connection)
+        self.schedule(connection)
+        return connection
 
-    def _proven_cids(self, initial: Initial, addr: Addr) -> tuple[bytes, bytes | None] | None:
-        """The first destination id and that of our retry, if the sender may begin; None if it must prove itself.
-
-        With few handshakes in progress everybody may begin, which saves a round trip.
-        """
+    def _proven_cids(self, initial: Initial, addr: Addr, now: float) -> tuple[bytes, bytes] | None:
+        """The first destination id and that of our retry, if the sender has shown that it is where it says."""
         if initial.token:
             try:
                 original = self._tokens.validate_token(
-                    address=addr,
-                    destination_cid=initial.destination_cid,
-                    token=initial.token,
-                    now=trio.current_time(),
+                    address=addr, destination_cid=initial.destination_cid, token=initial.token, now=now
                 )
                 return original, initial.destination_cid
             except ValueError as error:
                 logger.debug("a token of %s is not ours: %s", addr, error)
-        return (initial.destination_cid, None) if len(self._shaking) < MAX_UNPROVEN_HANDSHAKES else None
+        return None
 
     def _demand_proof(self, initial: Initial, addr: Addr) -> bytes:
         cid = os.urandom(CID_BYTES)
@@ -295,20 +338,6 @@ class Endpoint:
             now=trio.current_time(),
         )
         return retry(initial, cid, token)
-
-    def _make_room(self) -> bool:
-        """Whether one more connection may be; the longest unused one without streams gives way to it."""
-        if len(self._connections) < self.max_connections:
-            return True
-        before = trio.current_time() - UNUSED_AFTER_S
-        unused = [
-            connection
-            for connection in self._connections
-            if connection.is_ready and not connection.open_streams and connection.active_at < before
-        ]
-        if unused:
-            min(unused, key=lambda connection: connection.active_at).close("room for others")
-        return len(self._connections) < self.max_connections
 
     async def _run_timers(self) -> None:
         while True:

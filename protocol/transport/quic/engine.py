@@ -6,11 +6,17 @@ The only module that reaches into aioquic's private parts, which is why the vers
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from aioquic.buffer import Buffer
 from aioquic.quic.configuration import QuicConfiguration
-from aioquic.quic.connection import QuicConnection, QuicConnectionState
+from aioquic.quic.connection import (
+    Limit,
+    QuicConnection,
+    QuicConnectionError,
+    QuicReceiveContext,
+)
 from aioquic.quic.packet import (
     QuicErrorCode,
     QuicFrameType,
@@ -26,9 +32,14 @@ from cryptography import x509
 
 from protocol.transport.limits import (
     CONNECTION_WINDOW,
+    MAX_CRYPTO_BYTES,
     MAX_INCOMING_STREAMS,
     MAX_STREAM_GAPS,
+    STRANGER_STREAMS,
+    STRANGER_WINDOW,
     STREAM_WINDOW,
+    STREAMS_BURST,
+    STREAMS_PER_S,
 )
 from protocol.transport.quic.mtu import BASE
 
@@ -40,6 +51,8 @@ _LIMIT_FRAME_BYTES = 17  # type and two variable-length integers
 _MAX_INITIAL_WINDOW = 64 * 1024
 # Acknowledge at once after this many packets (RFC 9000, section 13.2.2 says two), else within aioquic's 1 ms.
 _ACK_EVERY = 2
+# Streams that a peer may not have yet, because it opens them too fast, are looked at again after this.
+_STREAM_CREDIT_PAUSE_S = 0.05
 
 Datagrams = list[tuple[bytes, tuple[object, ...]]]
 
@@ -58,8 +71,16 @@ class Engine(QuicConnection):
             original_destination_connection_id=original_destination_cid,
             retry_source_connection_id=retry_source_cid,
         )
+        self._window = CONNECTION_WINDOW if self._is_client else STRANGER_WINDOW
+        self._local_max_data.value = self._local_max_data.sent = self._window
         streams = self._local_max_streams_bidi
-        streams.value = streams.sent = MAX_INCOMING_STREAMS
+        streams.value = streams.sent = STRANGER_STREAMS
+        self.stream_credit_at = (
+            math.inf
+        )  # when the peer is to be allowed the streams that it opened too fast for
+        self._stream_credit = float(STREAMS_BURST)
+        self._stream_credit_of = -math.inf
+        self._most_streams = STRANGER_STREAMS
         none = self._local_max_streams_uni  # libp2p has no one-way streams
         none.value = none.sent = 0
         self.largest_datagram = 65_527  # until the peer says less
@@ -118,6 +139,29 @@ class Engine(QuicConnection):
         stream = self._streams.get(stream_id)
         return stream.sender._buffer_stop - stream.sender._buffer_start if stream else 0
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes held for this connection: arrived and not read, in order or not, and sent and not acknowledged."""
+        senders = [stream.sender for stream in self._streams.values()]
+        unacknowledged = sum(sender._buffer_stop - sender._buffer_start for sender in senders)
+        return self._local_max_data.used - self._consumed + unacknowledged
+
+    def widen_window(self) -> None:
+        """The peer is allowed more unread bytes from now on; the next packet tells it."""
+        self._window = CONNECTION_WINDOW
+        self._local_max_data.value = max(self._local_max_data.value, self._consumed + CONNECTION_WINDOW)
+
+    def widen_streams(self) -> None:
+        """The peer is allowed more streams from now on; the next packet tells it."""
+        if self._most_streams < MAX_INCOMING_STREAMS:
+            self._local_max_streams_bidi.value += MAX_INCOMING_STREAMS - self._most_streams
+            self._most_streams = MAX_INCOMING_STREAMS
+
+    def retry_stream_credit(self, now: float) -> None:
+        """The peer may be allowed more streams now, with the next packet; if not, look again later."""
+        if self.stream_credit_at <= now:
+            self.stream_credit_at = now + _STREAM_CREDIT_PAUSE_S
+
     def received_bytes(self, stream_id: int) -> int | None:
         """Up to where the peer has used the stream's credit; None if the stream is forgotten."""
         stream = self._streams.get(stream_id)
@@ -127,12 +171,14 @@ class Engine(QuicConnection):
         """What has to be sent now."""
         if not self._network_paths:
             return []  # nothing has been understood yet: there is nobody to answer
+        self._now = now
         return super().datagrams_to_send(now)
 
     @property
     def has_begun(self) -> bool:
-        """Whether a packet of the peer has been understood."""
-        return self._state != QuicConnectionState.FIRSTFLIGHT
+        """Whether a part of the peer's handshake has come."""
+        stream = self._crypto_streams.get(Epoch.INITIAL)
+        return stream is not None and stream.receiver.highest_offset > 0
 
     # --- receiving
 
@@ -154,9 +200,9 @@ class Engine(QuicConnection):
         """The reader has taken `size` bytes; True if new connection credit should be sent."""
         self._consumed += size
         limit = self._local_max_data
-        if self._consumed + CONNECTION_WINDOW - limit.value < CONNECTION_WINDOW // 2:
+        if self._consumed + self._window - limit.value < self._window // 2:
             return False
-        limit.value = self._consumed + CONNECTION_WINDOW
+        limit.value = self._consumed + self._window
         return True
 
     def grant(self, stream_id: int, consumed: int) -> bool:
@@ -230,24 +276,58 @@ class Engine(QuicConnection):
         if stated is not None:
             self.largest_datagram = max(BASE, stated)
 
+    def _handle_crypto_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
+        """Bound what TLS is told: aioquic keeps 512 KiB for a byte that is so far ahead, TLS 16 MiB for a message."""
+        start = buf.tell()
+        end = buf.pull_uint_var() + buf.pull_uint_var()
+        buf.seek(start)
+        if end > MAX_CRYPTO_BYTES:
+            raise QuicConnectionError(
+                error_code=QuicErrorCode.CRYPTO_BUFFER_EXCEEDED,
+                frame_type=frame_type,
+                reason_phrase="a handshake is short",
+            )
+        super()._handle_crypto_frame(context, frame_type, buf)
+
     def _write_ack_frame(self, builder: QuicPacketBuilder, space: QuicPacketSpace, now: float) -> None:
         super()._write_ack_frame(builder, space, now)
         self._unacknowledged = 0
 
     def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
-        """Send MAX_DATA and MAX_STREAMS where they have grown; `consume` alone makes MAX_DATA grow."""
-        for limit in (self._local_max_data, self._local_max_streams_bidi):
-            is_data = limit is self._local_max_data
-            left_to_open, would_grant = limit.sent - limit.used, limit.value - limit.sent
-            if limit.value != limit.sent and (is_data or left_to_open < would_grant):
-                frame = builder.start_frame(
-                    limit.frame_type,
-                    capacity=_LIMIT_FRAME_BYTES,
-                    handler=self._on_connection_limit_delivery,
-                    handler_args=(limit,),
-                )
-                frame.push_uint_var(limit.value)
-                limit.sent = limit.value
+        """Send MAX_DATA and MAX_STREAMS where they have grown, MAX_DATA by `consume` and `widen_window` alone."""
+        data, streams = self._local_max_data, self._local_max_streams_bidi
+        if data.value != data.sent:
+            self._write_limit(builder, data, data.value)
+        if streams.value - streams.sent > streams.sent - streams.used:
+            self._grant_streams(builder, streams)
+
+    def _grant_streams(self, builder: QuicPacketBuilder, streams: Limit) -> None:
+        """Allow the peer streams for those that have ended, but not faster than it may open them."""
+        since = max(0.0, self._now - self._stream_credit_of)
+        self._stream_credit = min(float(STREAMS_BURST), self._stream_credit + since * STREAMS_PER_S)
+        self._stream_credit_of = self._now
+        due = streams.value - streams.sent
+        granted = min(due, int(self._stream_credit))
+        if granted:
+            self._stream_credit -= granted
+            self._write_limit(builder, streams, streams.sent + granted)
+        self.stream_credit_at = math.inf if granted == due else self._now + _STREAM_CREDIT_PAUSE_S
+
+    def _write_limit(self, builder: QuicPacketBuilder, limit: Limit, value: int) -> None:
+        frame = builder.start_frame(
+            limit.frame_type,
+            capacity=_LIMIT_FRAME_BYTES,
+            handler=self._on_limit_delivery,
+            handler_args=(limit, limit.sent, value),
+        )
+        frame.push_uint_var(value)
+        limit.sent = value
+
+    def _on_limit_delivery(self, delivery: QuicDeliveryState, limit: Limit, before: int, value: int) -> None:
+        if delivery != QuicDeliveryState.ACKED and limit.sent == value:
+            limit.sent = before  # it is lost, and no later one says more
+            if limit is self._local_max_streams_bidi:
+                self._stream_credit += value - before
 
     def _write_stream_limits(
         self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream

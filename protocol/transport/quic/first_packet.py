@@ -1,18 +1,10 @@
-"""What a stranger's first packet says, and the three answers that need no connection. Pure."""
+"""What a stranger's first packet says, and the two answers that need no connection. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from aioquic.quic.crypto import CryptoPair
-from aioquic.quic.packet import (
-    QuicErrorCode,
-    QuicFrameType,
-    QuicPacketType,
-    encode_quic_retry,
-    encode_quic_version_negotiation,
-)
-from aioquic.quic.packet_builder import QuicPacketBuilder
+from aioquic.quic.packet import encode_quic_retry, encode_quic_version_negotiation
 
 from protocol.transport.quic.engine import VERSIONS
 
@@ -88,25 +80,3 @@ def retry(initial: Initial, new_cid: bytes, token: bytes) -> bytes:
         original_destination_cid=initial.destination_cid,
         retry_token=token,
     )
-
-
-def refuse(initial: Initial) -> bytes:
-    """CONNECTION_REFUSED, without any state and without the cost of a handshake."""
-    crypto = CryptoPair()
-    crypto.setup_initial(cid=initial.destination_cid, is_client=False, version=initial.version)
-    builder = QuicPacketBuilder(
-        host_cid=initial.destination_cid,
-        is_client=False,
-        max_datagram_size=_SMALLEST_FIRST_DATAGRAM,
-        peer_cid=initial.source_cid,
-        version=initial.version,
-    )
-    builder.start_packet(QuicPacketType.INITIAL, crypto)
-    frame = builder.start_frame(QuicFrameType.TRANSPORT_CLOSE, capacity=64)
-    reason = b"too many connections"
-    frame.push_uint_var(QuicErrorCode.CONNECTION_REFUSED)
-    frame.push_uint_var(QuicFrameType.PADDING)
-    frame.push_uint_var(len(reason))
-    frame.push_bytes(reason)
-    datagrams, _ = builder.flush()
-    return datagrams[0]

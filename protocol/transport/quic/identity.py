@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from cryptography.x509.oid import NameOID
 
 from protocol.errors import BadSignature
+from protocol.keys import load_key
 from protocol.transport.peer_id import base58
 
 ALPN = "libp2p"
@@ -29,6 +30,7 @@ _LIFE = timedelta(days=365)
 _CLOCK_SKEW = timedelta(days=2)
 _MAX_EXTENSION_BYTES = 4096  # an RSA-8192 key and signature make about 2.1 KB
 _MAX_RSA_BITS = 8192  # verifying grows with the square of the size
+_MAX_RSA_EXPONENT = 2**32  # and with the length of the exponent, which is 65,537 everywhere
 _MAX_INLINE_KEY_BYTES = 42  # longer keys are named by their SHA-256 (specification "Peer Ids and Keys")
 
 
@@ -118,26 +120,39 @@ def _encode_public_key(key: Ed25519PublicKey) -> bytes:
 
 
 def _verify(public: bytes, signature: bytes, data: bytes) -> None:
-    """Check the signature of a key of any of libp2p's types (0 RSA, 1 Ed25519, 2 secp256k1, 3 ECDSA)."""
+    """Check the signature of a key of any of libp2p's types (0 RSA, 1 Ed25519, 2 secp256k1, 3 ECDSA).
+
+    A key has one encoding only, because the peer id is made from it.
+    """
     kind, raw = _parse_public_key(public)
     try:
         if kind == 1:
-            Ed25519PublicKey.from_public_bytes(raw).verify(signature, data)
+            load_key(raw).verify(signature, data)
         elif kind == 2:
-            curve_key = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256K1(), raw)
-            curve_key.verify(signature, data, ec.ECDSA(hashes.SHA256()))
-        elif kind in (0, 3):
+            _compressed(raw).verify(signature, data, ec.ECDSA(hashes.SHA256()))
+        else:
             key = load_der_public_key(raw)
-            if kind == 0 and isinstance(key, rsa.RSAPublicKey) and 2048 <= key.key_size <= _MAX_RSA_BITS:
+            if _spki(key) != raw:
+                raise BadSignature("the peer's key is malformed")
+            if kind == 0 and isinstance(key, rsa.RSAPublicKey) and _is_cheap(key):
                 key.verify(signature, data, padding.PKCS1v15(), hashes.SHA256())
             elif kind == 3 and isinstance(key, ec.EllipticCurvePublicKey):
                 key.verify(signature, data, ec.ECDSA(hashes.SHA256()))
             else:
                 raise BadSignature("the peer's key is not of the type it says, or too large")
-        else:
-            raise BadSignature("the peer's key is of no known type")
     except (InvalidSignature, UnsupportedAlgorithm, ValueError) as error:
         raise BadSignature("the peer's key did not sign its certificate") from error
+
+
+def _compressed(raw: bytes) -> ec.EllipticCurvePublicKey:
+    key = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256K1(), raw)
+    if key.public_bytes(Encoding.X962, PublicFormat.CompressedPoint) != raw:
+        raise BadSignature("the peer's key is malformed")
+    return key
+
+
+def _is_cheap(key: rsa.RSAPublicKey) -> bool:
+    return 2048 <= key.key_size <= _MAX_RSA_BITS and key.public_numbers().e <= _MAX_RSA_EXPONENT
 
 
 def _parse_public_key(data: bytes) -> tuple[int, bytes]:
@@ -146,7 +161,7 @@ def _parse_public_key(data: bytes) -> tuple[int, bytes]:
         raise BadSignature("the peer's key is malformed")
     size, start = data[3], 4
     if size & 0x80:
-        if len(data) < 5 or data[4] & 0x80:
+        if len(data) < 5 or not 0 < data[4] < 0x80:  # the shortest form, which has no 0 at its end
             raise BadSignature("the peer's key is malformed")
         size, start = size & 0x7F | data[4] << 7, 5
     if len(data) != start + size:
@@ -188,6 +203,8 @@ def _parse_der(data: bytes, tag: int) -> tuple[bytes, bytes]:
         if count not in (1, 2) or len(data) < start:
             raise BadSignature("the certificate's extension is malformed")
         size = int.from_bytes(data[2:start], "big")
+        if _der_length(size) != data[1:start]:  # DER: the shortest form
+            raise BadSignature("the certificate's extension is malformed")
     if len(data) < start + size:
         raise BadSignature("the certificate's extension is malformed")
     return data[start : start + size], data[start + size :]

@@ -57,6 +57,7 @@ class QuicStream:
         self._fin_sent = False
         self._closed = False
         self._was_reset = False
+        self._kept = False
         self.reset_code: int | None = None  # the peer's, once it has reset the stream
         self._receive_error: PeerUnavailable | None = None
         self._send_error: PeerUnavailable | None = None
@@ -146,6 +147,16 @@ class QuicStream:
         self._fin_sent = True
         self.connection.abort(self.stream_id, code, stop=not self._fin_received)
         self.connection.release(self)
+
+    def keep(self) -> None:
+        """See `protocol.transport.base.Stream`."""
+        if not (self._kept or self._closed):
+            self._kept = True
+            self.connection.stream_kept(self)
+
+    def widen(self) -> None:
+        """See `protocol.transport.base.Stream`."""
+        self.connection.widen()
 
     # --- what the connection tells
 
@@ -245,6 +256,7 @@ class QuicStream:
         self._closed = True
         self._chunks.clear()
         self._discard()
+        self.connection.stream_over(self, kept=self._kept)
         self._receive_error = self._receive_error or error
         self._send_error = self._send_error or error
         self._reader.wake()

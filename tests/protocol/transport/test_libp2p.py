@@ -25,7 +25,7 @@ from protocol.transport.libp2p.dht import _provider_key
 from protocol.transport.libp2p.host import Host
 from protocol.transport.libp2p.kad_server import KAD
 from protocol.transport.libp2p.patches import apply_patches
-from protocol.transport.limits import DHT_QUERY_TIMEOUT_S
+from protocol.transport.limits import DHT_MAX_MESSAGE, DHT_QUERY_TIMEOUT_S
 from protocol.transport.quic.udp import Addr
 from protocol.transport.validator import AcceptAll
 from tests.protocol.transport.conftest import LOOPBACK
@@ -243,7 +243,7 @@ async def test_a_peer_that_hangs_in_negotiation_does_not_hold_others_up() -> Non
         await client.connect(server.addrs[0])
         connection = client._endpoint.connection(server.peer)
         assert connection is not None
-        for _ in range(20):
+        for _ in range(10):
             await (await connection.open_stream()).send(b"\x13/multi")
         with trio.fail_after(1):
             stream = await client.open_stream(server.peer, [], ECHO)
@@ -330,6 +330,7 @@ def test_patches_are_in_force_once_applied() -> None:
     apply_patches()
     for module in (kad_dht, peer_routing, provider_store, value_store):
         assert module.QUERY_TIMEOUT == DHT_QUERY_TIMEOUT_S
+        assert module.MAX_DHT_MESSAGE_SIZE == DHT_MAX_MESSAGE
     assert not logging.getLogger("libp2p.kad_dht.kad_dht").isEnabledFor(logging.ERROR)
     assert not logging.getLogger("quic").isEnabledFor(logging.WARNING)
 

@@ -9,6 +9,7 @@ import random
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from functools import partial
 
 import pytest
@@ -17,10 +18,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from trio.testing import wait_all_tasks_blocked
 
 from protocol.errors import LocalProtocolError, Lost, TimedOut, Unreachable
+from protocol.transport.allowance import Allowance
 from protocol.transport.limits import (
     CONNECTION_WINDOW,
     MAX_CONNECTIONS_PER_PEER,
     MAX_INCOMING_STREAMS,
+    STRANGER_STREAMS,
+    STRANGER_WINDOW,
     STREAM_WINDOW,
 )
 from protocol.transport.peer_id import peer_id_of
@@ -93,7 +97,10 @@ async def test_a_slow_reader_loses_nothing() -> None:
 
 
 async def test_credit_is_given_for_reading_only() -> None:
-    """However much a peer wants to send on many streams, unread bytes stay within the connection's window."""
+    """However much a peer wants to send on many streams, unread bytes stay within the connection's window.
+
+    It is small until the peer is allowed more.
+    """
     reading = trio.Event()
     streams: list[QuicStream] = []
 
@@ -107,6 +114,11 @@ async def test_credit_is_given_for_reading_only() -> None:
             for _ in range(8):
                 nursery.start_soon((await connection.open_stream()).send, bytes(4 * MIB))
             engine = (await server.first()).engine
+            await wait_until(lambda: engine._local_max_data.used == STRANGER_WINDOW)
+            with trio.move_on_after(0.3):
+                await trio.sleep_forever()
+            assert engine.held_bytes == STRANGER_WINDOW
+            streams[0].widen()
             await wait_until(lambda: engine._local_max_data.used == CONNECTION_WINDOW)
             with trio.move_on_after(0.3):
                 await trio.sleep_forever()
@@ -485,20 +497,6 @@ async def test_a_bug_inside_ends_one_connection_only(
         await round_trip(good, b"unharmed")
 
 
-async def test_a_full_endpoint_refuses_at_once() -> None:
-    """Beyond the most connections a dial is refused with a reason, and room made is room used."""
-    async with serving() as server, dialling() as one, dialling() as two, dialling() as three:
-        server.endpoint.max_connections = 2
-        await one.dial(HOST, server.port, server.endpoint.peer)
-        second = await two.dial(HOST, server.port, server.endpoint.peer)
-        with trio.fail_after(1), pytest.raises(Unreachable, match="too many connections"):
-            await three.dial(HOST, server.port, server.endpoint.peer)
-        second.close()
-        await wait_until(lambda: server.endpoint.statistics()["connections"] == 1)
-        with trio.fail_after(1):
-            await three.dial(HOST, server.port, server.endpoint.peer)
-
-
 async def test_one_peer_has_a_few_connections_at_most() -> None:
     """The oldest of too many connections of one peer gives way."""
     async with serving() as server, dialling() as dialler:
@@ -512,17 +510,25 @@ async def test_one_peer_has_a_few_connections_at_most() -> None:
 
 
 async def test_too_many_streams_wait() -> None:
-    """The peer's limit on open streams holds an opener up until one ends."""
+    """The peer's limit on open streams holds an opener up until one ends, or until it is allowed more."""
 
     async def hold(stream: QuicStream) -> None:
+        if await stream.receive() == b"of use":
+            stream.widen()
+            await stream.send(b"granted")
         await stream.receive()
         await stream.aclose()
 
     async with serving(hold) as server, dialling() as dialler:
         connection = await dialler.dial(HOST, server.port, server.endpoint.peer)
-        streams = [await connection.open_stream() for _ in range(MAX_INCOMING_STREAMS)]
-        for stream in streams[1:]:
-            await stream.send(b"")
+        streams = [await connection.open_stream() for _ in range(STRANGER_STREAMS)]
+        with trio.move_on_after(0.1) as scope:
+            await connection.open_stream()
+        assert scope.cancelled_caught
+        await streams[0].send(b"of use")
+        assert await streams[0].receive() == b"granted"
+        with trio.fail_after(2):
+            streams += [await connection.open_stream() for _ in range(STRANGER_STREAMS, MAX_INCOMING_STREAMS)]
         with trio.move_on_after(0.1) as scope:
             await connection.open_stream()
         assert scope.cancelled_caught
@@ -533,20 +539,20 @@ async def test_too_many_streams_wait() -> None:
             await connection.open_stream()
 
 
-async def test_many_handshakes_at_once_demand_proof_of_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond a few unfinished handshakes a dialler is asked to prove its address, and gets in with the proof."""
-    monkeypatch.setattr("protocol.transport.quic.endpoint.MAX_UNPROVEN_HANDSHAKES", 0)
+async def test_many_handshakes_at_once_demand_proof_of_address() -> None:
+    """Beyond a few handshakes a dialler is asked to prove its address, and gets in with the proof."""
     async with serving() as server, dialling() as dialler, dialling() as cheat:
+        spent = server.endpoint._door._unproven = Allowance(per_s=0.0, burst=1)
+        spent.spend("", trio.current_time(), 1.0)
         connection = await dialler.dial(HOST, server.port, server.endpoint.peer)
         assert connection.engine._retry_count == 1
         await round_trip(connection, b"proven")
-        monkeypatch.setattr(server.endpoint._tokens, "_aead", type(server.endpoint._tokens._aead)(bytes(16)))
+        server.endpoint._tokens._aead = type(server.endpoint._tokens._aead)(bytes(16))
         cheater = cheat._start_dial(HOST, server.port, server.endpoint.peer)
         cheater.engine._peer_token = connection.engine._peer_token
         with trio.fail_after(2):
-            await (
-                cheater.wait_ready()
-            )  # a token that is not ours is as good as none: it is asked, and proves itself
+            # a token that is not ours is as good as none: it is asked, and proves itself
+            await cheater.wait_ready()
 
 
 @pytest.mark.net
@@ -566,20 +572,37 @@ async def test_a_crowd_gets_in_at_once() -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_an_unused_connection_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With all connections taken, the longest unused is closed for a newcomer; one with a stream stays."""
-    monkeypatch.setattr("protocol.transport.quic.endpoint.UNUSED_AFTER_S", 0.0)
-    async with serving() as server, dialling() as one, dialling() as two, dialling() as three:
+async def test_an_unused_connection_gives_way() -> None:
+    """With all connections taken, one without a stream of use ends for a newcomer, a silent stream or not."""
+
+    async def keep(stream: QuicStream) -> None:
+        with suppress(Lost):
+            if await stream.receive() == b"of use":
+                stream.keep()
+                await stream.send(b"granted")
+            await stream.receive()
+
+    async with (
+        serving(keep) as server,
+        dialling() as one,
+        dialling() as two,
+        dialling() as three,
+        dialling() as four,
+    ):
         server.endpoint.max_connections = 2
         used = await one.dial(HOST, server.port, server.endpoint.peer)
         stream = await used.open_stream()
-        await stream.send(b"x")
-        assert await stream.receive() == b"x"
+        await stream.send(b"of use")
+        assert await stream.receive() == b"granted"
         unused = await two.dial(HOST, server.port, server.endpoint.peer)
-        await wait_until(lambda: len(server.connections) == 2)
+        silent = await unused.open_stream()
+        await silent.send(b"nothing")
+        await wait_until(lambda: server.endpoint.statistics()["streams"] == 2)
         with trio.fail_after(1):
-            await three.dial(HOST, server.port, server.endpoint.peer)
+            newer = await three.dial(HOST, server.port, server.endpoint.peer)
             await unused.closed.wait()
+            await four.dial(HOST, server.port, server.endpoint.peer)
+            await newer.closed.wait()
         assert used.error is None
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
 import trio
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
@@ -21,6 +22,7 @@ from protocol.errors import BadSignature, Unreachable
 from protocol.transport.peer_id import is_peer_id, peer_id_of
 from protocol.transport.quic.endpoint import Endpoint
 from protocol.transport.quic.identity import make_certificate, verify_certificate
+from tests.protocol.samples import SMALL_ORDER
 from tests.protocol.transport.quic_support import HOST, dialling, serving, wait_until
 
 EXTENSION = x509.ObjectIdentifier("1.3.6.1.4.1.53594.1.1")
@@ -28,11 +30,22 @@ VICTIM = Ed25519PrivateKey.generate()
 Made = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
 
 
+def der(tag: int, body: bytes) -> bytes:
+    """`body` with its tag and the shortest length."""
+    size = len(body)
+    length = bytes((size,)) if size < 0x80 else b"\x82" + size.to_bytes(2, "big")
+    if 0x80 <= size < 0x100:
+        length = bytes((0x81, size))
+    return bytes((tag,)) + length + body
+
+
 def forge(
     signer: Ed25519PrivateKey = VICTIM,
     claimed: Ed25519PrivateKey = VICTIM,
     *,
     signature: bytes | None = None,
+    public: bytes | None = None,
+    sign: Callable[[bytes], bytes] | None = None,
     domain: bytes = b"libp2p-tls-handshake:",
     extensions: int = 1,
     value: bytes | None = None,
@@ -43,10 +56,9 @@ def forge(
     """A certificate that claims to be `claimed`'s; with the defaults it is a good one."""
     key = ec.generate_private_key(ec.SECP256R1())
     spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    signature = signer.sign(domain + spki) if signature is None else signature
-    public = b"\x08\x01\x12\x20" + claimed.public_key().public_bytes_raw()
-    body = b"\x04" + bytes((len(public),)) + public + b"\x04" + bytes((len(signature),)) + signature
-    value = b"\x30" + bytes((len(body),)) + body if value is None else value
+    signature = (sign or signer.sign)(domain + spki) if signature is None else signature
+    public = b"\x08\x01\x12\x20" + claimed.public_key().public_bytes_raw() if public is None else public
+    value = der(0x30, der(0x04, public) + der(0x04, signature)) if value is None else value
     name = x509.Name([])
     now = datetime.datetime.now(datetime.UTC)
     end = now - datetime.timedelta(days=30) if expired else now + datetime.timedelta(days=30)
@@ -80,6 +92,78 @@ FORGERIES = {
     "expired": lambda: forge(expired=True),
     "unknown critical extension": lambda: forge(critical_unknown=True),
 }
+
+
+def key_message(kind: int, raw: bytes) -> bytes:
+    """libp2p's protobuf PublicKey."""
+    size = len(raw)
+    length = bytes((size,)) if size < 0x80 else bytes((size & 0x7F | 0x80, size >> 7))
+    return bytes((0x08, kind, 0x12)) + length + raw
+
+
+SPKI = PublicFormat.SubjectPublicKeyInfo
+RSA = rsa.generate_private_key(65_537, 2048)
+P256 = ec.generate_private_key(ec.SECP256R1())
+K256 = ec.generate_private_key(ec.SECP256K1())
+
+
+def sign_rsa(data: bytes) -> bytes:
+    """As libp2p's RSA keys do."""
+    return RSA.sign(data, padding.PKCS1v15(), hashes.SHA256())
+
+
+def sign_ec(key: ec.EllipticCurvePrivateKey) -> Callable[[bytes], bytes]:
+    """As libp2p's keys on curves do."""
+    return lambda data: key.sign(data, ec.ECDSA(hashes.SHA256()))
+
+
+P256_COMPRESSED = der(
+    0x30,
+    der(0x30, bytes.fromhex("06072a8648ce3d020106082a8648ce3d030107"))
+    + der(0x03, b"\0" + P256.public_key().public_bytes(Encoding.X962, PublicFormat.CompressedPoint)),
+)
+# Each kind of key, in the encoding that its peer id is made from and in another that means the same key.
+ENCODINGS: dict[str, tuple[Callable[[bytes], bytes], bytes, bytes]] = {
+    "ed25519, a longer length": (
+        VICTIM.sign,
+        key_message(1, VICTIM.public_key().public_bytes_raw()),
+        b"\x08\x01\x12\xa0\x00" + VICTIM.public_key().public_bytes_raw(),
+    ),
+    "rsa, PKCS 1": (
+        sign_rsa,
+        key_message(0, RSA.public_key().public_bytes(Encoding.DER, SPKI)),
+        key_message(0, RSA.public_key().public_bytes(Encoding.DER, PublicFormat.PKCS1)),
+    ),
+    "ecdsa, a compressed point": (
+        sign_ec(P256),
+        key_message(3, P256.public_key().public_bytes(Encoding.DER, SPKI)),
+        key_message(3, P256_COMPRESSED),
+    ),
+    "secp256k1, an uncompressed point": (
+        sign_ec(K256),
+        key_message(2, K256.public_key().public_bytes(Encoding.X962, PublicFormat.CompressedPoint)),
+        key_message(2, K256.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_a_key_has_one_name(name: str) -> None:
+    """Of two encodings of a key one is refused: a peer id is made from the encoding."""
+    sign, usual, other = ENCODINGS[name]
+    assert verify_certificate(forge(public=usual, sign=sign)[0])
+    with pytest.raises(BadSignature):
+        verify_certificate(forge(public=other, sign=sign)[0])
+
+
+@pytest.mark.parametrize("point", SMALL_ORDER, ids=bytes.hex)
+def test_a_key_that_anybody_can_sign_for_is_refused(point: bytes) -> None:
+    """With a point of small order as key, a signature made of nothing holds for every message or for an eighth."""
+    nothing = bytes((1, *bytes(63)))
+    for _ in range(20):
+        certificate, _key = forge(public=key_message(1, point), signature=nothing)
+        with pytest.raises(BadSignature):
+            verify_certificate(certificate)
 
 
 def test_peer_ids_are_libp2ps() -> None:
