@@ -110,7 +110,7 @@ async def test_unfinished_handshakes_do_not_lock_the_door() -> None:
 
         async def keep_beginning() -> None:
             while True:
-                for _ in range(3):
+                for _ in range(2):
                     flood.begin()
                 await trio.sleep(0.02)
 
