@@ -6,7 +6,7 @@ for the boundary behind it (the rows are hidden states).
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
 
 from protocol import limits
@@ -81,22 +81,28 @@ class Journal:
 
     def find(self, number: int) -> Entry | None:
         """What still stands of step `number`."""
-        index = bisect_left(self._entries, number, key=lambda entry: entry.number)
+        index = bisect_left(self._entries, number, key=_number)
         if index < len(self._entries) and self._entries[index].number == number:
             return self._entries[index]
         return None
+
+    def between(self, after: int, upto: int) -> list[Entry]:
+        """What still stands of the steps behind number `after` up to `upto`, that one included."""
+        first = bisect_right(self._entries, after, key=_number)
+        return self._entries[first : bisect_right(self._entries, upto, lo=first, key=_number)]
 
     def replay(self, live_from: int, fill_until: int, chunk_rows: int = limits.STEP_TOKENS) -> list[Step]:
         """The steps that bring a new holder of the next boundary up to date.
 
         Entries of steps before `live_from` come as fills up to stage `fill_until`, as many whole entries
-        together as fit in `chunk_rows` rows, under the highest number among them; others come as they were.
+        together as fit in `chunk_rows` rows and agree in dtype, under the highest number among them; others come as
+        they were.
         """
         steps: list[Step] = []
         together: list[Entry] = []
         for entry in self._entries:
             live = entry.number >= live_from
-            if together and (live or entry.stop - together[0].position > chunk_rows):
+            if together and (live or not _fits(together, entry, chunk_rows)):
                 steps.append(_fill(together, fill_until))
                 together = []
             if live:
@@ -106,6 +112,16 @@ class Journal:
         if together:
             steps.append(_fill(together, fill_until))
         return steps
+
+
+def _number(entry: Entry) -> int:
+    return entry.number
+
+
+def _fits(together: list[Entry], entry: Entry, chunk_rows: int) -> bool:
+    """Whether a fill can hold one more; rows came in another dtype where the hop that made them was replaced."""
+    first = together[0]
+    return entry.stop - first.position <= chunk_rows and entry.rows.dtype == first.rows.dtype
 
 
 def _fill(entries: list[Entry], fill_until: int) -> Step:

@@ -93,7 +93,7 @@ class World:
 
     async def session(self, *, max_tokens: int = 256, wait_s: float = 0.0, direct: bool = True) -> Session:
         """An open session over the whole model."""
-        spec = SessionSpec(MANIFEST.digest, MANIFEST.blocks, VOCAB, ALL, max_tokens, wait_s, direct)
+        spec = SessionSpec(MANIFEST.digest, MANIFEST.blocks, VOCAB, HIDDEN, ALL, max_tokens, wait_s, direct)
         session = Session(self.view, spec, self.events.append)
         await session.open()
         return session
