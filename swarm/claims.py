@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from protocol.errors import Malformed
 from protocol.messages import Ack, Ping, Pong
+from swarm.outputs import Misfit
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +57,16 @@ class Claims:
         return Ping(self._nonce)
 
     def pong(self, pong: Pong, reach: int, now: float) -> None:
-        """Take an answer. Steps below `reach` are all that it can have received. Raises: Malformed."""
+        """Take an answer; steps below `reach` are all that were sent, by whomever. Raises: Malformed, Misfit."""
         if not self._pings or pong.nonce != self._pings[0].nonce:
             raise Malformed("answered a ping that was not sent")
         asking = self._pings.popleft()
         if pong.received < max(asking.sent, self.received):
             raise Malformed(f"denies step {max(asking.sent, self.received) - 1}, which it was sent")
-        if pong.received > max(reach, self.received):
-            raise Malformed(f"claims step {pong.received - 1}, which it was never sent")
         if not max(self.acked, self.computed) <= pong.computed <= pong.received:
             raise Malformed("claims to have computed what it has not, or not to have what it has")
+        if pong.received > max(reach, self.received):
+            raise Misfit(f"claims step {pong.received - 1}, which was never sent")
         self.received, self.computed, self.pong_at = pong.received, pong.computed, now
         self._note(now)
 

@@ -28,7 +28,7 @@ from protocol.session import Side, StreamState
 from protocol.transport.base import Transport
 from protocol.transport.channel import Channel
 from swarm.claims import Claims
-from swarm.outputs import FRAME_EXTRA_BYTES
+from swarm.outputs import FRAME_EXTRA_BYTES, Misfit
 from swarm.route import Hop
 
 # A reason that a peer gives, as users see it; some hops may give one in a row.
@@ -61,7 +61,7 @@ class HopLink:
         self.patience = 1  # how many times the usual time it may take
         self.failure: str | None = None
         self.link_down: str | None = None  # why this hop cannot reach the next one
-        self.accused = 0  # how often the hop behind said that what comes from here is bad
+        self.accused = 0  # how often a hop that it fed failed in a way that this hop may have brought about
         self.costs: deque[StepCost] = deque(maxlen=4096)
         self._links_left = 0 if request.next is None else 1  # links it was given and has not reported as lost
         self._said = 0
@@ -126,6 +126,11 @@ class HopLink:
                 raise
 
     @property
+    def fed_by_us(self) -> bool:
+        """Whether all that it was sent came from us: then whatever it gets wrong is its own fault."""
+        return self.feed is not None and self.fed_from == 0
+
+    @property
     def filled(self) -> bool:
         """Whether it has received all that was through when it was opened."""
         return self.claims.received >= self.filled_at
@@ -135,10 +140,10 @@ class HopLink:
         await self._send(self.claims.ping(trio.current_time()))
 
     def note_said(self, most: int) -> None:
-        """It says one more thing about steps. Raises: Malformed, if it has said more than `most`."""
+        """It says one more thing about steps. Raises: Misfit, if it has said more than `most`."""
         self._said += 1
         if self._said > most:
-            raise Malformed("says more than it was asked for")
+            raise Misfit("says more than it was asked for")
 
     def note_ack(self, ack: Ack) -> None:
         """Take what an ack says."""

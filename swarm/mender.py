@@ -30,8 +30,10 @@ from swarm.watch import DEAD_AFTER_S
 RETRY_EVERY_S: Final = 0.5
 # The last resort before a session fails; the user waits for it.
 DHT_SEARCH_S: Final = 4.0
-# How often a hop may be accused by those behind it, until we look ourselves at what it sends them.
-ACCUSATIONS: Final = 2
+# So many of those whom a hop feeds may fail over it, until we carry what it sends them and so see it ourselves, ...
+ACCUSED_BRIDGED: Final = 2
+# ... and until it is replaced.
+ACCUSED_REPLACED: Final = 4
 # Patience doubles for a peer that was too slow; this often reaches the longest that `watch` waits from its shortest.
 MOST_DOUBLINGS: Final = 5
 # Nodes whose reasons are in one error's line.
@@ -74,6 +76,26 @@ class Mender:
             self._view.bans.ban(link.hop.peer, trio.current_time(), honest=honest)
         link.fail(reason)
         self._chain.notify()
+
+    def lose_over_input(self, link: HopLink, reason: str) -> None:
+        """A hop got wrong what it was sent, or says that it was sent something wrong."""
+        if link.fed_by_us:
+            self.lose(link, reason, honest=False)
+        else:
+            self.doubt(link, reason)
+
+    def doubt(self, link: HopLink, reason: str) -> None:
+        """A hop failed in a way that the hop before it may have brought about.
+
+        Neither is banned for long on the word of the other. The one that failed is replaced; where that happens
+        again, we carry what passes between them; where even that does not help, the one before is replaced.
+        """
+        before = self._chain.before(link)
+        if link.failure is None and before is not None:
+            before.accused += 1
+            if before.accused == ACCUSED_REPLACED:
+                self.lose(before, "those whom it feeds fail", honest=True)
+        self.lose(link, reason, honest=True)
 
     # -- finding and opening hops
 
@@ -182,7 +204,7 @@ class Mender:
 
     def _join(self, before: HopLink, behind: HopLink, settled: int, fill_until: int) -> None:
         """Have a living hop fill the new one behind it; through us, if it is said to send what nobody can use."""
-        if before.accused < ACCUSATIONS:
+        if before.accused < ACCUSED_BRIDGED:
             before.relink(behind.address(), settled, fill_until)
             return
         self._chain.bridge(before, behind, fed_from=0)

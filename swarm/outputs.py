@@ -1,7 +1,4 @@
-"""The one door for what hops return: nothing is kept or carried on that was not asked for; pure.
-
-Everything here raises Malformed, the fault of the hop that returned it.
-"""
+"""The one door for what hops return: nothing is kept or carried on that was not asked for; pure."""
 
 from __future__ import annotations
 
@@ -26,6 +23,13 @@ LSE_ABSOLUTE: Final = 1e-3
 LSE_RELATIVE: Final = 1e-5
 
 
+class Misfit(Malformed):
+    """Sound in itself, but no answer to what we asked: the hop was given another step than ours, or says so.
+
+    A step reaches a hop by way of the one before it, which may have changed its number, position or want.
+    """
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
     """What the last hop is to return for one step: `rows` tokens from `position` on."""
@@ -45,26 +49,29 @@ class Asked:
         return self.rows if self.want.every else 1
 
     def check(self, output: Output, *, vocab_size: int, hidden_size: int, dtype: str) -> None:
-        """Raises: Malformed, if `output` is not what this asks for. `dtype`: of the hop's hidden states."""
+        """Raises: Misfit, if `output` is not what this asks for; Malformed, if nothing could ask for it.
+
+        `dtype`: of the hop's hidden states.
+        """
         if self.want.kind == "hidden":
             hidden = check_hidden(output, hidden_size, dtype)
             if hidden.rows != self.answer_rows:
-                raise Malformed(f"returned {hidden.rows} rows where {self.answer_rows} were asked for")
+                raise Misfit(f"returned {hidden.rows} rows where {self.answer_rows} were asked for")
             first = self.position + self.rows - self.answer_rows
         else:
             if output.candidates is None or output.hidden is not None:
-                raise Malformed("returned no candidates where they were asked for")
+                raise Misfit("returned no candidates where they were asked for")
             check_candidates(output.candidates, self.want, self.answer_rows, vocab_size)
             first = self.position
         if output.position != first:
-            raise Malformed(f"returned position {output.position} where {first} was asked for")
+            raise Misfit(f"returned position {output.position} where {first} was asked for")
 
 
 def check_hidden(output: Output, hidden_size: int, dtype: str) -> Tensor:
-    """The hidden states in an output, one row or more. Raises: Malformed."""
+    """The hidden states in an output, one row or more. Raises: Misfit, Malformed."""
     hidden = output.hidden
     if hidden is None or output.candidates is not None:
-        raise Malformed("returned no hidden states where they were asked for")
+        raise Misfit("returned no hidden states where they were asked for")
     if hidden.dtype != dtype or hidden.shape != (hidden.rows, hidden_size) or not hidden.rows:
         raise Malformed(f"returned {hidden} where {dtype} [rows, {hidden_size}] was asked for")
     check_finite(hidden)
@@ -75,22 +82,22 @@ def fit_rows(lacking: Sequence[Entry], position: int, hidden: Tensor) -> Tensor:
     """The rows of `hidden`, the first at `position`, that a boundary lacks: those of these steps and no others.
 
     A hop that has not heard yet of a rollback returns more rows than stand; they are cut off.
-    Raises: Malformed, if rows are missing or come out of turn.
+    Raises: Misfit, if rows are missing or come out of turn.
     """
     start, stop = lacking[0].position, lacking[-1].stop
     if position != start or position + hidden.rows < stop:
-        raise Malformed(f"passed on {position}:{position + hidden.rows} where rows {start}:{stop} are next")
+        raise Misfit(f"passed on {position}:{position + hidden.rows} where rows {start}:{stop} are next")
     return hidden if hidden.rows == stop - start else hidden.row_slice(0, stop - start)
 
 
 def check_candidates(found: Candidates, want: Want, rows: int, vocab_size: int) -> None:
-    """Raises: Malformed, if candidates are not `rows` answers to `want`, or contradict themselves."""
+    """Raises: Misfit, if these are not `rows` answers to `want`; Malformed, if they contradict themselves."""
     ids, logits, asked = found.ids, found.logits, found.asked
     shape = (rows, min(want.top or vocab_size, vocab_size))
     if ids.shape != shape or logits.shape != shape or found.lse.shape != (rows,):
-        raise Malformed(f"returned candidates {list(ids.shape)} where {list(shape)} were asked for")
+        raise Misfit(f"returned candidates {list(ids.shape)} where {list(shape)} were asked for")
     if asked.shape != (rows, len(want.ids)):
-        raise Malformed("returned the logits of another number of ids than asked for")
+        raise Misfit("returned the logits of another number of ids than asked for")
     if int(ids.min()) < 0 or int(ids.max()) >= vocab_size:
         raise Malformed("returned a token outside the vocabulary")
     if np.isnan(logits).any() or not np.isfinite(logits[:, 0]).all() or not np.isfinite(found.lse).all():
@@ -135,7 +142,7 @@ def _check_lse(
     error = LSE_ABSOLUTE + LSE_RELATIVE * np.maximum(np.abs(lse), np.abs(best))
     least, most = best + np.log(seen), best + np.log(seen + unseen)
     if (lse < least - error).any() or (lse > most + error).any():
-        raise Malformed("returned a normaliser that its logits cannot have")
+        raise Misfit("returned a normaliser that its logits cannot have")
 
 
 def answer_bytes(asked: Asked, vocab_size: int, hidden_size: int) -> int:

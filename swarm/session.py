@@ -15,7 +15,15 @@ import trio
 
 from protocol import limits
 from protocol.candidates import NOTHING, Candidates, Want
-from protocol.errors import ConfigError, Lost, Malformed, NoRoute, PeerUnavailable, RemoteProtocolError
+from protocol.errors import (
+    ConfigError,
+    Lost,
+    Malformed,
+    NoRoute,
+    PeerUnavailable,
+    RemoteProtocolError,
+    TooLarge,
+)
 from protocol.journal import Journal
 from protocol.messages import Ack, Error, LinkDown, Message, Output, Pong, Step
 from protocol.model import Manifest
@@ -25,7 +33,7 @@ from swarm.discovery import View
 from swarm.events import OnEvent, Rerouted
 from swarm.hop import HopLink, quoted
 from swarm.mender import Mender
-from swarm.outputs import Asked, answer_bytes, check_candidates, check_hidden, fit_rows
+from swarm.outputs import Asked, Misfit, answer_bytes, check_candidates, check_hidden, fit_rows
 from swarm.route import Route
 from swarm.watch import Ask, GiveUp, Slow, Unlinked, Watch
 
@@ -178,7 +186,7 @@ class Session:
                 try:
                     found.append(await self._candidates(result.output, want))
                 except Malformed as error:
-                    self._mender.lose(result.link, str(error), honest=False)
+                    self._mender.lose_over_input(result.link, str(error))
                     break
             else:
                 return found
@@ -258,16 +266,18 @@ class Session:
                 if taken % TAKEN_AT_ONCE == 0:
                     await trio.lowlevel.checkpoint()
             self._mender.lose(link, "closed the stream", honest=True)
+        except (Misfit, TooLarge) as error:
+            self._mender.lose_over_input(link, str(error))
         except (PeerUnavailable, RemoteProtocolError) as error:
             self._mender.lose(link, str(error), honest=isinstance(error, PeerUnavailable))
 
     def _take(self, link: HopLink, message: Message) -> None:
-        """One message of a hop. Raises: Malformed, if it says what cannot be."""
+        """One message of a hop. Raises: Malformed, if it says what cannot be; Misfit, if it may have been misled."""
         match message:
             case Ack() | Output():
                 link.note_said(SAID_OF_A_STEP * self._chain.sent * self._chain.rounds)
                 if message.number >= self._reach(link):
-                    raise Malformed(f"speaks of step {message.number}, which it was never sent")
+                    raise Misfit(f"speaks of step {message.number}, which it was never sent")
                 if isinstance(message, Ack):
                     self._take_ack(link, message)
                 else:
@@ -295,7 +305,7 @@ class Session:
         elif link.bridged_from is not None and ack.number >= link.bridged_from:
             passed_over = self._chain.journal.between((link.claims.delivered or 0) - 1, ack.number)
             if passed_over:
-                raise Malformed(f"passed over the hidden states of step {passed_over[0].number}")
+                raise Misfit(f"passed over the hidden states of step {passed_over[0].number}")
 
     def _take_output(self, link: HopLink, output: Output) -> None:
         """Take what was asked for; what was before and is no more, or came already, is not looked at."""
@@ -312,25 +322,26 @@ class Session:
         self._through(output.number)
 
     def _through(self, number: int) -> None:
-        """The last hop is done with step `number` and so with all before it. Raises: Malformed, if it is not."""
+        """The last hop is done with step `number` and so with all before it. Raises: Misfit, if it is not."""
         for earlier, asked in self._asked.items():
             if earlier <= number and asked.expects_output and earlier not in self._results:
-                raise Malformed(f"passed over the output of step {earlier}")
+                raise Misfit(f"passed over the output of step {earlier}")
         self._chain.advance(number + 1)
 
     def _take_error(self, link: HopLink, error: Error) -> None:
         """A hop ends its session. Nobody else is lost by its word alone."""
-        said, honest = quoted(error.message), error.code in HONEST_ENDS
-        if error.code == "bad_hidden":
-            # where we have seen all that it was fed, nobody but itself can have spoilt that
-            honest = link.feed is None or link.fed_from > 0
-            before = self._chain.before(link)
-            if before is not None and link.feed is None:
-                before.accused += 1
-        elif not error.elsewhere and not honest:
+        said = quoted(error.message)
+        if error.code in HONEST_ENDS:
+            self._mender.lose(link, said, honest=True)
+        elif not link.fed_by_us or (error.code == "bad_output" and self._chain.before(link) is not None):
+            self._mender.doubt(link, said)
+        elif error.code == "bad_hidden":
+            self._mender.lose(link, f"says what is not so: {said}", honest=False)
+        elif error.elsewhere:
+            self._mender.lose(link, said, honest=False)
+        else:
             self._refusals[link.hop.peer] = Refusal(said, link.channel.stream.origin)
-            honest = True
-        self._mender.lose(link, said, honest=honest)
+            self._mender.lose(link, said, honest=True)
 
     def _carry(self, link: HopLink, output: Output) -> None:
         """Take hidden states over a boundary that the client bridges: the rows that its journal lacks, in order."""
@@ -342,7 +353,7 @@ class Session:
         if lacking:  # else it was answered again, or rolled back meanwhile
             settled = self._chain.settled
             if len(lacking) > 1 and output.number >= settled:
-                raise Malformed(f"passed over the hidden states of step {lacking[0].number}")
+                raise Misfit(f"passed over the hidden states of step {lacking[0].number}")
             rows = fit_rows(lacking, output.position, hidden)
             asked = self._asked.get(output.number)
             want = NOTHING if asked is None or output.number < settled else asked.want
@@ -424,7 +435,10 @@ class Session:
                     self._mender.lose(link, reason, honest=honest)
                 case Slow(link, reason, honest):
                     self._chain.slow[link.hop.peer] += 1
-                    self._mender.lose(link, reason, honest=honest)
+                    if honest and not link.fed_by_us:
+                        self._mender.doubt(link, reason)
+                    else:
+                        self._mender.lose(link, reason, honest=honest)
                 case Unlinked(link):
                     link.link_down = "what it sends on does not arrive"
                     self._chain.notify()
