@@ -29,7 +29,7 @@ from protocol.messages import (
 )
 from protocol.tensors import Tensor, from_numpy
 from swarm.bans import FIRST_BAN_S, Bans
-from swarm.session import Session
+from swarm.session import REPAIRS, Session
 from tests.node.fakes import HIDDEN, VOCAB
 from tests.sim.liars import Lie, honest
 from tests.sim.world import World, greedy, greedy_reference, swarm_of
@@ -164,9 +164,8 @@ class LosesItsLink:
 
 def refuses(message: Message) -> Iterable[Message | bytes]:
     """The step is at fault, it says."""
-    yield (
-        Error("bad_step", "I do not like this step", elsewhere=False) if isinstance(message, Ack) else message
-    )
+    refusal = Error("bad_step", "I do not like this step", elsewhere=False)
+    yield refusal if isinstance(message, Ack | Output) else message
 
 
 def accuses(message: Message) -> Iterable[Message | bytes]:
@@ -429,7 +428,7 @@ OPENINGS = {
     "another span": says_at_first(Refused("span", "not mine", 0.0)),
     "an error": says_at_first(Error("engine", "x" * 1000, elsewhere=False)),
     "an output": says_at_first(Opened("f32"), Output(0, 0)),
-    "an ack": says_at_first(Opened("f32"), Ack(0, 0.0, 0.0)),
+    "an ack": says_at_first(Opened("f32"), Ack(7, 0.0, 0.0)),
     "a pong": says_at_first(Opened("f32"), Pong(0, 0, 0)),
     "a lost link": says_at_first(Opened("f32"), LinkDown(bytes(16), "lost"), LinkDown(bytes(16), "lost")),
 }
@@ -503,13 +502,13 @@ async def test_a_refusal_of_the_only_node(clock: trio.testing.MockClock) -> None
     async with swarm_of((0, 4), (4, 8)) as world:
         session = await world.session()
         begin = await greedy(session, PROMPT, 3)
-        world.nodes[0].mouth.lie = refuses
+        world.nodes[1].mouth.lie = refuses
         with pytest.raises(RemoteProtocolError) as raised:
             await session.step(begin[-1:])
-        assert world.nodes[0].peer in str(raised.value)
+        assert world.nodes[1].peer in str(raised.value)
         assert "I do not like this step" in str(raised.value)
         assert "\n" not in str(raised.value)
-        world.nodes[0].mouth.lie = honest
+        world.nodes[1].mouth.lie = honest
         await trio.sleep(1000)
         await world.view.refresh()
         assert begin + await greedy(session, begin[-1:], 3) == greedy_reference(PROMPT, 6)
@@ -523,6 +522,7 @@ async def test_two_peers_refuse(together: bool, clock: trio.testing.MockClock) -
         trial = trial_of(world)
         for index in (1, 2):
             trial.corrupt(index, refuses)
+        await world.view.refresh()
         session = await world.session()
         if together:
             assert await greedy(session, PROMPT, 3) == greedy_reference(PROMPT, 3)
@@ -539,8 +539,10 @@ async def test_more_liars_than_repairs(clock: trio.testing.MockClock) -> None:
         trial = trial_of(world)
         for index in range(1, 60):
             trial.corrupt(index, changed(beyond))
+        await world.view.refresh()
         session = await world.session()
         assert await greedy(session, PROMPT, 3) == greedy_reference(PROMPT, 3)
+        assert len(session.reroutes) > REPAIRS
 
 
 async def test_liars_all_along_the_route(clock: trio.testing.MockClock) -> None:
@@ -556,12 +558,13 @@ async def test_liars_all_along_the_route(clock: trio.testing.MockClock) -> None:
 
 
 async def test_an_honest_node_that_is_slower_than_it_says(clock: trio.testing.MockClock) -> None:
-    """The only node of some layers takes 12 s for a step: it is given up twice, and then waited for."""
+    """The only node of some layers takes 12 s for a step: it is given up at first, and then waited for."""
     async with swarm_of((0, 8), step_s=12) as world:
         trial = trial_of(world)
         session = await world.session()
         assert await greedy(session, PROMPT, 2) == greedy_reference(PROMPT, 2)
-        assert [ban.honest for ban in trial.bans.noted] == [True, True]
+        assert 2 <= len(trial.bans.noted) <= 3  # a new session waits for what the one given up still computes
+        trial.check()
 
 
 async def test_a_slow_hop_has_the_time_that_it_announces(clock: trio.testing.MockClock) -> None:
