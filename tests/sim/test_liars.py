@@ -54,9 +54,9 @@ class Banned:
 class NotedBans(Bans):
     """Bans, and a list of all there were."""
 
-    def __init__(self) -> None:
+    def __init__(self, noted: list[Banned]) -> None:
         super().__init__()
-        self.noted: list[Banned] = []
+        self.noted = noted
 
     def ban(self, peer: str, now: float, *, honest: bool, least_s: float = FIRST_BAN_S) -> None:
         """See `Bans`."""
@@ -83,6 +83,10 @@ class Trial:
         self.liars.add(index)
         self.world.nodes[index].mouth.lie = lie
 
+    def pardon(self) -> None:
+        """Lift all bans, as time would."""
+        self.world.view.bans = self.bans = NotedBans(self.bans.noted)
+
     def check(self) -> None:
         """No honest node was banned as if it had broken the rules."""
         liars = {self.world.nodes[index].peer for index in self.liars}
@@ -91,7 +95,7 @@ class Trial:
 
 def trial_of(world: World) -> Trial:
     """The same swarm, and a client that notes its bans."""
-    bans = NotedBans()
+    bans = NotedBans([])
     world.view.bans = bans
     return Trial(world, bans, set())
 
@@ -500,17 +504,17 @@ async def test_a_flood(kind: str, index: int, direct: bool, clock: trio.testing.
 async def test_a_refusal_of_the_only_node(clock: trio.testing.MockClock) -> None:
     """With nobody else left, the user reads in one line who refused and what it said; then it goes on."""
     async with swarm_of((0, 4), (4, 8)) as world:
+        trial = trial_of(world)
         session = await world.session()
         begin = await greedy(session, PROMPT, 3)
-        world.nodes[1].mouth.lie = refuses
+        trial.corrupt(1, refuses)
         with pytest.raises(RemoteProtocolError) as raised:
             await session.step(begin[-1:])
         assert world.nodes[1].peer in str(raised.value)
         assert "I do not like this step" in str(raised.value)
         assert "\n" not in str(raised.value)
         world.nodes[1].mouth.lie = honest
-        await trio.sleep(1000)
-        await world.view.refresh()
+        trial.pardon()
         assert begin + await greedy(session, begin[-1:], 3) == greedy_reference(PROMPT, 6)
 
 
@@ -703,8 +707,7 @@ async def test_fuzz_without_another_node(seed: int, clock: trio.testing.MockCloc
                 with trio.fail_after(900):
                     candidates = await session.step(feed)
             except (NoRoute, RemoteProtocolError, PeerUnavailable):
-                await trio.sleep(1000)
-                await world.view.refresh()
+                trial.pardon()
                 continue
             assert candidates is not None
             feed = [int(candidates.ids[0, 0])]
@@ -713,7 +716,6 @@ async def test_fuzz_without_another_node(seed: int, clock: trio.testing.MockCloc
                 break
         for index in trial.liars:
             world.nodes[index].mouth.lie = honest
-        await trio.sleep(1000)
-        await world.view.refresh()
+        trial.pardon()
         assert found + await greedy(session, feed, 12 - len(found)) == expected
         trial.check()
