@@ -52,7 +52,7 @@ SAID_OF_A_STEP: Final = 2
 # Peers named in one error's line.
 MOST_REFUSALS_SHOWN: Final = 4
 # What hops say when they end a session through nobody's fault.
-HONEST_ENDS: Final = frozenset(("leaving", "idle"))
+HONEST_ENDS: Final = frozenset(("leaving", "idle", "gave_way"))
 
 
 class Ends(Protocol):

@@ -28,7 +28,7 @@ from protocol.messages import (
     Step,
 )
 from protocol.tensors import Tensor, from_numpy
-from swarm.bans import FIRST_BAN_S, Bans
+from swarm.bans import Bans
 from swarm.session import REPAIRS, Session
 from tests.node.fakes import HIDDEN, VOCAB
 from tests.sim.liars import Lie, honest
@@ -58,10 +58,10 @@ class NotedBans(Bans):
         super().__init__()
         self.noted = noted
 
-    def ban(self, peer: str, now: float, *, honest: bool, least_s: float = FIRST_BAN_S) -> None:
+    def ban(self, peer: str, now: float, *, honest: bool, **more: Any) -> None:
         """See `Bans`."""
         self.noted.append(Banned(peer, honest))
-        super().ban(peer, now, honest=honest, least_s=least_s)
+        super().ban(peer, now, honest=honest, **more)
 
 
 @pytest.fixture
