@@ -85,7 +85,7 @@ class Chain:
         """Carry from now on what passes between two neighbours; `fed_from` steps may have passed directly."""
         behind.feed = Journal(self.spec.max_tokens)
         behind.fed_from = fed_from
-        before.bridge(behind, self.sent, self.settled, hidden_bytes(self.spec.hidden_size))
+        before.bridge(self.sent, self.settled, hidden_bytes(self.spec.hidden_size))
         self.rounds += 1
 
     def advance(self, done: int) -> None:

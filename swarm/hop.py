@@ -91,8 +91,8 @@ class HopLink:
         self._links_left += 1
         self.post(Relink(following, False, live_from, fill_until))
 
-    def bridge(self, behind: HopLink, sent: int, live_from: int, frame_bytes: int) -> None:
-        """Carry from now on what this hop sends to `behind`; `sent` steps may have passed directly until now."""
+    def bridge(self, sent: int, live_from: int, frame_bytes: int) -> None:
+        """Have its results come to us from now on; those of `sent` steps may have gone to the next hop until now."""
         self.link_down = None
         self.bridged_from = sent
         self.claims.owe_results(0, trio.current_time())

@@ -39,7 +39,7 @@ LONG = [(7 * i + 3) % 32 for i in range(300)]  # several prefill chunks
 # each stage three times; the first four are chosen while they do not fail
 TRIPLE = [(0, 2), (2, 4), (4, 6), (6, 8), (0, 3), (2, 5), (4, 7), (5, 8), (0, 8), (0, 8)]
 SLOW = range(4, 10)
-SEEDS = 40
+SEEDS = 30
 SOON_S = 16.0  # by the clock of the simulation, in which honest hops take next to nothing
 
 
@@ -329,7 +329,6 @@ NEXT_LIES: list[Any] = [
         lambda step: replace(step, want=replace(step.want, ids=(VOCAB + 7,))),
         lambda step: replace(step, fill_until=8),
         lambda step: rows_like(step, np.nan),
-        lambda step: rows_like(step, 3e38),
         lambda step: rows_like(step, 0.0, HIDDEN + 1),
         lambda step: [],
         lambda step: [step] * 500,
@@ -374,17 +373,14 @@ async def test_a_hop_that_lies_while_decoding(
         trial.check()
 
 
-@pytest.mark.parametrize("direct", [True, False])
 @pytest.mark.parametrize("index", range(4))
 @pytest.mark.parametrize("lie", LIES, ids=name_of)
-async def test_a_hop_that_lies_in_prefill(
-    lie: Lie, index: int, direct: bool, clock: trio.testing.MockClock
-) -> None:
-    """It does so from the first chunk of a prompt on."""
+async def test_a_hop_that_lies_in_prefill(lie: Lie, index: int, clock: trio.testing.MockClock) -> None:
+    """It does so from the first chunk of a prompt on, to a client that carries everything."""
     async with swarm_of(*TRIPLE, slow=SLOW) as world:
         trial = trial_of(world)
         trial.corrupt(index, lie)
-        session = await world.session(max_tokens=400, direct=direct)
+        session = await world.session(max_tokens=400, direct=False)
         before = trio.current_time()
         assert await best(session, LONG, 3) == greedy_reference(LONG, 3)
         assert trio.current_time() - before < SOON_S
