@@ -109,3 +109,22 @@ def test_a_replay_rebuilds_the_same_rows(
         rebuilt += step.inputs.numpy().tolist()
     assert rebuilt == expected
     assert journal.length == len(expected)
+
+
+def test_what_stands_between_two_steps() -> None:
+    """Behind the first and up to the second; steps that were rolled back are not there."""
+    journal = Journal(8)
+    for number, position in [(0, 0), (2, 2), (3, 4), (7, 3)]:
+        journal.append(number, position, ids(1, 2), NOTHING)
+    assert [entry.number for entry in journal.entries] == [0, 2, 7]
+    assert [entry.number for entry in journal.between(-1, 7)] == [0, 2, 7]
+    assert [entry.number for entry in journal.between(0, 3)] == [2]
+    assert journal.between(2, 6) == journal.between(7, 9) == []
+
+
+def test_regression_rows_of_two_dtypes_make_two_fills() -> None:
+    """A hop that is replaced by one of another dtype leaves a journal of both."""
+    journal = Journal(8)
+    for number, dtype in enumerate([np.float32, np.float32, np.float16]):
+        journal.append(number, number, from_numpy(np.zeros((1, 4), dtype)), NOTHING)
+    assert positions(journal.replay(3, 8)) == [(1, 0, 2, 8), (2, 2, 1, 8)]
