@@ -33,7 +33,16 @@ from swarm.discovery import View
 from swarm.events import OnEvent, Rerouted
 from swarm.hop import HopLink, quoted
 from swarm.mender import Mender
-from swarm.outputs import Asked, Misfit, answer_bytes, check_candidates, check_hidden, fit_rows
+from swarm.outputs import (
+    Asked,
+    Misfit,
+    answer_bytes,
+    check_candidates,
+    check_hidden,
+    fit_rows,
+    join_candidates,
+)
+from swarm.refusals import Refusals
 from swarm.route import Route
 from swarm.watch import Ask, GiveUp, Slow, Unlinked, Watch
 
@@ -49,8 +58,6 @@ REPAIRS: Final = 32
 TAKEN_AT_ONCE: Final = 32
 # Each step has an ack and an output at most, each time it is sent.
 SAID_OF_A_STEP: Final = 2
-# Peers named in one error's line.
-MOST_REFUSALS_SHOWN: Final = 4
 # What hops say when they end a session through nobody's fault.
 HONEST_ENDS: Final = frozenset(("leaving", "idle", "gave_way"))
 
@@ -67,14 +74,6 @@ class Ends(Protocol):
 
     def head(self, hidden: Tensor, want: Want, position: int) -> Candidates:
         """Hidden states [rows, hidden_size], the first at `position` -> candidates of each row."""
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """What a hop said when it refused a step for good, and where it is."""
-
-    text: str
-    origin: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +98,7 @@ class Session:
         self._asked: dict[int, Asked] = {}  # of the steps that are out
         self._results: dict[int, Result] = {}
         self._answer_bytes = 0  # the largest frame that any step asked for
-        self._refusals: dict[str, Refusal] = {}  # by peer, of this step
+        self._refusals = Refusals()  # of this step
         self._tried: set[str] = set()  # peers that failed within this step
         self._mended = 0  # repairs within this step that left nobody new
         self._watch_over = Watch(self._chain.journal)
@@ -164,7 +163,7 @@ class Session:
         want = want or Want()
         position = self.length if position is None else position
         self._check(tokens, position, want)
-        self._refusals, self._tried, self._mended = {}, set(), 0
+        self._refusals, self._tried, self._mended = Refusals(), set(), 0
         self._waiting_since = trio.current_time()
         try:
             found = await self._ask(tokens, position, want)
@@ -340,7 +339,7 @@ class Session:
         elif error.elsewhere:
             self._mender.lose(link, said, honest=False)
         else:
-            self._refusals[link.hop.peer] = Refusal(said, link.channel.stream.origin)
+            self._refusals.add(link.hop.peer, said, link.channel.stream.origin)
             self._mender.lose(link, said, honest=True)
 
     def _carry(self, link: HopLink, output: Output) -> None:
@@ -375,13 +374,13 @@ class Session:
             await self._chain.wait_changed()
             return
         self._bound_repairs()
-        if len({refusal.origin for refusal in self._refusals.values()}) > 1:
-            raise self._refused()
+        if self._refusals.agreed:
+            raise self._refusals.error()
         try:
             await self._mender.mend()
         except NoRoute:
             if self._refusals:  # nobody else is left who may think otherwise
-                raise self._refused() from None
+                raise self._refusals.error() from None
             raise
 
     def _bound_repairs(self) -> None:
@@ -391,11 +390,6 @@ class Session:
             if self._mended > REPAIRS:
                 raise Lost(f"gave up after {REPAIRS} repairs within one step")
         self._tried |= failed
-
-    def _refused(self) -> Malformed:
-        """What the user is told of a step that peers refuse who have nothing to do with each other."""
-        said = [f"{peer} ({refusal.text})" for peer, refusal in self._refusals.items()]
-        return Malformed("the step was refused by " + " and ".join(said[:MOST_REFUSALS_SHOWN]))
 
     async def _candidates(self, output: Output, want: Want) -> Candidates:
         """What a checked output amounts to, by way of our own head if we have it. Raises: Malformed."""
@@ -442,11 +436,3 @@ class Session:
                 case Unlinked(link):
                     link.link_down = "what it sends on does not arrive"
                     self._chain.notify()
-
-
-def join_candidates(parts: Sequence[Candidates]) -> Candidates | None:
-    """All rows in order; None if there are no parts."""
-    if len(parts) < 2:
-        return parts[0] if parts else None
-    names = ("ids", "logits", "lse", "asked")
-    return Candidates(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
