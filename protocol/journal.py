@@ -7,7 +7,7 @@ for the boundary behind it (the rows are hidden states).
 from __future__ import annotations
 
 import sys
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -99,22 +99,27 @@ class Journal:
 
     def find(self, number: int) -> Entry | None:
         """What still stands of step `number`."""
-        index = self._index(number)
+        index = bisect_left(self._entries, number, key=_number)
         if index < len(self._entries) and self._entries[index].number == number:
             return self._entries[index]
         return None
+
+    def between(self, after: int, upto: int) -> list[Entry]:
+        """What still stands of the steps behind number `after` up to `upto`, that one included."""
+        first = bisect_right(self._entries, after, key=_number)
+        return self._entries[first : bisect_right(self._entries, upto, lo=first, key=_number)]
 
     def replay(self, live_from: int, fill_until: int, chunk_rows: int = limits.STEP_TOKENS) -> Iterator[Step]:
         """The steps that bring a new holder of the next boundary up to date.
 
         Entries of steps before `live_from` come as fills up to stage `fill_until`, as many whole entries
-        together as fit in `chunk_rows` rows, under the highest number among them; others come as they were. Each is
-        made when it is asked for: the journal must not change in between.
+        together as fit in `chunk_rows` rows and agree in dtype, under the highest number among them; others come as
+        they were. Each is made when it is asked for: the journal must not change in between.
         """
         together: list[Entry] = []
         for entry in self._entries:
             live = entry.number >= live_from
-            if together and (live or entry.stop - together[0].position > chunk_rows):
+            if together and (live or not _fits(together, entry, chunk_rows)):
                 yield _fill(together, fill_until)
                 together = []
             if live:
@@ -124,14 +129,21 @@ class Journal:
         if together:
             yield _fill(together, fill_until)
 
-    def _index(self, number: int) -> int:
-        return bisect_left(self._entries, number, key=lambda entry: entry.number)
-
     def _forget_want(self, number: int) -> None:
-        index = self._index(number)
+        index = bisect_left(self._entries, number, key=_number)
         entry = self._entries[index]
         self._ids -= len(entry.want.ids)
         self._entries[index] = replace(entry, want=NOTHING)
+
+
+def _number(entry: Entry) -> int:
+    return entry.number
+
+
+def _fits(together: list[Entry], entry: Entry, chunk_rows: int) -> bool:
+    """Whether a fill can hold one more; rows came in another dtype where the hop that made them was replaced."""
+    first = together[0]
+    return entry.stop - first.position <= chunk_rows and entry.rows.dtype == first.rows.dtype
 
 
 def _fill(entries: list[Entry], fill_until: int) -> Step:

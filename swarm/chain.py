@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import trio
@@ -9,6 +10,7 @@ import trio
 from protocol.journal import Journal
 from protocol.model import Span
 from swarm.hop import HopLink
+from swarm.outputs import hidden_bytes
 from swarm.recovery import Gap, Place, find_gaps
 
 
@@ -19,6 +21,7 @@ class SessionSpec:
     digest: bytes
     blocks: int
     vocab_size: int
+    hidden_size: int
     wanted: Span  # the stages that hops run
     max_tokens: int
     wait_s: float = 0.0  # how long to wait for somebody to serve stages that nobody serves
@@ -33,6 +36,8 @@ class Chain:
     journal: Journal  # of the boundary before the first hop
     links: list[HopLink] = field(default_factory=list)
     done: int = 0
+    rounds: int = 1  # how often hops may have been sent the same steps
+    slow: Counter[str] = field(default_factory=Counter)  # how often each peer was too slow
     _changed: trio.Event = field(default_factory=trio.Event)
 
     @property
@@ -50,6 +55,17 @@ class Chain:
         """Whether there is something to mend."""
         return not self.links or any(link.failure or link.link_down for link in self.links)
 
+    @property
+    def sent(self) -> int:
+        """Steps sent, the highest number plus one."""
+        return self.journal.last_number + 1
+
+    @property
+    def settled(self) -> int:
+        """Steps that every hop says are through, itself included: fewer than `done` if the last one lies."""
+        living = [link for link in self.links if link.failure is None]
+        return min([self.done, *(max(link.claims.acked, link.filled_at) for link in living)])
+
     def before(self, link: HopLink) -> HopLink | None:
         """The hop before `link`, or None if that is the client (or `link` is no longer of the session)."""
         index = self.links.index(link) if link in self.links else 0
@@ -64,6 +80,13 @@ class Chain:
         """What is to be replaced, left to right."""
         places = [Place(h.hop.span, h.failure is None, h.filled) for h in self.links]
         return find_gaps(self.spec.wanted, places)
+
+    def bridge(self, before: HopLink, behind: HopLink, fed_from: int) -> None:
+        """Carry from now on what passes between two neighbours; `fed_from` steps may have passed directly."""
+        behind.feed = Journal(self.spec.max_tokens)
+        behind.fed_from = fed_from
+        before.bridge(self.sent, self.settled, hidden_bytes(self.spec.hidden_size))
+        self.rounds += 1
 
     def advance(self, done: int) -> None:
         """Every step below `done` is through."""

@@ -140,6 +140,7 @@ class Client:
             self.model.digest,
             self.model.blocks,
             self.model.manifest.vocab_size,
+            self.model.manifest.hidden_size,
             self.wanted,
             max_tokens,
             self._options.wait_s,

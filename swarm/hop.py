@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from typing import Final
 
 import trio
 
@@ -19,14 +20,19 @@ from protocol.messages import (
     NextHop,
     Open,
     Opened,
-    Ping,
-    Pong,
     Refused,
+    Relink,
+    Step,
 )
 from protocol.session import Side, StreamState
 from protocol.transport.base import Transport
 from protocol.transport.channel import Channel
+from swarm.claims import Claims
+from swarm.outputs import FRAME_EXTRA_BYTES, Misfit
 from swarm.route import Hop
+
+# A reason that a peer gives, as users see it; some hops may give one in a row.
+QUOTE_CHARACTERS: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,25 +47,27 @@ class StepCost:
 class HopLink:
     """The client's end of a hop. `feed`, the journal of what it was sent, is set while the client itself feeds it."""
 
-    def __init__(self, hop: Hop, session: bytes, channel: Channel) -> None:
-        now = trio.current_time()
+    def __init__(self, hop: Hop, request: Open, dtype: str, channel: Channel) -> None:
         self.hop = hop
-        self.session = session
+        self.session = request.session
+        self.dtype = dtype  # of the hidden states it gives
         self.channel = channel
+        self.claims = Claims(trio.current_time())
         self.feed: Journal | None = None
+        self.fed_from = 0  # steps of lower numbers may have reached it from the hop before
+        self.bridged_from: int | None = None  # set: its results come to us, before its acks from this step on
         self.fill_until = hop.span.stop  # the stage up to which what fills this hop fills those behind it
         self.filled_at = 0  # the steps received when its filling is done
+        self.patience = 1  # how many times the usual time it may take
         self.failure: str | None = None
         self.link_down: str | None = None  # why this hop cannot reach the next one
-        self.acked = 0  # steps computed: the highest number acknowledged, plus one
-        self.acked_at = now
-        self.received = 0  # steps received, as of the latest pong or ack
-        self.heard_at = now
-        self.pong_at = now
+        self.accused = 0  # how often a hop that it fed failed in a way that this hop may have brought about
         self.costs: deque[StepCost] = deque(maxlen=4096)
+        self._links_left = 0 if request.next is None else 1  # links it was given and has not reported as lost
+        self._said = 0
         self._outbox, self._posted = trio.open_memory_channel[Message](float("inf"))
-        self._pings = 0
-        self._ponged = 0
+        if request.bridged:
+            self.bridged_from = 0
 
     def address(self) -> NextHop:
         """How another hop reaches this one."""
@@ -77,6 +85,24 @@ class HopLink:
         if self.failure is None:
             self._outbox.send_nowait(message)
 
+    def relink(self, following: NextHop, live_from: int, fill_until: int) -> None:
+        """Have it send on to another hop, and fill that one."""
+        self.link_down = None
+        self._links_left += 1
+        self.post(Relink(following, False, live_from, fill_until))
+
+    def bridge(self, sent: int, live_from: int, frame_bytes: int) -> None:
+        """Have its results come to us from now on; those of `sent` steps may have gone to the next hop until now."""
+        self.link_down = None
+        self.bridged_from = sent
+        self.claims.owe_results(0, trio.current_time())
+        self.allow(frame_bytes)
+        self.post(Relink(None, True, live_from, 0))
+
+    def allow(self, frame_bytes: int) -> None:
+        """Take frames of this size, which may be the answer to what it is asked."""
+        self.channel.frame_limit = max(self.channel.frame_limit, frame_bytes)
+
     async def send_posted(self) -> None:
         """Send what is posted, until the hop is given up."""
         async for message in self._posted:
@@ -89,6 +115,8 @@ class HopLink:
             await self.channel.stream.aclose()
 
     async def _send(self, message: Message) -> None:
+        if isinstance(message, Step):
+            self.claims.sent = max(self.claims.sent, message.number + 1)
         try:
             await self.channel.send(message)
         except PeerUnavailable:
@@ -98,32 +126,35 @@ class HopLink:
                 raise
 
     @property
-    def filled(self) -> bool:
-        """Whether it has received all that was through when it was opened."""
-        return self.received >= self.filled_at
+    def fed_by_us(self) -> bool:
+        """Whether all that it was sent came from us: then whatever it gets wrong is its own fault."""
+        return self.feed is not None and self.fed_from == 0
 
     @property
-    def ping_is_out(self) -> bool:
-        """Whether a ping waits for its answer."""
-        return self._pings > self._ponged
+    def filled(self) -> bool:
+        """Whether it has received all that was through when it was opened."""
+        return self.claims.received >= self.filled_at
 
     async def ping(self) -> None:
         """Ask for a pong."""
-        self._pings += 1
-        await self._send(Ping(self._pings))
+        await self._send(self.claims.ping(trio.current_time()))
 
-    def note_pong(self, pong: Pong) -> None:
-        """Take what a pong says."""
-        self._ponged = max(self._ponged, min(pong.nonce, self._pings))
-        self.pong_at = trio.current_time()
-        self.received = max(self.received, pong.received)
+    def note_said(self, most: int) -> None:
+        """It says one more thing about steps. Raises: Misfit, if it has said more than `most`."""
+        self._said += 1
+        if self._said > most:
+            raise Misfit("says more than it was asked for")
 
     def note_ack(self, ack: Ack) -> None:
         """Take what an ack says."""
-        self.acked = max(self.acked, ack.number + 1)
-        self.received = max(self.received, self.acked)
-        self.acked_at = trio.current_time()
+        self.claims.ack(ack, trio.current_time())
         self.costs.append(StepCost(ack.number, ack.queue_ms, ack.compute_ms))
+
+    def note_link_down(self) -> None:
+        """It says that it lost a link. Raises: Malformed, if it has lost all that it was given."""
+        self._links_left -= 1
+        if self._links_left < 0:
+            raise Malformed("lost more links than it was given")
 
 
 async def open_hop(transport: Transport, hop: Hop, request: Open) -> HopLink:
@@ -132,33 +163,42 @@ async def open_hop(transport: Transport, hop: Hop, request: Open) -> HopLink:
     Raises: Busy, when it refuses for now; Unreachable, TimedOut or Lost; Malformed, when it refuses what it
     announces or answers nonsense.
     """
-    stream = await transport.open_stream(hop.peer, hop.addrs, SESSION_PROTOCOL)
-    channel = Channel(stream, state=StreamState(Side.OPENER))
-    try:
-        await channel.send(request)
-        with trio.fail_after(limits.OPEN_TIMEOUT_S):
-            reply = await channel.receive()
-        _check_opened(reply)
-    except trio.TooSlowError:
+    within_s = limits.LINK_TIMEOUT_S + limits.OPEN_TIMEOUT_S
+    with trio.move_on_after(within_s):
+        stream = await transport.open_stream(hop.peer, hop.addrs, SESSION_PROTOCOL)
+        try:
+            channel = Channel(stream, state=StreamState(Side.OPENER), frame_limit=FRAME_EXTRA_BYTES)
+            await channel.send(request)
+            with trio.move_on_after(limits.OPEN_TIMEOUT_S):
+                opened = _check_opened(await channel.receive(), hop)
+                return HopLink(hop, request, opened.dtype, channel)
+        except BaseException:
+            stream.reset()
+            raise
         stream.reset()
-        raise TimedOut(f"no answer within {limits.OPEN_TIMEOUT_S:g} s") from None
-    except BaseException:
-        stream.reset()
-        raise
-    return HopLink(hop, request.session, channel)
+        raise TimedOut(f"no answer within {limits.OPEN_TIMEOUT_S:g} s")
+    raise TimedOut(f"no session within {within_s:g} s")
 
 
-def _check_opened(reply: Message | None) -> None:
+def _check_opened(reply: Message | None, hop: Hop) -> Opened:
     match reply:
-        case Opened():
-            return
+        case Opened(dtype=dtype):
+            if hop.dtype not in ("", dtype):
+                raise Malformed(f"computes in {dtype} and announces {hop.dtype}")
+            return reply
         case None:
             raise Lost("closed the stream when asked to serve")
         case Refused(code="model" | "span", reason=reason):
-            raise Malformed(f"announces what it refuses: {reason}")
+            raise Malformed(f"announces what it refuses: {quoted(reason)}")
         case Refused(reason=reason, retry_after_s=retry_after_s):
-            raise Busy(reason, retry_after_s)
+            raise Busy(quoted(reason), retry_after_s)
         case Error(message=text):
-            raise Lost(text)
+            raise Lost(quoted(text))
         case _:
             raise Malformed(f"answered {reply.tag} to open")
+
+
+def quoted(text: str) -> str:
+    """What a peer says for people: one line, and no long one."""
+    line = " ".join(text.split())
+    return line if len(line) <= QUOTE_CHARACTERS else line[: QUOTE_CHARACTERS - 1] + "…"

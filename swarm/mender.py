@@ -14,22 +14,30 @@ import trio
 
 from protocol.errors import Busy, NoRoute, PeerUnavailable, RemoteProtocolError, SwarmError
 from protocol.journal import Journal
-from protocol.messages import NextHop, Open, Relink
+from protocol.messages import NextHop, Open
 from protocol.model import Span
 from swarm.bans import FIRST_BAN_S
 from swarm.chain import Chain
 from swarm.discovery import View
 from swarm.events import Bridged, OnEvent, Rerouted, Waiting
 from swarm.hop import HopLink, open_hop
+from swarm.outputs import hidden_bytes
 from swarm.recovery import Gap
 from swarm.route import Hop, Route, serve_command
+from swarm.watch import DEAD_AFTER_S
 
 # Between looks at the map while nobody serves some stages.
 RETRY_EVERY_S: Final = 0.5
 # The last resort before a session fails; the user waits for it.
 DHT_SEARCH_S: Final = 4.0
-# A living hop answers a ping within this, or is taken for dead where its neighbour says so too.
-ANSWER_S: Final = 1.0
+# So many of those whom a hop feeds may fail over it, until we carry what it sends them and so see it ourselves, ...
+ACCUSED_BRIDGED: Final = 2
+# ... and until it is replaced.
+ACCUSED_REPLACED: Final = 4
+# Patience doubles for a peer that was too slow; this often reaches the longest that `watch` waits from its shortest.
+MOST_DOUBLINGS: Final = 5
+# Nodes whose reasons are in one error's line.
+REASONS_SHOWN: Final = 4
 
 
 class Mender:
@@ -68,6 +76,26 @@ class Mender:
             self._view.bans.ban(link.hop.peer, trio.current_time(), honest=honest)
         link.fail(reason)
         self._chain.notify()
+
+    def lose_over_input(self, link: HopLink, reason: str) -> None:
+        """A hop got wrong what it was sent, or says that it was sent something wrong."""
+        if link.fed_by_us:
+            self.lose(link, reason, honest=False)
+        else:
+            self.doubt(link, reason)
+
+    def doubt(self, link: HopLink, reason: str) -> None:
+        """A hop failed in a way that the hop before it may have brought about.
+
+        Neither is banned for long on the word of the other. The one that failed is replaced; where that happens
+        again, we carry what passes between them; where even that does not help, the one before is replaced.
+        """
+        before = self._chain.before(link)
+        if link.failure is None and before is not None:
+            before.accused += 1
+            if before.accused == ACCUSED_REPLACED:
+                self.lose(before, "those whom it feeds fail", honest=True)
+        self.lose(link, reason, honest=True)
 
     # -- finding and opening hops
 
@@ -149,6 +177,7 @@ class Mender:
         feed = chain.journal if gap.first == 0 else dead[0].feed
         for link in dead:
             link.fail("was being filled by a hop that died")
+        settled = chain.settled
         chain.links[gap.first : gap.last] = opened
         opened[0].feed = feed
         if not chain.spec.direct:
@@ -158,16 +187,28 @@ class Mender:
             behind.feed = None
         fill_until = opened[-1].hop.span.stop
         for link in opened:
-            link.fill_until, link.filled_at = fill_until, chain.done
+            link.fill_until, link.filled_at = fill_until, settled
+            link.patience = 1 << min(chain.slow[link.hop.peer], MOST_DOUBLINGS)
+            if link.bridged_from is not None:
+                # its fills come to us as well, if there is another hop to be filled with them
+                link.claims.owe_results(settled if link is opened[-1] else 0, trio.current_time())
+                link.allow(hidden_bytes(chain.spec.hidden_size))
             self._on_open(link)
+        chain.rounds += 1
         if feed is not None:
-            for step in feed.replay(chain.done, fill_until):
+            for step in feed.replay(settled, fill_until):
                 opened[0].post(step)
         else:
-            before = chain.links[gap.first - 1]
-            before.link_down = None
-            before.post(Relink(opened[0].address(), False, chain.done, fill_until))
+            self._join(chain.links[gap.first - 1], opened[0], settled, fill_until)
         self._report(dead, opened, trio.current_time() - began)
+
+    def _join(self, before: HopLink, behind: HopLink, settled: int, fill_until: int) -> None:
+        """Have a living hop fill the new one behind it; through us, if it is said to send what nobody can use."""
+        if before.accused < ACCUSED_BRIDGED:
+            before.relink(behind.address(), settled, fill_until)
+            return
+        self._chain.bridge(before, behind, fed_from=0)
+        self._on_event(Bridged((before.hop.peer, behind.hop.peer), "what the first one sends is in doubt"))
 
     def _report(self, dead: Sequence[HopLink], opened: Sequence[HopLink], seconds: float) -> None:
         peers = tuple(link.hop.peer for link in opened)
@@ -186,24 +227,26 @@ class Mender:
             before.link_down = None
             if behind.feed is not None or not await self._answers(behind):
                 continue
-            behind.feed = Journal(chain.spec.max_tokens)
-            before.post(Relink(None, True, chain.done, 0))
+            chain.bridge(before, behind, fed_from=chain.sent)
             self._on_event(Bridged((before.hop.peer, behind.hop.peer), reason))
 
     async def _answers(self, link: HopLink) -> bool:
-        """Whether a hop answers a ping soon; one that does not is given up."""
+        """Whether a hop answers a ping; one that does not is given up, as if nobody had said that it is cut off."""
         asked_at = trio.current_time()
-        await link.ping()
-        with trio.move_on_after(ANSWER_S):
-            while link.failure is None and link.pong_at < asked_at:
+        with trio.move_on_after(DEAD_AFTER_S):
+            await link.ping()
+            while link.failure is None and link.claims.pong_at < asked_at:
                 await self._chain.wait_changed()
-        if link.failure is None and link.pong_at < asked_at:
+        if link.failure is None and link.claims.pong_at < asked_at:
             self.lose(link, "does not answer", honest=True)
         return link.failure is None
 
 
 def explained(error: NoRoute, refusals: dict[str, str], blocks: int) -> NoRoute:
     """The error with what nodes said when asked, and the commands that would help."""
-    reasons = "".join(f"; {peer}: {why}" for peer, why in refusals.items())
+    shown = list(refusals.items())[:REASONS_SHOWN]
+    reasons = "".join(f"; {peer}: {why}" for peer, why in shown)
+    if len(refusals) > len(shown):
+        reasons += f"; and {len(refusals) - len(shown)} more"
     commands = " and ".join(serve_command(Span(*pair), blocks) for pair in error.missing)
     return NoRoute(f"{error}{reasons}. To serve them, run on another machine: {commands}", error.missing)

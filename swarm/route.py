@@ -28,12 +28,20 @@ SCATTER: Final = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """One peer's part of a route. `expected_ms` per token: the way to it, its queue and its computing."""
+    """One peer's part of a route. `expected_ms` per token: the way to it, its queue and its computing.
+
+    What it announces of itself, by which it is judged: `token_ms` for a token through its span, `row_ms` for each
+    row of many, `queue_ms` until it begins, and the `dtype` of its hidden states ("": not known).
+    """
 
     peer: str
     addrs: tuple[str, ...]
     span: Span
     expected_ms: float
+    token_ms: float = 0.0
+    row_ms: float = 0.0
+    queue_ms: float = 0.0
+    dtype: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,15 +197,19 @@ class _Search:
         states.reverse()
         hops: list[Hop] = []
         for before, after in pairwise(states):
-            node, spent = self.nodes[after[1]], best[after] - best[before]
+            node, start, spent = self.nodes[after[1]], before[0], best[after] - best[before]
             if hops and before[1] == after[1]:
                 last = hops.pop()
-                hops.append(
-                    Hop(node.peer, node.addrs, Span(last.span.start, after[0]), last.expected_ms + spent)
-                )
-            else:
-                hops.append(Hop(node.peer, node.addrs, Span(before[0], after[0]), spent))
+                start, spent = last.span.start, last.expected_ms + spent
+            hops.append(_hop(node, Span(start, after[0]), spent))
         return Route(tuple(hops), self.nodes[goal[1]].blocks, cost)
+
+
+def _hop(node: Announcement, span: Span, expected_ms: float) -> Hop:
+    token_ms = compute_ms(node, span)
+    # many rows at once are never slower than each alone, whatever a node says of them
+    row_ms = min(len(span) * node.prefill_ms, token_ms)
+    return Hop(node.peer, node.addrs, span, expected_ms, token_ms, row_ms, node.queue_ms, node.dtype)
 
 
 def compute_ms(node: Announcement, span: Span) -> float:

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol.candidates import Candidates, Want
-from protocol.errors import Malformed
 from swarm.decoding.sampling import Sampling
 
 
@@ -36,12 +35,10 @@ class Row:
 def read_row(
     candidates: Candidates, want: Want, window: tuple[int, ...], sampling: Sampling, vocab_size: int
 ) -> Row:
-    """The row that answers `want`; ids in `window` are penalised.
+    """The row that answers `want`, as `swarm.outputs` has checked; ids in `window` are penalised.
 
     `want.ids` is the window, or empty where the whole vocabulary is asked for (`want.top` is 0).
-    Raises: Malformed, if the answer is not what was asked for.
     """
-    _check(candidates, want, vocab_size)
     ids, logits = candidates.ids[0].astype(np.int64), candidates.logits[0]
     touched = np.isin(ids, np.asarray(window, np.int64)) if window else np.zeros(len(ids), bool)
     bound = -math.inf
@@ -60,18 +57,6 @@ def read_row(
     order = np.lexsort((ids, -scores)) if touched.any() else np.arange(len(ids))
     tail = _tail(logprobs, float(candidates.lse[0]), bound, float(scores[order[0]]), vocab_size)
     return Row(ids[order], scores[order], logprobs[order], bound, tail)
-
-
-def _check(candidates: Candidates, want: Want, vocab_size: int) -> None:
-    if candidates.ids.shape != (1, want.top or vocab_size) or candidates.asked.shape != (1, len(want.ids)):
-        raise Malformed("candidates of another number than asked for")
-    ids, logits, asked = candidates.ids[0], candidates.logits[0], candidates.asked[0]
-    if ids.max() >= vocab_size or np.bincount(ids).max() > 1:
-        raise Malformed("candidates repeat an id, or name one outside the vocabulary")
-    if (logits[1:] > logits[:-1]).any():
-        raise Malformed("candidates are not in falling order")
-    if not np.isfinite(logits[0]) or np.isnan(asked).any() or np.isposinf(asked).any():
-        raise Malformed("candidates hold a logit that is no number")
 
 
 def _penalise(logits: NDArray[np.float32], sampling: Sampling) -> NDArray[np.float32]:

@@ -60,7 +60,7 @@ def decode(
     that ends the text is emitted too. The last token emitted was never asked about, so caches end before it.
 
     What is drawn depends on the seed and the logits alone: not on the route, nor on how many candidates came.
-    Raises: ConfigError, for a prompt that is empty or not of this vocabulary; Malformed, from a bad answer.
+    Raises: ConfigError, for a prompt that is empty or not of this vocabulary. An answer is what was asked for.
     """
     tokens = [int(token) for token in prompt]
     if not tokens:

@@ -101,7 +101,7 @@ class Writer:
     async def in_prefill(self, hop: int) -> None:
         """Until a hop has computed the first chunk."""
         link = self.session.hops[hop]
-        await eventually(lambda: link.acked, 30, "the hop computes a part of the prompt")
+        await eventually(lambda: link.claims.acked, 30, "the hop computes a part of the prompt")
 
 
 @asynccontextmanager

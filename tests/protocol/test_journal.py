@@ -123,3 +123,22 @@ def test_the_ids_that_wants_name_are_bounded() -> None:
         journal.append(number + 1, 3, ids(1), wants[2])
     journal.append(51, 4, ids(1), wants[2])
     assert [entry.want for entry in journal.entries[3:]] == [wants[2], wants[2]]
+
+
+def test_what_stands_between_two_steps() -> None:
+    """Behind the first and up to the second; steps that were rolled back are not there."""
+    journal = Journal(8)
+    for number, position in [(0, 0), (2, 2), (3, 4), (7, 3)]:
+        journal.append(number, position, ids(1, 2), NOTHING)
+    assert [entry.number for entry in journal.entries] == [0, 2, 7]
+    assert [entry.number for entry in journal.between(-1, 7)] == [0, 2, 7]
+    assert [entry.number for entry in journal.between(0, 3)] == [2]
+    assert journal.between(2, 6) == journal.between(7, 9) == []
+
+
+def test_regression_rows_of_two_dtypes_make_two_fills() -> None:
+    """A hop that is replaced by one of another dtype leaves a journal of both."""
+    journal = Journal(8)
+    for number, dtype in enumerate([np.float32, np.float32, np.float16]):
+        journal.append(number, number, from_numpy(np.zeros((1, 4), dtype)), NOTHING)
+    assert positions(list(journal.replay(3, 8))) == [(1, 0, 2, 8), (2, 2, 1, 8)]

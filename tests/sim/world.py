@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -28,6 +28,7 @@ from swarm.discovery import View
 from swarm.events import Event
 from swarm.session import Session
 from tests.node.fakes import HIDDEN, MANIFEST, STAGES, VOCAB, FakeEngine, InlineExecutor, token_rows
+from tests.sim.liars import Mouth
 
 ALL = Span(0, STAGES)
 
@@ -41,6 +42,7 @@ class FakeNode:
     engine: FakeEngine
     hop: HopServer
     decode_ms: float
+    mouth: Mouth
     weights: dict[int, bytes] = field(default_factory=dict)
 
     @property
@@ -94,7 +96,7 @@ class World:
 
     async def session(self, *, max_tokens: int = 256, wait_s: float = 0.0, direct: bool = True) -> Session:
         """An open session over the whole model."""
-        spec = SessionSpec(MANIFEST.digest, MANIFEST.blocks, VOCAB, ALL, max_tokens, wait_s, direct)
+        spec = SessionSpec(MANIFEST.digest, MANIFEST.blocks, VOCAB, HIDDEN, ALL, max_tokens, wait_s, direct)
         session = Session(self.view, spec, self.events.append)
         await session.open()
         return session
@@ -110,21 +112,23 @@ async def start_node(
     step_s: float = 0.0,
     identity: Identity | None = None,
     loading: bool = False,
+    host: str | None = None,
 ) -> FakeNode:
     """A node of its own identity that serves `span` and hands out everybody's records.
 
     While it is `loading` it answers for the map only: `node.hop.serve()` ends that.
     """
     me = identity or identities.generate()
-    transport = await stack.enter_async_context(network.transport(me.key))
+    transport = await stack.enter_async_context(network.transport(me.key, host=host))
     engine = FakeEngine(span)
+    mouth = Mouth(transport)
 
     def addresses_of(peer: str) -> tuple[str, ...]:
         return next((node.transport.addrs for node in everybody() if node.peer == peer), ())
 
-    neighbours = Neighbours(transport, addresses_of)
+    neighbours = Neighbours(mouth, addresses_of)
     hop = HopServer(
-        engine, transport, Admission(Room(4096)), neighbours=neighbours, executor=InlineExecutor(step_s)
+        engine, mouth, Admission(Room(4096)), neighbours=neighbours, executor=InlineExecutor(step_s)
     )
     if not loading:
         hop.serve()
@@ -136,12 +140,16 @@ async def start_node(
             await channel.send(MapReply(tuple(node.record().data for node in own_first)))
 
     transport.serve(MAP_PROTOCOL, serve_map)
-    return FakeNode(me, transport, engine, hop, decode_ms)
+    return FakeNode(me, transport, engine, hop, decode_ms, mouth)
 
 
 @asynccontextmanager
 async def swarm_of(
-    *spans: tuple[int, int], slow: Sequence[int] = (), latency_s: float = 0.01, step_s: float = 0.0
+    *spans: tuple[int, int],
+    slow: Sequence[int] = (),
+    latency_s: float = 0.01,
+    step_s: float = 0.0,
+    hosts: Mapping[int, str] | None = None,
 ) -> AsyncIterator[World]:
     """Nodes of these spans and a client that knows them; those in `slow` are chosen only when others fail."""
     network = Network(rng=random.Random(1), latency_s=latency_s)
@@ -150,7 +158,13 @@ async def swarm_of(
         for index, (start, stop) in enumerate(spans):
             cost = 50.0 if index in slow else 1.0
             node = await start_node(
-                stack, network, Span(start, stop), lambda: nodes, decode_ms=cost, step_s=step_s
+                stack,
+                network,
+                Span(start, stop),
+                lambda: nodes,
+                decode_ms=cost,
+                step_s=step_s,
+                host=(hosts or {}).get(index),
             )
             nodes.append(node)
         client = await stack.enter_async_context(network.transport(identities.generate().key, listen=False))

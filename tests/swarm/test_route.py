@@ -159,3 +159,14 @@ def best_by_trying_all(nodes: list[Announcement], network: Network) -> float | N
         cost = after
     ends = [spent + network.one_way_ms(nodes[at], None) for at, spent in cost.items()]
     return min(ends) if ends else None
+
+
+def test_a_hop_carries_what_it_is_judged_by() -> None:
+    """Its announced times are those of the stages that the route uses; many rows are never slower than each alone."""
+    first, last = plan(
+        [node("a", 0, 7, decode_ms=3.0, queue_ms=5.0, prefill_ms=1.0), node("b", 6, 12, prefill_ms=99.0)]
+    ).hops
+    assert first.span.start == 0
+    assert (first.token_ms, first.row_ms) == (3.0 * (len(first.span) - 1), 1.0 * len(first.span))
+    assert (first.queue_ms, first.dtype) == (5.0, "f32")
+    assert last.row_ms == last.token_ms

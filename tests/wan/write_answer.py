@@ -35,7 +35,7 @@ async def watch_prefill(session: swarm.Session) -> None:
     told: set[int] = set()
     while len(told) < len(session.hops):
         for number, link in enumerate(session.hops):
-            if link.acked and number not in told:
+            if link.claims.acked and number not in told:
                 told.add(number)
                 say("chunk", number)
         await trio.sleep(0.005)

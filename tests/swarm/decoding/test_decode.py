@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol import limits
-from protocol.candidates import Candidates, Want
-from protocol.errors import ConfigError, LocalProtocolError, Malformed
-from swarm.decoding import Ask, Emit, Sampling, decode
+from protocol.candidates import Want
+from protocol.errors import ConfigError, LocalProtocolError
+from swarm.decoding import Ask, Sampling, decode
 from swarm.decoding.choose import choose_sampled
 from swarm.decoding.row import read_row
 from tests.swarm.decoding.reference import Logits, answer, make_model, probabilities, processed, run
@@ -225,50 +225,9 @@ def test_sampling_out_of_range(wrong: dict[str, Any]) -> None:
         Sampling(**wrong)
 
 
-def hostile(**other: Any) -> Candidates:
-    honest: dict[str, Any] = {
-        "ids": np.array([[3, 1]], np.int32),
-        "logits": np.array([[2.0, 1.0]], np.float32),
-        "lse": np.array([2.5], np.float32),
-        "asked": np.array([[1.0]], np.float32),
-    }
-    return Candidates(**{**honest, **other})
-
-
-@pytest.mark.parametrize(
-    "candidates",
-    [
-        hostile(ids=np.array([[3]], np.int32), logits=np.array([[2.0]], np.float32)),
-        hostile(ids=np.array([[3, 3]], np.int32)),
-        hostile(ids=np.array([[3, 77]], np.int32)),
-        hostile(logits=np.array([[1.0, 2.0]], np.float32)),
-        hostile(logits=np.array([[np.inf, 1.0]], np.float32)),
-        hostile(asked=np.array([[np.nan]], np.float32)),
-        hostile(asked=np.zeros((1, 0), np.float32)),
-    ],
-)
-def test_answers_that_are_not_what_was_asked(candidates: Candidates) -> None:
-    """They are the peer's fault, and never another exception."""
-    step = decode(
-        [1], sampling=Sampling(repetition_penalty=1.5), eos=frozenset(), max_new_tokens=1, vocab_size=10
-    )
-    next(step)
-    with pytest.raises(Malformed):
-        step.send(candidates)
-
-
 def test_an_ask_without_an_answer_is_our_bug() -> None:
     """Sending None for an Ask fails loudly."""
     step = decode([1], sampling=Sampling(), eos=frozenset(), max_new_tokens=1, vocab_size=10)
     next(step)
     with pytest.raises(LocalProtocolError):
         step.send(None)
-
-
-def test_an_honest_answer_is_taken() -> None:
-    """The row that the hostile ones are made from is good."""
-    step = decode(
-        [1], sampling=Sampling(repetition_penalty=1.5), eos=frozenset(), max_new_tokens=1, vocab_size=10
-    )
-    next(step)
-    assert isinstance(step.send(hostile()), Emit)
