@@ -452,7 +452,7 @@ async def test_announcements_that_do_not_hold(two_models: Swarm) -> None:
             for changes in (
                 {"issued": now - 100, "expires": now - 50},
                 {"issued": now + 500, "expires": now + 550},
-                {"expires": now + 10 * limits.RECORD_LIFE_MAX_S},
+                {"expires": now + 10 * limits.RECORD_LIFE_S},
                 {"span": Span(0, STAGES + 5)},
             )
         ]

@@ -14,6 +14,7 @@ from trio.testing import MockClock
 from node.announce import MAPS_BURST, REFUSED_RECORDS, Announcer, Load, Served, disagreeing
 from node.gossip import EXCHANGE_EVERY_S, LOOKUP_EVERY_S, Gossip
 from protocol import limits
+from protocol.book import OURS
 from protocol.errors import BadSignature, Lost, Unreachable
 from protocol.hints import RecordRule, model_key, record_key
 from protocol.identity import Identity, generate
@@ -134,7 +135,7 @@ async def test_regression_the_word_of_an_earlier_run_is_not_handed_on(
     talker = await crowd.talker()
     earlier = talker.say().data
     started_again = Announcer(talker.identity, talker.transport, rng=random.Random(3), clock=clock)
-    await started_again.take([earlier])
+    await started_again.take([earlier], OURS)
     assert started_again.page() == ()
     started_again.announce(SERVED, Load(), "joining")
     assert started_again.own is not None

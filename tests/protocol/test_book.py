@@ -36,10 +36,10 @@ def test_the_newest_wins() -> None:
     """A replay of an older word changes nothing, in whatever order they come."""
     book = RecordBook()
     old, new = record(sequence=5), record(sequence=6)
-    assert book.add(old)
-    assert book.add(new)
-    assert not book.add(old)
-    assert not book.add(new)
+    assert book.add(old, NOW)
+    assert book.add(new, NOW)
+    assert not book.add(old, NOW)
+    assert not book.add(new, NOW)
     assert book.get(IDENTITY.peer) is new
     assert len(book) == 1
 
@@ -47,7 +47,7 @@ def test_the_newest_wins() -> None:
 def test_a_peer_that_has_gone_stays_gone() -> None:
     """Its last word is kept until it expires, so that an older one cannot bring it back."""
     book = RecordBook()
-    book.add(record(sequence=6, state="gone"))
+    book.add(record(sequence=6, state="gone"), NOW)
     assert book.merge([record(sequence=5).data], NOW) == ([], 0)
     assert book.alive(NOW) == []
 
@@ -82,7 +82,7 @@ def test_what_is_held_is_not_checked_again(monkeypatch: pytest.MonkeyPatch) -> N
 def test_expired_records_are_forgotten() -> None:
     """To the moment; until `expire` is called, `alive` and `pack` pass over them already."""
     book = RecordBook()
-    book.add(record())
+    book.add(record(), NOW)
     end = announcement().expires
     assert book.alive(end - 0.001) == [announcement()]
     assert book.alive(end) == []
