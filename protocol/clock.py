@@ -15,6 +15,8 @@ from protocol import limits
 AGE_S: Final = 1.2 * limits.RECORD_LIFE_S / 3
 # Honest clocks and the way of a message differ by this much.
 TOLERANCE_S: Final = 6.0
+# Nobody's clock shows a later time: a sequence number, which is made of it, has 53 bits.
+LATEST_S: Final = 8e9
 # Nodes whose time is remembered.
 NODES: Final = 256
 
@@ -28,6 +30,8 @@ class SwarmClock:
     def heard(self, peer: str, issued: float, now: float) -> None:
         """`peer` answered, and its own record was issued then, by its own clock."""
         self._offsets.pop(peer, None)
+        if issued > LATEST_S:
+            return
         self._offsets[peer] = issued - now
         if len(self._offsets) > NODES:
             odd = (known for known, offset in self._offsets.items() if not _agrees(offset))

@@ -93,9 +93,9 @@ class Libp2pTransport:
         return self._dht
 
     def place_of(self, peer: str) -> str | None:
-        """Where the packets of `peer` come from now, or None."""
+        """Where `peer` has shown that it receives now, or None."""
         connection = self._endpoint.connection(peer)
-        addr = connection.addr if connection is not None else None
+        addr = connection.engine.proven_address if connection is not None else None
         return None if addr is None else str(Address.of(addr[0], addr[1], peer))
 
     def attach(self, host: Host, dht: KadDht) -> None:
@@ -258,8 +258,9 @@ class Libp2pTransport:
 
     def _on_connection(self, connection: Connection) -> None:
         assert self._host is not None
-        if connection.addr is not None:  # the handshake has just shown that the peer receives there
-            self._budget.meet(connection.peer, *connection.addr[:2])
+        addr = connection.engine.proven_address
+        if addr is not None:
+            self._budget.meet(connection.peer, *addr[:2])
         self._nursery.start_soon(self._host.network.follow, connection)
         self._nursery.start_soon(self._accept_streams, connection)
 
