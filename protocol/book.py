@@ -8,10 +8,10 @@ them has paid for.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import Final
+from itertools import islice, zip_longest
+from typing import Final, TypeVar
 
 from protocol import limits
 from protocol.dialling import DIAL_BYTES
@@ -35,6 +35,9 @@ STRANGERS_PASSED_ON: Final = 16
 NEWS: Final = 64
 
 
+T = TypeVar("T")
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """Who handed a record over, from which block of addresses, and whether we `asked` for it or it was pushed."""
@@ -53,6 +56,7 @@ class _Entry:
     source: Source
     heard_at: float
     met: tuple[str, ...] = ()  # where its peer was met, as addresses
+    block: str | None = None  # and in which block
     tries: int = 0
     retry_at: float = 0.0
     charged: str | None = None  # whose credit pays for the dial that is not answered yet
@@ -159,7 +163,8 @@ class RecordBook:
         if entry.charged is not None:
             self._pay(entry.charged, DIAL_BYTES)
         self._unplace(entry)
-        entry.met, entry.tries, entry.retry_at, entry.charged = places, 0, 0.0, None
+        entry.met, entry.block = places, _block(places)
+        entry.tries, entry.retry_at, entry.charged = 0, 0.0, None
         self._place(entry, entry.source)
         self._make_room()
 
@@ -168,7 +173,7 @@ class RecordBook:
         entry = self._entries.get(peer)
         if entry is not None and entry.met:
             self._unplace(entry)
-            entry.met = ()
+            entry.met, entry.block = (), None
             self._place(entry, entry.source)
 
     def vouch(self, peer: str) -> None:
@@ -193,12 +198,7 @@ class RecordBook:
     def origin(self, peer: str) -> str | None:
         """The block of addresses in which `peer` was met."""
         entry = self._entries.get(peer)
-        for host, _ in _parsed(entry.met) if entry is not None else ():
-            try:
-                return origin_of(host)
-            except ValueError:
-                continue  # a name
-        return None
+        return entry.block if entry is not None else None
 
     # --- whom to meet, whom to speak of
 
@@ -224,11 +224,21 @@ class RecordBook:
         return claimed
 
     def pack(self, now: float, rng: random.Random, besides: str = "") -> tuple[bytes, ...]:
-        """What one map message holds, `besides` one peer's record: the proven, random ones where not all fit, then a
-        few strangers, so that news spreads."""
-        proven = [self._entries[peer] for peer in self._proven if peer != besides]
-        rng.shuffle(proven)
-        return _packed(proven, self._news_of_strangers(now), now, limits.MAP_RECORDS - 1, limits.MAP_BYTES)
+        """What one map message holds, `besides` one peer's record: the proven, in random order, one of each block in
+        turn, as many as fit; then a few strangers, so that news spreads."""
+        blocks: dict[str | None, list[_Entry]] = {}
+        for peer in self._proven:
+            if peer != besides:
+                blocks.setdefault(self._entries[peer].block, []).append(self._entries[peer])
+        for entries in blocks.values():
+            rng.shuffle(entries)
+        return _packed(
+            _alternate(list(blocks.values())),
+            self._news_of_strangers(now),
+            now,
+            limits.MAP_RECORDS - 1,
+            limits.MAP_BYTES,
+        )
 
     def news(self, now: float, besides: str = "") -> tuple[bytes, ...]:
         """What a map request brings to others: the proven records heard last, and a few strangers."""
@@ -244,7 +254,7 @@ class RecordBook:
         peer = entry.record.peer
         if peer not in self._vouched and not self.proven(peer):
             self._unplace(entry)
-            entry.source, entry.met = source, ()
+            entry.source, entry.met, entry.block = source, (), None
             self._strangers.setdefault(source, {})[peer] = None
             return
         if peer not in self._proven:
@@ -319,27 +329,30 @@ class RecordBook:
     def _in_turn(self, now: float) -> Iterator[_Entry]:
         """Strangers that may be tried now: of those we asked, then of others, one of each source in turn."""
         for asked in (True, False):
-            queues = [
-                iter(tuple(peers)) for source, peers in self._strangers.items() if source.asked == asked
-            ]
-            while queues:
-                left = []
-                for queue in queues:
-                    entry = next(
-                        (
-                            e
-                            for peer in queue
-                            if (e := self._entries[peer]).retry_at <= now and _may_be_met(e, now)
-                        ),
-                        None,
-                    )
-                    if entry is not None:
-                        left.append(queue)
-                        yield entry
-                queues = left
+            brought = [tuple(peers) for source, peers in self._strangers.items() if source.asked == asked]
+            for peer in _alternate(brought):
+                entry = self._entries[peer]
+                if entry.retry_at <= now and _may_be_met(entry, now):
+                    yield entry
 
     def _news_of_strangers(self, now: float) -> list[_Entry]:
         return list(islice((entry for entry in self._in_turn(now) if not entry.tries), STRANGERS_PASSED_ON))
+
+
+def _alternate(queues: Iterable[Sequence[T]]) -> Iterator[T]:
+    """The first of each queue, the second of each, and so on."""
+    for row in zip_longest(*queues):
+        yield from (entry for entry in row if entry is not None)
+
+
+def _block(places: Iterable[str]) -> str | None:
+    """The block of the first of these that is no name."""
+    for host, _ in _parsed(places):
+        try:
+            return origin_of(host)
+        except ValueError:
+            continue
+    return None
 
 
 def _may_be_met(entry: _Entry, now: float) -> bool:

@@ -116,7 +116,7 @@ class View:
         """
 
         def enough() -> bool:
-            return not missing_stages(wanted, [a.span for a in self.nodes(digest)])
+            return not missing_stages(wanted, [a.span for a in self.nodes(digest) if a.state == "serving"])
 
         suffices = enough()
         await self._meet(lambda said: said.digest == digest, enough, SPARES if suffices else PROBES)

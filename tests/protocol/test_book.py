@@ -310,6 +310,20 @@ def test_regression_which_records_are_packed_is_random() -> None:
     assert one != two
 
 
+def test_a_map_begins_with_some_of_each_block() -> None:
+    """Whoever runs hundreds of nodes on one machine does not hide those of others behind them."""
+    book = RecordBook()
+    for n in range(500):
+        met(book, f"many {n}", n + 1)
+    for n in range(5):
+        here = place(4001, f"198.51.{n}.7")
+        book.add(unsigned(f"few {n}", addrs=(here,)), NOW)
+        book.prove(f"few {n}", here)
+    page = book.pack(NOW, random.Random(1))
+    assert len(page) == 505
+    assert sum(data.startswith(b"few") for data in page[:6]) == 5
+
+
 def test_pack_gives_what_merge_takes() -> None:
     """A book copied over the wire is the same book, of strangers."""
     book, copy = RecordBook(), RecordBook()
