@@ -105,6 +105,7 @@ class RecordBook:
             known.record, known.heard_at = record, now
             self._held[record.data] = record.peer
             self._place(known, known.source)
+            self._make_room()
             return True
         self._entries[record.peer] = entry = _Entry(record, source, now)
         self._held[record.data] = record.peer
@@ -117,9 +118,8 @@ class RecordBook:
         fresh, refused, brought = [], 0, 0
         for entry in data:
             brought += len(entry)
-            if (
-                entry in self._held
-            ):  # checked when it came; a signature takes 0.1 ms, and maps repeat each other
+            if entry in self._held:
+                # Checked when it came: a signature takes 0.1 ms, and maps repeat each other.
                 self._heard_again(self._entries[self._held[entry]], source)
                 continue
             try:
@@ -175,6 +175,7 @@ class RecordBook:
             self._unplace(entry)
             entry.met, entry.block = (), None
             self._place(entry, entry.source)
+            self._make_room()
 
     def vouch(self, peer: str) -> None:
         """Our user named `peer`: it counts as met wherever it answers."""
