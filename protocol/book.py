@@ -25,8 +25,8 @@ from protocol.transport.origin import HERE, origin_of
 DIALLED_PER_BROUGHT: Final = 3
 # What one block may have saved up: dials of as many silent places as the whole budget of dials allows.
 MOST_CREDIT: Final = 128 * DIAL_BYTES
-# A stranger whose dial failed is tried again after this, twice as long each time.
-RETRY_S: Final = 15.0
+# A stranger whose dial failed is tried again after this, twice as long each time: it may only have been busy.
+RETRY_S: Final = 5.0
 RETRY_MOST_S: Final = 600.0
 # Strangers that a map passes on. Whoever asks several peers hears of each newcomer from some of them, and what was
 # tried in vain is not passed on.
