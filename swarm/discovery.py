@@ -60,6 +60,8 @@ class View:
         self._rng = rng
         self._clock = SwarmClock()
         self._limiter = trio.CapacityLimiter(PROBES_AT_ONCE)
+        self._asking: set[str] = set()
+        self._answer = trio.Event()  # when one of them has answered, or failed to
         self._doors: dict[str, PeerAddrs] = {}  # first contacts, asked again whenever the map is
 
     def now(self) -> float:
@@ -191,43 +193,36 @@ class View:
         began = trio.current_time()
         while trio.current_time() < began + PROBE_ROUND_S:
             strangers = self.book.claim(self.now(), most, wanted)
-            if not strangers:
-                return
             await self._round(strangers, enough)
-            if enough():
+            if not strangers or enough():
                 return
 
     async def _round(self, peers: Sequence[PeerAddrs], enough: Callable[[], bool] = lambda: False) -> None:
-        chosen = [p for p in peers if p.peer != self.transport.peer]
-        if not chosen:
-            return
-        left, began = len(chosen), trio.current_time()
-        suffices, everybody = trio.Event(), trio.Event()
-
-        async def ask(peer: PeerAddrs) -> None:
-            nonlocal left
-            try:
-                async with self._limiter:
-                    await self._probe(peer)
-            except (PeerUnavailable, RemoteProtocolError) as error:
-                self.rtt_ms.pop(peer.peer, None)
-                now = trio.current_time()
-                if not self.bans.banned(peer.peer, now):  # a probe that fails again is no new failure
-                    self.bans.ban(peer.peer, now, honest=isinstance(error, PeerUnavailable))
-            left -= 1
-            if left == 0:
-                everybody.set()
-            if left == 0 or enough():
-                suffices.set()
-
-        for peer in chosen:
-            self.nursery.start_soon(ask, peer)
-        if enough():
-            return
+        """Ask these peers, and wait for whoever is asked now, until there is `enough`."""
+        for peer in peers:
+            if peer.peer != self.transport.peer and peer.peer not in self._asking:
+                self._asking.add(peer.peer)
+                self.nursery.start_soon(self._ask, peer)
+        began = trio.current_time()
         with trio.move_on_after(PROBE_ROUND_S):
-            await suffices.wait()
+            while self._asking and not enough():
+                await self._answer.wait()
             with trio.move_on_after(trio.current_time() - began):
-                await everybody.wait()
+                while self._asking:
+                    await self._answer.wait()
+
+    async def _ask(self, peer: PeerAddrs) -> None:
+        try:
+            async with self._limiter:
+                await self._probe(peer)
+        except (PeerUnavailable, RemoteProtocolError) as error:
+            self.rtt_ms.pop(peer.peer, None)
+            now = trio.current_time()
+            if not self.bans.banned(peer.peer, now):  # a probe that fails again is no new failure
+                self.bans.ban(peer.peer, now, honest=isinstance(error, PeerUnavailable))
+        self._asking.discard(peer.peer)
+        self._answer.set()
+        self._answer = trio.Event()
 
     async def _probe(self, peer: PeerAddrs) -> None:
         """Exchange maps with one peer. Raises: PeerUnavailable, RemoteProtocolError."""

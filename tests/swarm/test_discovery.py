@@ -115,6 +115,17 @@ async def test_a_node_counts_once_it_has_answered(autojump_clock: MockClock, sta
         view.plan(HONEST, 6, ALL, 1)
 
 
+async def test_who_is_being_asked_already_is_waited_for(autojump_clock: MockClock, stage: Stage) -> None:
+    """A spare node that was asked in the background is there for the next who needs one."""
+    _, spare = await stage.node()
+    door, _ = await stage.node(spare)
+    async with stage.view(door) as view:
+        await view.measure(HONEST, ALL)  # the door suffices
+        assert len(view.nodes(HONEST)) == 1
+        await view.refresh()
+        assert len(view.nodes(HONEST)) == 2
+
+
 async def test_dead_records_do_not_hold_a_client_up(
     autojump_clock: MockClock, stage: Stage, tmp_path: Path
 ) -> None:
