@@ -126,12 +126,20 @@ class View:
         await self._meet(lambda said: said.digest == digest, enough, SPARES if suffices else PROBES)
 
     async def look_for(self, name: str | None) -> None:
-        """Meet nodes until one of those that answered serves the model that is called so; for a round at most."""
+        """Meet nodes until one that answered serves the model that is called so: those that say so, then others.
+
+        For a round of each at most; then it is known at least which models there are.
+        """
 
         def fits(said: Announcement) -> bool:
             return name is None or _is_called(name, said)
 
-        await self._meet(fits, lambda: any(fits(said) for said in self.answered()), PROBES)
+        def enough() -> bool:
+            return any(fits(said) for said in self.answered())
+
+        await self._meet(fits, enough, PROBES)
+        if not enough():
+            await self._meet(lambda said: True, enough, PROBES)
 
     async def search_dht(self, digest: bytes) -> None:
         """Look for peers in the DHT and ask them for their maps: the slow way, when the map has a hole."""

@@ -154,6 +154,18 @@ async def test_the_doors_model_is_the_one_meant(autojump_clock: MockClock, stage
         assert view.choose_model(ALIKE.hex()[:14]).digest == ALIKE
 
 
+async def test_an_unknown_model_is_named_with_those_there_are(
+    autojump_clock: MockClock, stage: Stage
+) -> None:
+    """Also those that the door does not serve."""
+    _, other = await stage.node(digest=OTHER, model="other")
+    door, _ = await stage.node(other)
+    async with stage.view(door) as view:
+        await view.look_for("third")
+        with pytest.raises(ConfigError, match=r"'third'.*other \(0badcafe\), tiny \(e5f3cdc4\)"):
+            view.choose_model("third")
+
+
 async def test_models_that_begin_alike_are_told_apart(autojump_clock: MockClock, stage: Stage) -> None:
     """Where the door serves neither: the error shows as many digits as it takes."""
     _, one = await stage.node(digest=ALIKE)
