@@ -186,6 +186,7 @@ def _turn(chatting: _Chat, commands: Commands, line: str) -> None:
 
 
 def _greet(screen: Screen, client: Client) -> None:
+    client.refresh()  # the door may suffice, and then nobody else was met yet
     said = [a for a in client.nodes if a.digest == client.model.digest]
     model = client.model
     where = f"{count(model.blocks, 'layer')} on {count(len(said), 'node')}"
