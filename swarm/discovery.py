@@ -62,7 +62,7 @@ class View:
         self._rng = rng
         self._clock = SwarmClock()
         self._limiter = trio.CapacityLimiter(PROBES_AT_ONCE)
-        self._asking: set[str] = set()
+        self._asking: dict[str, float] = {}  # peer -> since when
         self._answer = trio.Event()  # when one of them has answered, or failed to
         self._doors: dict[str, PeerAddrs] = {}  # first contacts, asked again whenever the map is
 
@@ -209,11 +209,13 @@ class View:
 
     async def _round(self, peers: Sequence[PeerAddrs], enough: Callable[[], bool] = lambda: False) -> None:
         """Ask these peers, and wait for whoever is asked now, until there is `enough`."""
-        for peer in peers:
-            if peer.peer != self.transport.peer and peer.peer not in self._asking:
-                self._asking.add(peer.peer)
-                self.nursery.start_soon(self._ask, peer)
         began = trio.current_time()
+        for peer in peers:
+            asked_at = self._asking.get(peer.peer, float("-inf"))
+            # One that was silent for a whole round may have come back meanwhile: its old dial would not notice.
+            if peer.peer != self.transport.peer and asked_at <= began - PROBE_ROUND_S:
+                self._asking[peer.peer] = began
+                self.nursery.start_soon(self._ask, peer)
         with trio.move_on_after(PROBE_ROUND_S):
             while self._asking and not enough():
                 await self._answer.wait()
@@ -230,7 +232,7 @@ class View:
             now = trio.current_time()
             if not self.bans.banned(peer.peer, now):  # a probe that fails again is no new failure
                 self.bans.ban(peer.peer, now, honest=isinstance(error, PeerUnavailable))
-        self._asking.discard(peer.peer)
+        self._asking.pop(peer.peer, None)
         self._answer.set()
         self._answer = trio.Event()
 
