@@ -12,7 +12,8 @@ import trio
 
 from node.serving import guarded
 from protocol import limits
-from protocol.book import RecordBook
+from protocol.book import RecordBook, Source
+from protocol.clock import SwarmClock
 from protocol.codec import encode
 from protocol.errors import Busy, Malformed
 from protocol.identity import Identity
@@ -22,6 +23,7 @@ from protocol.records import Announcement, Link, Record, sign_record
 from protocol.transport.allowance import Allowance, PeerAllowance
 from protocol.transport.base import Stream, Transport
 from protocol.transport.channel import Channel
+from protocol.transport.exchange import Meeting
 from protocol.transport.slots import Slots
 
 logger = logging.getLogger(__name__)
@@ -77,7 +79,7 @@ class Load:
 class Announcer:
     """Signs this node's announcements, keeps the book of everybody's, and answers who asks for it.
 
-    `clock` gives seconds since the Unix epoch.
+    `clock` gives seconds since the Unix epoch, as far as this machine knows.
     """
 
     def __init__(
@@ -89,8 +91,10 @@ class Announcer:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.book = RecordBook()
+        self.book.vouch(identity.peer)
         self.own: Record | None = None
-        self.clock = clock
+        self._machine_clock = clock
+        self._swarm_clock = SwarmClock()
         self._identity = identity
         self._transport = transport
         self._rng = rng
@@ -103,6 +107,14 @@ class Announcer:
         self._reply = b""
         self._reply_at = float("-inf")
         self._has_news = False  # since the reply was made
+
+    def clock(self) -> float:
+        """What time it is in the swarm, in seconds since the Unix epoch."""
+        return self._machine_clock() + self._swarm_clock.offset_s
+
+    def complaint(self) -> str:
+        """One line on whose clock is wrong; empty if nobody's is."""
+        return self._swarm_clock.complaint()
 
     def serve(self) -> None:
         """Answer map requests from now on."""
@@ -135,40 +147,46 @@ class Announcer:
             expires=now + limits.RECORD_LIFE_S,
         )
         self.own = sign_record(self._identity, said)
-        self.book.add(self.own)
+        self.book.add(self.own, now)
         self._has_news = True
         return self.own
 
     def others(self) -> list[Announcement]:
-        """What peers other than this one say, of records still valid; those that have gone left out."""
-        return [said for said in self.book.alive(self.clock()) if said.peer != self._identity.peer]
+        """What peers other than this one say, who were met where they say they are and have not gone."""
+        return [said for said in self.book.met(self.clock()) if said.peer != self._identity.peer]
 
     def page(self) -> tuple[bytes, ...]:
         """The valid records as one map message holds them, our own first.
 
         What others still hold of an earlier run of this node is not handed on: it does not hold any more.
         """
-        own = [self.own.data] if self.own is not None else []
-        earlier = self.book.get(self._identity.peer)
-        mine = {*own, *([earlier.data] if earlier is not None else [])}
-        packed = self.book.pack(self.clock(), self._rng)
-        rest = [data for data in packed if data not in mine][: limits.MAP_RECORDS - len(own)]
-        size = sum(len(data) + 8 for data in (*own, *rest))
-        while rest and size > limits.CONTROL_FRAME_BYTES - 1024:
-            size -= len(rest.pop()) + 8
-        return (*own, *rest)
+        own = (self.own.data,) if self.own is not None else ()
+        return (*own, *self.book.pack(self.clock(), self._rng, self._identity.peer))
 
-    async def take(self, records: Sequence[bytes]) -> list[Record]:
-        """Check records from a peer and keep what is new; the new ones. Lets other tasks run in between.
+    def news(self) -> tuple[bytes, ...]:
+        """What others are told when they are asked for their maps, our own record first."""
+        own = (self.own.data,) if self.own is not None else ()
+        return (*own, *self.book.news(self.clock(), self._identity.peer))
 
+    async def met(self, meeting: Meeting) -> None:
+        """Take in what an exchange of maps showed. Raises: Malformed, if too many of the records are none."""
+        issued = meeting.issued()
+        if issued is not None:
+            self._swarm_clock.heard(meeting.peer, issued, self._machine_clock())
+        await self.take(meeting.records, meeting.source)
+        self._prove(meeting.peer, *meeting.places)
+        self._measured(meeting.peer, meeting.rtt_s)
+
+    async def take(self, records: Sequence[bytes], source: Source) -> list[Record]:
+        """Check records that `source` handed over and keep what is new; the new ones.
+
+        Other tasks run in between.
         Raises: Malformed, if too many of them are no records.
         """
-        known = {record.data for record in self.book}
-        unknown = [data for data in records if data not in known]
         fresh: list[Record] = []
         refused = 0
-        for start in range(0, len(unknown), CHECKED_AT_ONCE):
-            new, bad = self.book.merge(unknown[start : start + CHECKED_AT_ONCE], self.clock())
+        for start in range(0, len(records), CHECKED_AT_ONCE):
+            new, bad = self.book.merge(records[start : start + CHECKED_AT_ONCE], self.clock(), source)
             fresh += new
             refused += bad
             if refused > REFUSED_RECORDS:
@@ -177,14 +195,6 @@ class Announcer:
         self._has_news |= bool(fresh)
         self._keep_last_word(fresh)
         return fresh
-
-    def measured(self, peer: str, rtt_s: float) -> None:
-        """Note the round-trip time of an exchange with `peer`."""
-        rtt_ms = min(rtt_s * 1e3, 60_000.0)
-        known = self._rtt_ms.pop(peer, rtt_ms)
-        self._rtt_ms[peer] = known + RTT_WEIGHT * (rtt_ms - known)
-        while len(self._rtt_ms) > limits.KNOWN_RECORDS:
-            del self._rtt_ms[next(iter(self._rtt_ms))]
 
     async def handle(self, stream: Stream) -> None:
         """One request: the map goes out, then what the peer has brought is taken in.
@@ -203,7 +213,10 @@ class Announcer:
             with self._answered.taken(stream) as slot:
                 stream.keep()
                 await slot.send(stream, reply, limits.CONTROL_TIMEOUT_S)
-                await self.take(request.records)
+                await self.take(request.records, Source(stream.peer, stream.origin, asked=False))
+                place = self._transport.place_of(stream.peer)
+                if place is not None:  # who dials from where it listens is met there
+                    self._prove(stream.peer, place)
 
     def _encoded(self, now: float) -> bytes:
         """The map as it is sent, made once for all who ask within a moment."""
@@ -214,9 +227,20 @@ class Announcer:
             self._has_news = False
         return self._reply
 
+    def _prove(self, peer: str, *places: str) -> None:
+        self.book.prove(peer, *places)
+        self._has_news = True
+
+    def _measured(self, peer: str, rtt_s: float) -> None:
+        rtt_ms = min(rtt_s * 1e3, 60_000.0)
+        known = self._rtt_ms.pop(peer, rtt_ms)
+        self._rtt_ms[peer] = known + RTT_WEIGHT * (rtt_ms - known)
+        while len(self._rtt_ms) > limits.KNOWN_RECORDS:
+            del self._rtt_ms[next(iter(self._rtt_ms))]
+
     def _links(self, digest: bytes, now: float) -> tuple[Link, ...]:
         """The nearest of the nodes of our model, then the nearest others."""
-        digests = {said.peer: said.digest for said in self.book.alive(now)}
+        digests = {said.peer: said.digest for said in self.book.met(now)}
         known = [peer for peer in self._rtt_ms if peer in digests]
         known.sort(key=lambda peer: (digests[peer] != digest, self._rtt_ms[peer]))
         return tuple(Link(peer, self._rtt_ms[peer]) for peer in known[: limits.LINKS])

@@ -117,6 +117,8 @@ class Node:
             await self._gossip.join(addrs, JOIN_WITHIN_S)
         except Unreachable as error:
             raise Unreachable(f"no node answers at {', '.join(addrs)}: {error}") from error
+        if complaint := self._announcer.complaint():
+            self._notify(f"warning: {complaint}")
         others = self._announcer.others()
         models = {said.digest: said.model for said in others}
         digest = model.manifest.digest

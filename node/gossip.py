@@ -5,7 +5,6 @@ All in the background; nothing here is on the way of a token.
 
 from __future__ import annotations
 
-import heapq
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
@@ -15,11 +14,11 @@ import trio
 
 from node.announce import Announcer
 from protocol import limits
-from protocol.errors import PeerUnavailable, RemoteProtocolError, SwarmError, Unreachable
+from protocol.errors import PeerUnavailable, RemoteProtocolError, SwarmError, TimedOut, Unreachable
 from protocol.hints import SWARM_KEY, model_key, record_key
 from protocol.records import Record
 from protocol.transport.base import PeerAddrs, Transport
-from protocol.transport.exchange import exchange_maps
+from protocol.transport.exchange import meet
 
 logger = logging.getLogger(__name__)
 
@@ -27,11 +26,13 @@ logger = logging.getLogger(__name__)
 # 60 s; with one peer a round they miss one in a hundred.
 EXCHANGE_EVERY_S = 10.0
 EXCHANGE_PEERS = 2
+# Strangers to meet in one round: a hundred newcomers are met in two minutes, and known to others long before.
+STRANGERS = 8
 # Peers asked at once as a node joins, and told as it leaves.
 JOIN_PEERS = 16
 GOODBYE_PEERS = 64
-# Records pushed in one exchange: our own and the latest of others; the older ones have had time to spread.
-PUSHED_RECORDS = 64
+# Peers that the DHT names and nobody else: what it says is anybody's word, and nobody pays for it.
+HINTED_PEERS = 4
 # Lookups in the DHT: a swarm that was split finds itself again within a minute.
 LOOKUP_EVERY_S = 45.0
 PROVIDE_EVERY_S = 600.0
@@ -77,6 +78,7 @@ class Gossip:
             while True:
                 try:
                     door = PeerAddrs(await self._transport.connect(addr), (addr,))
+                    self._announcer.book.vouch(door.peer)
                     await self._exchange(door)
                     break
                 except (PeerUnavailable, RemoteProtocolError) as error:
@@ -110,7 +112,7 @@ class Gossip:
 
     async def spread(self) -> None:
         """Tell some peers at once: for what should not wait for the next round."""
-        await self._exchange_with(self._candidates()[:JOIN_PEERS])
+        await self._exchange_with([*self._candidates()[:JOIN_PEERS], *self._strangers(JOIN_PEERS)])
 
     async def goodbye(self, within_s: float) -> None:
         """Tell known peers of our last record, all at once, and wait no longer than `within_s`."""
@@ -135,7 +137,7 @@ class Gossip:
         self._refresh()
 
     async def _exchange_round(self) -> None:
-        await self._exchange_with(self._candidates()[:EXCHANGE_PEERS])
+        await self._exchange_with([*self._candidates()[:EXCHANGE_PEERS], *self._strangers(STRANGERS)])
 
     async def _look_up(self) -> None:
         own = self._announcer.own
@@ -145,7 +147,7 @@ class Gossip:
             for found in await self._transport.dht.providers(key):
                 if self._is_new(found.peer):
                     strangers[found.peer] = found
-        await self._exchange_with(list(strangers.values())[:JOIN_PEERS])
+        await self._exchange_with(list(strangers.values())[:HINTED_PEERS])
 
     async def _put(self) -> None:
         own = self._announcer.own
@@ -171,6 +173,8 @@ class Gossip:
                 await self._exchange(peer)
             except (PeerUnavailable, RemoteProtocolError) as error:
                 self._failed(peer.peer)
+                if isinstance(error, Unreachable | TimedOut):
+                    self._announcer.book.doubt(peer.peer)
                 logger.debug("no map from %s: %s", peer.peer, error)
 
         async with trio.open_nursery() as nursery:
@@ -178,20 +182,11 @@ class Gossip:
                 nursery.start_soon(one, peer)
 
     async def _exchange(self, peer: PeerAddrs) -> None:
-        records, rtt_s = await exchange_maps(self._transport, peer.peer, peer.addrs, self._to_push())
-        await self._announcer.take(records)
-        self._announcer.measured(peer.peer, rtt_s)
+        await self._announcer.met(await meet(self._transport, peer, self._announcer.news()))
         self._standings.pop(peer.peer, None)
 
-    def _to_push(self) -> tuple[bytes, ...]:
-        own, now = self._announcer.own, self._announcer.clock()
-        valid = [record for record in self._announcer.book if record.announcement.expires > now]
-        latest = heapq.nlargest(PUSHED_RECORDS, valid, key=lambda record: record.announcement.issued)
-        others = tuple(record.data for record in latest if record.peer != self._transport.peer)
-        return others if own is None else (own.data, *others)
-
     def _candidates(self) -> list[PeerAddrs]:
-        """Peers worth asking now, in random order."""
+        """Peers that were met and are worth asking now, in random order."""
         now = trio.current_time()
         known = dict(self._doors)
         known.update({said.peer: PeerAddrs(said.peer, said.addrs) for said in self._announcer.others()})
@@ -199,6 +194,13 @@ class Gossip:
         ready = [peer for peer in known.values() if self._may_ask(peer.peer, now)]
         self._rng.shuffle(ready)
         return ready
+
+    def _strangers(self, most: int) -> list[PeerAddrs]:
+        """Peers that others speak of, to be met now."""
+        now = trio.current_time()
+        return self._announcer.book.claim(
+            self._announcer.clock(), most, lambda said: self._may_ask(said.peer, now)
+        )
 
     def _is_new(self, peer: str) -> bool:
         known = self._announcer.book.get(peer)

@@ -60,12 +60,14 @@ LINKS: Final = 16
 RECORD_BYTES: Final = 17 * 1024
 # Announcements in one map; 4,096 nodes of 1 KiB make 4 MiB, the size of a control frame.
 MAP_RECORDS: Final = 4096
-# Announcements a peer may make us hold altogether.
+# Their bytes in a map: what a control frame holds, less our own record and its head.
+MAP_BYTES: Final = CONTROL_FRAME_BYTES - RECORD_BYTES - 1024
+# Announcements a peer may make us hold altogether: as many as a map holds of peers that were met, and of strangers.
 KNOWN_RECORDS: Final = 8192
 
-# How long an announcement lives; refreshed at a third of it.
+# How long an announcement lives; refreshed at a third of it. None may live longer, and no reader believes one for
+# longer after it has heard it first, whatever it says of its own time.
 RECORD_LIFE_S: Final = 60.0
-RECORD_LIFE_MAX_S: Final = 120.0  # what lives longer would push honest records out of a full book
 # Clocks of honest peers differ; those further ahead are refused.
 CLOCK_SKEW_S: Final = 120.0
 

@@ -110,6 +110,13 @@ def parse_record(data: bytes, now: float) -> Record:
 
     Raises: BadSignature; Malformed, also when it is expired or from the future; TooLarge.
     """
+    record = open_record(data)
+    _check_time(record.announcement, now)
+    return record
+
+
+def open_record(data: bytes) -> Record:
+    """The record in `data`, whatever the time. Raises: BadSignature, Malformed, TooLarge."""
     if len(data) > limits.RECORD_BYTES:
         raise TooLarge(f"an announcement of {len(data)} bytes, at most {limits.RECORD_BYTES} allowed")
     peer, body = _verified(data)
@@ -117,7 +124,6 @@ def parse_record(data: bytes, now: float) -> Record:
     if announcement.peer != peer:
         raise Malformed("an announcement of another peer than its signer")
     _check_sense(announcement)
-    _check_time(announcement, now)
     return Record(announcement, data)
 
 
@@ -147,7 +153,7 @@ def _check_sense(said: Announcement) -> None:
 def _check_time(said: Announcement, now: float) -> None:
     if said.issued > now + limits.CLOCK_SKEW_S:
         raise Malformed("an announcement from the future; compare the clocks of the two machines")
-    if said.expires - said.issued > limits.RECORD_LIFE_MAX_S:
+    if said.expires - said.issued > limits.RECORD_LIFE_S:
         raise Malformed("an announcement that lives too long")
     if said.expires <= now:
         raise Malformed("an expired announcement")

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from protocol.book import RecordBook
+from protocol.records import Announcement
 from swarm import client as trio_client
 from swarm.client import Model
 from swarm.decoding import Sampling
@@ -44,6 +45,11 @@ class Client:
     def book(self) -> RecordBook:
         """Every announcement known."""
         return self._client.book
+
+    @property
+    def nodes(self) -> list[Announcement]:
+        """What the nodes say that answered this client."""
+        return self._client.nodes
 
     @property
     def rtt_ms(self) -> dict[str, float]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -31,7 +31,7 @@ from protocol.transport.base import Transport
 from swarm.chain import SessionSpec
 from swarm.decoding import Sampling
 from swarm.discovery import View
-from swarm.events import Event, OnEvent, Waiting
+from swarm.events import Event, Noticed, OnEvent, Waiting
 from swarm.generation import Answer, Generation, Piece, Request
 from swarm.mender import RETRY_EVERY_S
 from swarm.modelfiles import model_files
@@ -93,8 +93,13 @@ class Client:
 
     @property
     def book(self) -> RecordBook:
-        """Every announcement known."""
+        """Every announcement known, also of peers that nobody has met."""
         return self._view.book
+
+    @property
+    def nodes(self) -> list[Announcement]:
+        """What the nodes say that answered this client, whatever model they serve."""
+        return self._view.answered()
 
     @property
     def rtt_ms(self) -> dict[str, float]:
@@ -321,8 +326,10 @@ async def enter(
         view = View(transport, nursery, random.Random())
         await view.enter(addrs)
         said = await _choose(view, options, ends, notify)
+        if complaint := view.complaint():
+            notify(Noticed(complaint))
         cache = options.cache or _cache_folder()
-        nodes = view.nodes(said.digest)
+        nodes = [node for node in view.answered() if node.digest == said.digest]
         manifest, contents = await model_files(transport, nodes, said.digest, cache)
         text = await trio.to_thread.run_sync(Text, contents)
         yield Client(view, Model(said.model, said.digest, manifest), text, options, ends, notify)
@@ -332,7 +339,10 @@ async def _choose(view: View, options: Options, ends: Ends | None, notify: OnEve
     """The model to use, waiting for somebody to serve one if asked to."""
     name = ends.manifest.digest.hex() if ends is not None else options.model
     deadline = trio.current_time() + options.wait_s
+    with suppress(NoRoute, ConfigError):
+        return view.choose_model(name)
     while True:
+        await view.look_for(name)
         try:
             return view.choose_model(name)
         except NoRoute as error:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from itertools import islice
 from typing import Final
 
 import trio
 
 from protocol.book import RecordBook
+from protocol.clock import SwarmClock
 from protocol.errors import (
     ConfigError,
     NoRoute,
@@ -22,9 +24,9 @@ from protocol.errors import (
 )
 from protocol.hints import SWARM_KEY, model_key
 from protocol.model import Span
-from protocol.records import Announcement, parse_record
+from protocol.records import Announcement
 from protocol.transport.base import PeerAddrs, Transport
-from protocol.transport.exchange import exchange_maps
+from protocol.transport.exchange import meet
 from swarm.bans import Bans
 from swarm.route import Network, Route, missing_stages, plan_route
 
@@ -32,22 +34,45 @@ from swarm.route import Network, Route, missing_stages, plan_route
 PROBES_AT_ONCE: Final = 32
 # Peers asked in one round; more make no better route for one client.
 PROBES: Final = 128
+# Peers to know besides those that suffice: one of them replaces a hop that fails.
+SPARES: Final = 8
 # How long a round of probes may hold up its caller; who answers later is noted in the background.
 PROBE_ROUND_S: Final = 1.0
+# Records checked before other tasks have their turn: 32 signatures take about 5 ms.
+CHECKED_AT_ONCE: Final = 32
+# Models named in an error.
+MODELS_NAMED: Final = 8
+# Digits of a digest that are shown, at least.
+DIGITS: Final = 8
 
 
 class View:
-    """Owns the record book, the round-trip times and the bans of one client. Probes run in `nursery`."""
+    """Owns the record book, the round-trip times and the bans of one client. Probes run in `nursery`.
+
+    A node counts for nothing until it has answered this client under its own id: until then its record is a
+    stranger's word.
+    """
 
     def __init__(self, transport: Transport, nursery: trio.Nursery, rng: random.Random) -> None:
         self.transport = transport
         self.book = RecordBook()
         self.bans = Bans()
-        self.rtt_ms: dict[str, float] = {}
+        self.rtt_ms: dict[str, float] = {}  # of those that answered when they were asked last
         self.nursery = nursery
         self._rng = rng
+        self._clock = SwarmClock()
         self._limiter = trio.CapacityLimiter(PROBES_AT_ONCE)
+        self._asking: dict[str, float] = {}  # peer -> since when
+        self._answer = trio.Event()  # when one of them has answered, or failed to
         self._doors: dict[str, PeerAddrs] = {}  # first contacts, asked again whenever the map is
+
+    def now(self) -> float:
+        """What time it is in the swarm, in seconds since the Unix epoch."""
+        return time.time() + self._clock.offset_s
+
+    def complaint(self) -> str:
+        """One line on whose clock is wrong; empty if nobody's is."""
+        return self._clock.complaint()
 
     async def enter(self, addrs: Sequence[str]) -> None:
         """Make contact through the addresses given; one that answers is enough.
@@ -59,6 +84,7 @@ class View:
         async def knock(addr: str, scope: trio.CancelScope) -> None:
             try:
                 door = PeerAddrs(await self.transport.connect(addr), (addr,))
+                self.book.vouch(door.peer)
                 await self._probe(door)
             except SwarmError as error:
                 failures.append(error)
@@ -76,108 +102,162 @@ class View:
                 raise error
         raise Unreachable("no node answers: " + "; ".join(str(error) for error in failures))
 
-    async def refresh(self) -> None:
-        """Ask who is known for their maps, in parallel; waits at most PROBE_ROUND_S for them."""
-        self.book.expire(time.time())
-        known = dict(self._doors)
-        known.update({a.peer: PeerAddrs(a.peer, a.addrs) for a in self.book.alive(time.time())})
-        await self._round(list(known.values()))
+    async def refresh(self, enough: Callable[[], bool] = lambda: False) -> None:
+        """Ask who is known for their maps, in parallel, and meet strangers; waits at most PROBE_ROUND_S for them."""
+        self.book.expire(self.now())
+        for peer in [peer for peer in self.rtt_ms if self.book.get(peer) is None]:
+            del self.rtt_ms[peer]
+        known = {a.peer: PeerAddrs(a.peer, a.addrs) for a in self._met()}
+        chosen = [peer for peer in known.values() if peer.peer not in self._doors]
+        chosen = self._rng.sample(chosen, min(len(chosen), PROBES - len(self._doors)))
+        strangers = self.book.claim(self.now(), PROBES - len(chosen))
+        await self._round([*self._doors.values(), *chosen, *strangers], enough)
 
     async def measure(self, digest: bytes, wanted: Span) -> None:
-        """Probe the nodes of a model until those that answered cover `wanted`, or a round is over.
+        """Meet nodes of a model until those that answered cover `wanted`, or a round is over; and some to spare.
 
         Nodes that are a little further away get as long again to answer.
         """
 
         def enough() -> bool:
-            answered = [a.span for a in self.nodes(digest) if a.peer in self.rtt_ms]
-            return not missing_stages(wanted, answered)
+            return not missing_stages(wanted, [a.span for a in self.nodes(digest) if a.state == "serving"])
 
-        unknown = [PeerAddrs(a.peer, a.addrs) for a in self.nodes(digest) if a.peer not in self.rtt_ms]
-        await self._round(unknown, enough)
+        suffices = enough()
+        await self._meet(lambda said: said.digest == digest, enough, SPARES if suffices else PROBES)
+
+    async def look_for(self, name: str | None) -> None:
+        """Meet nodes until one that answered serves the model that is called so: those that say so, then others.
+
+        For a round of each at most; then it is known at least which models there are.
+        """
+
+        def fits(said: Announcement) -> bool:
+            return name is None or _is_called(name, said)
+
+        def enough() -> bool:
+            return any(fits(said) for said in self.answered())
+
+        await self._meet(fits, enough, PROBES)
+        if not enough():
+            await self._meet(lambda said: True, enough, PROBES)
 
     async def search_dht(self, digest: bytes) -> None:
         """Look for peers in the DHT and ask them for their maps: the slow way, when the map has a hole."""
         for key in (model_key(digest), SWARM_KEY):
             await self._round(await self.transport.dht.providers(key))
 
+    def answered(self) -> list[Announcement]:
+        """What the nodes say that answered this client when it asked them last; its doors first.
+
+        Their addresses begin with those where they were met.
+        """
+        said = [self._as_met(a) for a in self._met() if a.peer in self.rtt_ms]
+        return sorted(said, key=lambda a: a.peer not in self._doors)
+
+    def silent(self, most: int) -> list[Announcement]:
+        """Some nodes of the same models that others speak of, but that have not answered."""
+        digests = {a.digest for a in self.answered()}
+        said = (a for a in self.book.alive(self.now()) if a.peer not in self.rtt_ms and a.digest in digests)
+        return list(islice(said, most))
+
     def nodes(self, digest: bytes) -> list[Announcement]:
-        """Nodes of the model that are not banned and agree with the majority on the weights."""
+        """Nodes of the model that answered, are not banned and agree with the majority on the weights."""
         now = trio.current_time()
-        alive = [a for a in self.book.alive(time.time()) if a.digest == digest]
-        return [a for a in agreeing(alive) if not self.bans.banned(a.peer, now)]
+        said = [a for a in self.answered() if a.digest == digest]
+        return [a for a in agreeing(said) if not self.bans.banned(a.peer, now)]
 
     def plan(self, digest: bytes, blocks: int, wanted: Span, tokens: int) -> Route:
         """The best route now for a session of `tokens` with a model of `blocks`. Raises: NoRoute."""
         network, nodes = Network(self.rtt_ms), self.nodes(digest)
-        with contextlib.suppress(NoRoute):  # those that answered suffice: nobody has to wait for a dead one
-            answered = [node for node in nodes if node.peer in self.rtt_ms]
-            return plan_route(wanted, answered, network, blocks=blocks, tokens=tokens, rng=self._rng)
         return plan_route(wanted, nodes, network, blocks=blocks, tokens=tokens, rng=self._rng)
 
     def choose_model(self, name: str | None) -> Announcement:
-        """An announcement of the model asked for: by name, by the first digits of its digest, or the only one.
+        """What a node says of the model asked for: by name, or by the first digits of its digest.
 
+        Where several are called so, or nothing was asked for, the door's: the node through which the user came.
         Raises: ConfigError, naming the models there are; NoRoute, if nobody serves any.
         """
-        models = {a.digest: a for a in self.book.alive(time.time())}
+        models: dict[bytes, Announcement] = {}
+        for said in self.answered():
+            models.setdefault(said.digest, said)
         if not models:
-            raise NoRoute("nobody in this swarm serves a model yet")
-        wanted = [a for a in models.values() if name is None or _is_called(name, a)]
-        if len(wanted) == 1:
+            complaint = self.complaint()
+            raise NoRoute("nobody in this swarm serves a model yet" + (f"; {complaint}" if complaint else ""))
+        wanted = [said for said in models.values() if name is None or _is_called(name, said)]
+        if len(wanted) == 1 or (wanted and wanted[0].peer in self._doors):
             return wanted[0]
-        names = ", ".join(sorted(f"{a.model} ({a.digest.hex()[:8]})" for a in models.values()))
         if not wanted:
-            raise ConfigError(f"nobody serves the model {name!r}; this swarm serves {names}")
-        raise ConfigError(f"this swarm serves several models, {names}: choose one by name or digest")
+            raise ConfigError(
+                f"nobody serves the model {name!r}; this swarm serves {_listed(models.values())}"
+            )
+        raise ConfigError(
+            f"several models could be meant, {_listed(wanted)}: choose one by more of its digits"
+        )
+
+    # --- probes
+
+    async def _meet(
+        self, wanted: Callable[[Announcement], bool], enough: Callable[[], bool], most: int
+    ) -> None:
+        """Ask strangers that are `wanted` until there is `enough`; those that answer pay for further ones."""
+        began = trio.current_time()
+        while trio.current_time() < began + PROBE_ROUND_S:
+            strangers = self.book.claim(self.now(), most, wanted)
+            await self._round(strangers, enough)
+            if not strangers or enough():
+                return
 
     async def _round(self, peers: Sequence[PeerAddrs], enough: Callable[[], bool] = lambda: False) -> None:
-        chosen = [p for p in peers if p.peer != self.transport.peer]
-        if len(chosen) > PROBES:
-            chosen = self._rng.sample(chosen, PROBES)
-        if not chosen or enough():
-            return
-        left, began = len(chosen), trio.current_time()
-        suffices, everybody = trio.Event(), trio.Event()
-
-        async def ask(peer: PeerAddrs) -> None:
-            nonlocal left
-            try:
-                async with self._limiter:
-                    await self._probe(peer)
-            except (PeerUnavailable, RemoteProtocolError) as error:
-                self.rtt_ms.pop(peer.peer, None)
-                now = trio.current_time()
-                if not self.bans.banned(peer.peer, now):  # a probe that fails again is no new failure
-                    self.bans.ban(peer.peer, now, honest=isinstance(error, PeerUnavailable))
-            left -= 1
-            if left == 0:
-                everybody.set()
-            if left == 0 or enough():
-                suffices.set()
-
-        for peer in chosen:
-            self.nursery.start_soon(ask, peer)
+        """Ask these peers, and wait for whoever is asked now, until there is `enough`."""
+        began = trio.current_time()
+        for peer in peers:
+            asked_at = self._asking.get(peer.peer, float("-inf"))
+            # One that was silent for a whole round may have come back meanwhile: its old dial would not notice.
+            if peer.peer != self.transport.peer and asked_at <= began - PROBE_ROUND_S:
+                self._asking[peer.peer] = began
+                self.nursery.start_soon(self._ask, peer)
         with trio.move_on_after(PROBE_ROUND_S):
-            await suffices.wait()
+            while self._asking and not enough():
+                await self._answer.wait()
             with trio.move_on_after(trio.current_time() - began):
-                await everybody.wait()
+                while self._asking:
+                    await self._answer.wait()
+
+    async def _ask(self, peer: PeerAddrs) -> None:
+        try:
+            async with self._limiter:
+                await self._probe(peer)
+        except (PeerUnavailable, RemoteProtocolError) as error:
+            self.rtt_ms.pop(peer.peer, None)
+            now = trio.current_time()
+            if not self.bans.banned(peer.peer, now):  # a probe that fails again is no new failure
+                self.bans.ban(peer.peer, now, honest=isinstance(error, PeerUnavailable))
+        self._asking.pop(peer.peer, None)
+        self._answer.set()
+        self._answer = trio.Event()
 
     async def _probe(self, peer: PeerAddrs) -> None:
         """Exchange maps with one peer. Raises: PeerUnavailable, RemoteProtocolError."""
-        data, rtt_s = await exchange_maps(self.transport, peer.peer, peer.addrs)
-        self.rtt_ms[peer.peer] = min(1000 * rtt_s, self.rtt_ms.get(peer.peer, float("inf")))
-        self.book.merge(data, time.time())
-        if _speaks_for_itself(peer.peer, data):
+        met = await meet(self.transport, peer)
+        issued = met.issued()
+        if issued is not None:
+            self._clock.heard(met.peer, issued, time.time())
+        for start in range(0, len(met.records), CHECKED_AT_ONCE):
+            self.book.merge(met.records[start : start + CHECKED_AT_ONCE], self.now(), met.source)
+            await trio.lowlevel.checkpoint()
+        self.book.prove(met.peer, *met.places)
+        self.rtt_ms[peer.peer] = min(1000 * met.rtt_s, self.rtt_ms.get(peer.peer, float("inf")))
+        if issued is not None:  # a node that has just started has yet to say what it serves
             self.bans.forgive(peer.peer)
 
+    def _met(self) -> list[Announcement]:
+        return self.book.met(self.now())
 
-def _speaks_for_itself(peer: str, records: Sequence[bytes]) -> bool:
-    """Whether a map begins with its sender's own word; a node that has just started has yet to say what it serves."""
-    try:
-        return bool(records) and parse_record(records[0], time.time()).peer == peer
-    except RemoteProtocolError:
-        return False
+    def _as_met(self, said: Announcement) -> Announcement:
+        first = self.book.proven(said.peer)
+        if said.addrs[: len(first)] == first:
+            return said
+        return replace(said, addrs=(*first, *(addr for addr in said.addrs if addr not in first)))
 
 
 def agreeing(nodes: Sequence[Announcement]) -> list[Announcement]:
@@ -192,6 +272,16 @@ def agreeing(nodes: Sequence[Announcement]) -> list[Announcement]:
             votes.setdefault(stage, Counter())[digest] += 1
     chosen = {stage: max(count, key=lambda digest: (count[digest], digest)) for stage, count in votes.items()}
     return [n for n in nodes if all(chosen[s] == w for s, w in zip(n.span, n.weights, strict=True))]
+
+
+def _listed(models: Iterable[Announcement]) -> str:
+    """Names and as many digits as tell the models apart."""
+    said = sorted(models, key=lambda a: (a.model, a.digest))
+    digests = [a.digest.hex() for a in said]
+    digits = next(n for n in range(DIGITS, 65) if len({d[:n] for d in digests}) == len(digests))
+    names = [f"{a.model} ({digest[:digits]})" for a, digest in zip(said, digests, strict=True)]
+    more = f" and {len(names) - MODELS_NAMED} more" if len(names) > MODELS_NAMED else ""
+    return ", ".join(names[:MODELS_NAMED]) + more
 
 
 def _is_called(name: str, said: Announcement) -> bool:

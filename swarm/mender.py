@@ -116,7 +116,7 @@ class Mender:
         """Ask the whole swarm again; raises `error` if there is still no route and no time to wait."""
         spec = self._chain.spec
         waited_s = trio.current_time() - began
-        await self._view.refresh()
+        await self._view.refresh(lambda: self._has_route(stages))
         if self._has_route(stages):
             return
         if waited_s < spec.wait_s:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import trio
 
 from protocol import limits
-from protocol.errors import Malformed, TooLarge
+from protocol.book import Source
+from protocol.errors import Lost, Malformed, RemoteProtocolError, TooLarge
 from protocol.messages import (
     MAP_PROTOCOL,
     MODEL_PROTOCOL,
@@ -19,8 +21,11 @@ from protocol.messages import (
     MapRequest,
 )
 from protocol.model import Manifest, check_files, parse_manifest
-from protocol.transport.base import Transport
+from protocol.records import open_record
+from protocol.transport.addresses import parse_address
+from protocol.transport.base import PeerAddrs, Transport
 from protocol.transport.channel import Channel
+from protocol.transport.origin import origin_of
 
 
 async def exchange_maps(
@@ -35,6 +40,41 @@ async def exchange_maps(
         await channel.send(MapRequest(records))
         reply = await channel.expect(MapReply, limits.CONTROL_TIMEOUT_S)
         return reply.records, trio.current_time() - asked
+
+
+@dataclass(frozen=True, slots=True)
+class Meeting:
+    """A peer that answered under its own id, and what that showed."""
+
+    peer: str
+    places: tuple[str, ...]  # where it is; also the one name under which it was dialled
+    origin: str
+    records: tuple[bytes, ...]  # its map, unchecked
+    rtt_s: float
+
+    @property
+    def source(self) -> Source:
+        """Of its records."""
+        return Source(self.peer, self.origin, asked=True)
+
+    def issued(self) -> float | None:
+        """When the peer's own record, which comes first, was issued, whatever the time; None if it is not there."""
+        try:
+            own = open_record(self.records[0]) if self.records else None
+        except RemoteProtocolError:
+            return None
+        return own.announcement.issued if own is not None and own.peer == self.peer else None
+
+
+async def meet(transport: Transport, peer: PeerAddrs, records: tuple[bytes, ...] = ()) -> Meeting:
+    """Exchange maps with a peer, and note where it is. Raises: what `exchange_maps` raises."""
+    dialled = transport.place_of(peer.peer) is None
+    found, rtt_s = await exchange_maps(transport, peer.peer, peer.addrs, records)
+    place = transport.place_of(peer.peer)
+    if place is None:
+        raise Lost(f"the connection to {peer.peer} has ended")
+    places = (place, *peer.addrs) if dialled and len(peer.addrs) == 1 else (place,)
+    return Meeting(peer.peer, places, origin_of(parse_address(place).host), found, rtt_s)
 
 
 async def fetch_model(

@@ -9,6 +9,10 @@ MIB = 1024 * KIB
 # All addresses of a peer are tried at once and share this deadline. A QUIC handshake takes two round trips;
 # one lost packet costs a retransmission after about 0.3 s, so 3 s covers a bad path and bounds a dead one.
 DIAL_TIMEOUT_S = 3.0
+# A place that a stranger named, where its peer was never met: one try of a second, of two datagrams (the second after
+# twice this round trip). It may be a third party's, and what cannot answer in this time makes no good hop either.
+HINT_DIAL_TIMEOUT_S = 1.0
+HINT_ROUND_TRIP_S = 0.25
 # A record names a handful of addresses (interfaces, a public one); more would let it make us spray packets.
 MAX_DIAL_ADDRS = 16
 # Peers dialled at once, the oldest attempt giving way: strangers name peers to dial, at 16 addresses each. If all are

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Final
@@ -118,7 +117,7 @@ class _Chat:
     def show_status(self) -> None:
         """/status"""
         self.client.refresh()
-        said = [a for a in self.client.book.alive(time.time()) if a.digest == self.client.model.digest]
+        said = [a for a in self.client.nodes if a.digest == self.client.model.digest]
         terminal = self.screen.terminal
         join = next((addr for a in said for addr in a.addrs[:1]), "ADDRESS")
         for coverage in by_model(said, self.client.rtt_ms):
@@ -187,7 +186,8 @@ def _turn(chatting: _Chat, commands: Commands, line: str) -> None:
 
 
 def _greet(screen: Screen, client: Client) -> None:
-    said = [a for a in client.book.alive(time.time()) if a.digest == client.model.digest]
+    client.refresh()  # the door may suffice, and then nobody else was met yet
+    said = [a for a in client.nodes if a.digest == client.model.digest]
     model = client.model
     where = f"{count(model.blocks, 'layer')} on {count(len(said), 'node')}"
     screen.terminal.remark(f"{harmless(model.name)} · {where} · /help for commands, Ctrl-D leaves", "bold")

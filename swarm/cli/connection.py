@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -31,7 +30,7 @@ def open_client(where: Where, terminal: Terminal, on_event: OnEvent) -> Iterator
     with ExitStack() as stack:
         with doors.knocking(), working(terminal, "entering the swarm"):
             client = stack.enter_context(blocking.connect(*doors.addrs, **how))
-        others = (addr for said in client.book.alive(time.time()) for addr in said.addrs[:1])
+        others = (addr for said in client.nodes for addr in said.addrs[:1])
         joined.remember(doors.addrs, others)
         try:
             yield client
@@ -41,7 +40,7 @@ def open_client(where: Where, terminal: Terminal, on_event: OnEvent) -> Iterator
 
 def copyable(error: SwarmError, client: blocking.Client) -> str:
     """The error with commands that can be copied: this model and a node's address in place of the words for them."""
-    said = (a for a in client.book.alive(time.time()) if a.digest == client.model.digest)
+    said = (a for a in client.nodes if a.digest == client.model.digest)
     door = next((addr for a in said for addr in a.addrs[:1]), "ADDRESS")
     text = str(error).replace("--model MODEL ", f"--model {shlex.quote(harmless(client.model.name))} ")
     return text.replace("--join ADDRESS", f"--join {door}")

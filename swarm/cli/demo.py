@@ -119,15 +119,12 @@ class Show:
             time.sleep(0.1)
             self.client.refresh()
         terminal = self.screen.terminal
-        for coverage in by_model(self.client.book.alive(time.time()), self.client.rtt_ms):
+        for coverage in by_model(self.client.nodes, self.client.rtt_ms):
             terminal.show(*render(coverage, terminal, self.running.doors[0], self.running.names), "")
 
     def _settled(self) -> bool:
         """Whether everybody has heard that all nodes serve."""
-        said = self.client.book.alive(time.time())
-        return sum(a.state == "serving" and a.peer in self.client.rtt_ms for a in said) >= len(
-            self.running.nodes
-        )
+        return sum(a.state == "serving" for a in self.client.nodes) >= len(self.running.nodes)
 
     def _ask(self, talk: Conversation, question: str, watch: Callable[[str], None] | None = None) -> str:
         printer = self.screen.printer

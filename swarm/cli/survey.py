@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,10 +13,13 @@ from protocol.records import Announcement
 from protocol.transport.background import background_tasks
 from swarm.discovery import View
 
+# Nodes that are shown though they do not answer; an announcement outlives a node that died by up to a minute.
+SILENT_SHOWN = 16
+
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """Who announces what, and how far away those are who answered."""
+    """Who announces what, those that answered first, and how far away these are."""
 
     announcements: tuple[Announcement, ...]
     rtt_ms: dict[str, float]
@@ -30,12 +32,16 @@ class Surveyor:
         self._view = view
 
     async def survey(self) -> Survey:
-        """Ask everybody known anew, and those that were silent, or only now heard of, once more."""
-        await self._view.refresh()
-        said = self._view.book.alive(time.time())
-        if any(a.peer not in self._view.rtt_ms for a in said):
-            await self._view.refresh()
-        return Survey(tuple(self._view.book.alive(time.time())), dict(self._view.rtt_ms))
+        """Ask everybody known anew, and those that were only now heard of."""
+        view = self._view
+        await view.refresh()
+        if view.silent(1):
+            await view.refresh()
+        return Survey((*view.answered(), *view.silent(SILENT_SHOWN)), dict(view.rtt_ms))
+
+    def complaint(self) -> str:
+        """One line on whose clock is wrong; empty if nobody's is."""
+        return self._view.complaint()
 
 
 @asynccontextmanager

@@ -14,18 +14,20 @@ from trio.testing import MockClock
 from node.announce import MAPS_BURST, REFUSED_RECORDS, Announcer, Load, Served, disagreeing
 from node.gossip import EXCHANGE_EVERY_S, LOOKUP_EVERY_S, Gossip
 from protocol import limits
+from protocol.book import OURS, STRANGERS_PASSED_ON
 from protocol.errors import BadSignature, Lost, Unreachable
 from protocol.hints import RecordRule, model_key, record_key
 from protocol.identity import Identity, generate
 from protocol.messages import MAP_PROTOCOL, MapReply, MapRequest
 from protocol.model import Span
-from protocol.records import Announcement, Record, sign_record
+from protocol.records import Announcement, Record, parse_record, sign_record
 from protocol.transport.base import PeerAddrs
 from protocol.transport.channel import Channel
 from protocol.transport.exchange import exchange_maps
 from protocol.transport.memory import Network
 from protocol.transport.memory.transport import MemoryTransport
 
+NOWHERE = "/ip4/192.0.2.9/udp/9/quic-v1"
 EPOCH = 1_700_000_000.0
 SERVED = Served("tiny", bytes(32), 6, 8, Span(0, 4), "f32", tuple(bytes([n] * 8) for n in range(4)))
 
@@ -60,6 +62,11 @@ class Talker:
     def knows(self) -> set[str]:
         """Others that are there, as far as this one has heard."""
         return {said.peer for said in self.announcer.others()}
+
+    def heard_of(self) -> set[str]:
+        """The same, and those that are nobody's but somebody's word."""
+        now = self.announcer.clock()
+        return {said.peer for said in self.announcer.book.alive(now)} - {self.identity.peer}
 
 
 class Crowd:
@@ -100,7 +107,7 @@ def crowd(nursery: trio.Nursery) -> Crowd:
 def strangers_word(identity: Identity, **changes: Any) -> Announcement:
     """A valid announcement of a peer that is nowhere, with changes."""
     said = Announcement(
-        identity.peer, (), "tiny", bytes(32), 6, 8, Span(0, 1), "f32", (bytes(8),), "serving",
+        identity.peer, (NOWHERE,), "tiny", bytes(32), 6, 8, Span(0, 1), "f32", (bytes(8),), "serving",
         1.0, 1.0, 1.0, 0.0, 5, 9, (), 1, clock(), clock() + 60,
     )  # fmt: skip
     return replace(said, **changes)
@@ -134,7 +141,7 @@ async def test_regression_the_word_of_an_earlier_run_is_not_handed_on(
     talker = await crowd.talker()
     earlier = talker.say().data
     started_again = Announcer(talker.identity, talker.transport, rng=random.Random(3), clock=clock)
-    await started_again.take([earlier])
+    await started_again.take([earlier], OURS)
     assert started_again.page() == ()
     started_again.announce(SERVED, Load(), "joining")
     assert started_again.own is not None
@@ -156,7 +163,7 @@ async def test_forged_expired_and_future_records_are_not_taken(
     long = sign_record(liar, strangers_word(liar, expires=clock() + 10_000, sequence=9)).data
     senseless = sign_record(liar, strangers_word(liar, span=Span(0, 100), sequence=9)).data
     await push(crowd, talker, [bytes(forged), late, early, long, senseless, b"", b"\xff", good])
-    assert talker.knows() == {honest.peer}
+    assert talker.heard_of() == {honest.peer}
 
 
 async def test_a_peer_that_pushes_rubbish_is_cut_off(autojump_clock: MockClock, crowd: Crowd) -> None:
@@ -165,9 +172,9 @@ async def test_a_peer_that_pushes_rubbish_is_cut_off(autojump_clock: MockClock, 
     good = sign_record(honest, strangers_word(honest)).data
     with pytest.raises(Lost):
         await push(crowd, talker, [b"%d" % n for n in range(REFUSED_RECORDS + 32)] + [good])
-    assert talker.knows() == set()
+    assert talker.heard_of() == set()
     await push(crowd, talker, [good])
-    assert talker.knows() == {honest.peer}
+    assert talker.heard_of() == {honest.peer}
 
 
 async def test_asking_too_often_is_refused(autojump_clock: MockClock, crowd: Crowd) -> None:
@@ -330,3 +337,66 @@ async def test_a_map_is_asked_for_one_at_a_time(autojump_clock: MockClock, crowd
     await channel.send(MapRequest())
     await channel.expect(MapReply, 5)
     assert await channel.receive() is None
+
+
+async def test_a_record_counts_once_its_peer_was_met(autojump_clock: MockClock, crowd: Crowd) -> None:
+    """Pushed, it is a stranger's word; a peer that asks us from where it listens is met by that, without a dial."""
+    talker, ghost = await crowd.talker(), generate()
+    await push(crowd, talker, [sign_record(ghost, strangers_word(ghost)).data])
+    assert talker.knows() == set()
+    assert talker.heard_of() == {ghost.peer}
+    newcomer = await crowd.talker()
+    await newcomer.gossip.join([talker.transport.addrs[0]], 10)
+    await trio.sleep(1)
+    assert talker.knows() == {newcomer.transport.peer}
+    assert newcomer.knows() == {talker.transport.peer}
+    own = talker.announcer.own
+    assert own is not None
+    assert (
+        talker.say().announcement.links == ()
+    )  # who asked was not measured, and strangers are no neighbours
+
+
+async def test_thousands_of_identities_hide_nobody(
+    autojump_clock: MockClock, crowd: Crowd, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flood of records of nobody: the map still begins with everybody who is there, and newcomers come in."""
+    monkeypatch.setattr("protocol.book.parse_record", unchecked)
+    talkers = await crowd.talking(4)
+    await trio.sleep(4 * EXCHANGE_EVERY_S)
+    everybody = {talker.transport.peer for talker in talkers}
+    for round_ in range(18):
+        ghosts = [b"%d" % n for n in range(500 * round_, 500 * round_ + 500)]
+        await push(crowd, talkers[1], ghosts)
+    page = talkers[1].announcer.page()
+    names = {said.peer for said in talkers[1].announcer.others()} | {talkers[1].transport.peer}
+    assert names == everybody
+    assert len(page) <= len(everybody) + STRANGERS_PASSED_ON
+    newcomer = await crowd.talker()
+    await newcomer.gossip.join([talkers[1].transport.addrs[0]], 10)
+    nursery.start_soon(newcomer.talk)
+    await trio.sleep(4 * EXCHANGE_EVERY_S)
+    assert newcomer.knows() == everybody
+    assert all(newcomer.transport.peer in talker.knows() for talker in talkers)
+
+
+def unchecked(data: bytes, now: float) -> Record:
+    """Records of ghosts are numbers here: signing thousands takes long, and judging them is tested elsewhere."""
+    if not data.isdigit():
+        return parse_record(data, now)
+    return Record(strangers_word(generate(), peer=f"ghost {data.decode()}"), data)
+
+
+async def test_a_node_whose_clock_is_wrong_works(autojump_clock: MockClock, crowd: Crowd) -> None:
+    """It goes by those who answer it, says so, and others take its records."""
+    talker, off = await crowd.talker(), await crowd.talker()
+    off.announcer = Announcer(off.identity, off.transport, rng=random.Random(1), clock=lambda: clock() + 500)
+    off.gossip = Gossip(off.announcer, off.transport, off.say, rng=random.Random(1))
+    off.say()
+    await off.gossip.join([talker.transport.addrs[0]], 10)
+    assert off.knows() == {talker.transport.peer}
+    assert off.announcer.complaint().startswith("this machine's clock is about 488 s ahead")
+    off.say()
+    await off.gossip.spread()
+    await trio.sleep(1)
+    assert talker.knows() == {off.transport.peer}

@@ -155,7 +155,7 @@ def announcements(draw: st.DrawFn, identity: Identity, now: float) -> Announceme
     start = draw(st.integers(0, blocks + 1))
     span = Span(start, draw(st.integers(start + 1, blocks + 2)))
     per_step = reals(0.0, 1e6)
-    issued = now + draw(reals(-limits.RECORD_LIFE_MAX_S / 2, limits.CLOCK_SKEW_S - 1))
+    issued = now + draw(reals(-limits.RECORD_LIFE_S / 2, limits.CLOCK_SKEW_S - 1))
     return Announcement(
         peer=identity.peer,
         addrs=draw(addresses),
@@ -185,7 +185,7 @@ def announcements(draw: st.DrawFn, identity: Identity, now: float) -> Announceme
         ),
         sequence=draw(uints(1 << 53)),
         issued=issued,
-        expires=max(now, issued) + draw(reals(1.0, limits.RECORD_LIFE_MAX_S / 2 - 1)),
+        expires=max(now, issued) + draw(reals(1.0, limits.RECORD_LIFE_S / 2 - 1)),
     )
 
 

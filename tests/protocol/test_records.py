@@ -82,7 +82,7 @@ def test_signatures_of_a_wrong_size(size: int) -> None:
 
 def test_time() -> None:
     """Valid from a clock's skew before it was issued until it expires, and for no longer than allowed."""
-    life, skew = limits.RECORD_LIFE_MAX_S, limits.CLOCK_SKEW_S
+    life, skew = limits.RECORD_LIFE_S, limits.CLOCK_SKEW_S
     data = signed(said(issued=NOW, expires=NOW + life))
     for now in (NOW - skew, NOW, NOW + life - 0.001):
         assert parse_record(data, now).peer == IDENTITY.peer

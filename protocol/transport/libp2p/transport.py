@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import TypeVar
 
 import trio
 
+from protocol.dialling import (
+    REFUSED_DATAGRAMS,
+    SILENT_DATAGRAMS,
+    Budget,
+    Verdict,
+    dialable_places,
+    is_dialable,
+)
 from protocol.errors import (
     ConfigError,
     LocalProtocolError,
@@ -42,6 +52,8 @@ from protocol.transport.serving import open_to_self, run_handler
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 
 class _Dial:
     """One attempt to reach a peer, shared by all who want it; it ends with the last of them."""
@@ -72,6 +84,8 @@ class Libp2pTransport:
         self._addrs = addrs
         self._handlers: dict[str, Handler] = {}
         self._dials: dict[str, _Dial] = {}
+        self._budget = Budget()
+        self._dial_ended = trio.Event()
         self._host: Host | None = None
         self._dht: KadDht | None = None
 
@@ -92,9 +106,9 @@ class Libp2pTransport:
         return self._dht
 
     def place_of(self, peer: str) -> str | None:
-        """Where the packets of `peer` come from now, or None."""
+        """Where `peer` has shown that it receives now, or None."""
         connection = self._endpoint.connection(peer)
-        addr = connection.addr if connection is not None else None
+        addr = connection.engine.proven_address if connection is not None else None
         return None if addr is None else str(Address.of(addr[0], addr[1], peer))
 
     def attach(self, host: Host, dht: KadDht) -> None:
@@ -112,7 +126,7 @@ class Libp2pTransport:
         peer = parse_address(addr).peer
         if peer is None:
             raise ConfigError(f"malformed address {addr!r}: it must end in /p2p/<peer id>")
-        await self.connection(peer, [addr])
+        await self.connection(peer, [addr], ours=True)
         self.dht.learn(peer, [addr])
         if await self.dht.try_node(peer):
             self._nursery.start_soon(self.dht.find_neighbours)
@@ -130,8 +144,13 @@ class Libp2pTransport:
             stream = await connection.open_stream()
         return OpenedStream(stream, protocol)
 
-    async def connection(self, peer: str, addrs: Sequence[str]) -> Connection:
-        """The connection to `peer`, made if there is none. Raises: Unreachable, TimedOut."""
+    async def connection(self, peer: str, addrs: Sequence[str], *, ours: bool = False) -> Connection:
+        """The connection to `peer`, made if there is none.
+
+        Addresses that are `ours`, from this peer's own user, are dialled all at once. Others are what strangers say
+        of it: unless it was met there, they are tried one after another, as far as the budget goes.
+        Raises: Unreachable, TimedOut.
+        """
         if peer == self.peer:
             raise LocalProtocolError("a peer does not dial itself")
         while True:
@@ -142,7 +161,7 @@ class Libp2pTransport:
             dial = self._dials.get(peer)
             shared = dial is not None
             if dial is None:
-                dial = self._start_dial(peer, tuple(addrs))
+                dial = self._start_dial(peer, tuple(addrs), ours)
             await dial.wait()
             if dial.error is not None and not shared:
                 raise type(dial.error)(str(dial.error))
@@ -150,19 +169,19 @@ class Libp2pTransport:
 
     # --- dialling
 
-    def _start_dial(self, peer: str, addrs: tuple[str, ...]) -> _Dial:
+    def _start_dial(self, peer: str, addrs: tuple[str, ...], ours: bool) -> _Dial:
         if len(self._dials) >= MAX_DIALS:
             oldest = next(iter(self._dials))
             self._dials.pop(oldest).scope.cancel()
         dial = self._dials[peer] = _Dial()
-        self._nursery.start_soon(self._run_dial, dial, peer, addrs)
+        self._nursery.start_soon(self._run_dial, dial, peer, addrs, ours)
         return dial
 
-    async def _run_dial(self, dial: _Dial, peer: str, addrs: tuple[str, ...]) -> None:
+    async def _run_dial(self, dial: _Dial, peer: str, addrs: tuple[str, ...], ours: bool) -> None:
         dial.error = TimedOut(f"peer {peer} did not answer before others had to be dialled")
         try:
             with dial.scope:
-                await self._dial_all(peer, addrs)
+                await self._dial_all(peer, addrs, ours)
                 dial.error = None
         except PeerUnavailable as error:
             dial.error = error
@@ -171,35 +190,101 @@ class Libp2pTransport:
                 del self._dials[peer]
             dial.done.set()
 
-    async def _dial_all(self, peer: str, addrs: tuple[str, ...]) -> None:
-        """Dial all addresses at once until one answers. Raises: Unreachable, TimedOut."""
+    async def _dial_all(self, peer: str, addrs: tuple[str, ...], ours: bool) -> None:
+        """Dial until one address answers: those where `peer` was met (or `ours`) all at once, others in turn.
+
+        Raises: Unreachable, TimedOut.
+        """
+        places = dialable_places(addrs)
+        if not places:
+            raise Unreachable(f"no address of peer {peer} is known")
         errors: list[PeerUnavailable] = []
         with trio.move_on_after(DIAL_TIMEOUT_S) as deadline:
-            targets = await _resolve(addrs)
-            if not targets:
-                raise Unreachable(f"no address of peer {peer} is known")
             async with trio.open_nursery() as nursery:
 
-                async def dial_one(host: str, port: int) -> None:
+                async def attempt(dial: Callable[[Address, str], Awaitable[None]], place: Address) -> None:
                     try:
-                        await self._endpoint.dial(host, port, peer)
+                        await dial(place, peer)
                         nursery.cancel_scope.cancel()
                     except PeerUnavailable as error:
                         errors.append(error)
 
-                for host, port in targets:
-                    nursery.start_soon(dial_one, host, port)
+                async def in_turn(hints: Sequence[Address]) -> None:
+                    for place in hints:
+                        await attempt(self._dial_hint, place)
+
+                known = [p for p in places if ours or self._budget.met(peer, p.host, p.port)]
+                for place in known:
+                    nursery.start_soon(attempt, self._dial_known, place)
+                nursery.start_soon(in_turn, [place for place in places if place not in known])
         if self._endpoint.connection(peer) is not None:
             return
         if deadline.cancelled_caught or any(isinstance(error, TimedOut) for error in errors):
-            raise TimedOut(f"peer {peer} did not answer within {DIAL_TIMEOUT_S:g} s")
+            raise TimedOut(f"peer {peer} did not answer in time")
         reasons = "; ".join(dict.fromkeys(str(error) for error in errors))
         raise Unreachable(f"peer {peer} cannot be reached: {reasons}")
+
+    async def _dial_known(self, place: Address, peer: str) -> None:
+        """Dial a place that we have reason to believe in. Raises: Unreachable, TimedOut."""
+        errors: list[PeerUnavailable] = []
+        async with trio.open_nursery() as nursery:
+
+            async def dial_one(host: str) -> None:
+                try:
+                    await self._endpoint.dial(host, place.port, peer)
+                    nursery.cancel_scope.cancel()
+                except PeerUnavailable as error:
+                    errors.append(error)
+
+            for host in await _hosts(place):
+                nursery.start_soon(dial_one, host)
+        if self._endpoint.connection(peer) is None:
+            raise errors[0]
+
+    async def _dial_hint(self, place: Address, peer: str) -> None:
+        """Dial a place that a stranger named, and where its name leads. Raises: Unreachable, TimedOut."""
+        hosts = [place.host]
+        if place.is_name:
+            hosts = await self._spend(place.host, place.port, partial(_hosts, place))
+        errors: list[PeerUnavailable] = []
+        for host in hosts:
+            dial = partial(self._endpoint.dial, host, place.port, peer)
+            try:
+                if self._budget.met(peer, host, place.port):
+                    await dial()
+                else:
+                    await self._spend(host, place.port, partial(dial, hint=True))
+                return
+            except PeerUnavailable as error:
+                errors.append(error)
+        raise errors[-1]
+
+    async def _spend(self, host: str, port: int, dial: Callable[[], Awaitable[T]]) -> T:
+        """Run `dial` as the budget allows. Raises: Unreachable, where it does not; what `dial` raises."""
+        while (verdict := self._budget.begin(host, port, trio.current_time())) is Verdict.LATER:
+            await self._dial_ended.wait()
+        if verdict is Verdict.NEVER:
+            raise Unreachable(f"too much that was sent to {host} went unanswered")
+        unanswered = SILENT_DATAGRAMS
+        try:
+            found = await dial()
+            unanswered = 0
+            return found
+        except Unreachable:
+            unanswered = REFUSED_DATAGRAMS
+            raise
+        finally:
+            self._budget.end(host, port, unanswered, trio.current_time())
+            self._dial_ended.set()
+            self._dial_ended = trio.Event()
 
     # --- accepting
 
     def _on_connection(self, connection: Connection) -> None:
         assert self._host is not None
+        addr = connection.engine.proven_address
+        if addr is not None:
+            self._budget.meet(connection.peer, *addr[:2])
         self._nursery.start_soon(self._host.network.follow, connection)
         self._nursery.start_soon(self._accept_streams, connection)
 
@@ -248,29 +333,19 @@ class Libp2pTransport:
         raise Malformed("no protocol in common")
 
 
-async def _resolve(addrs: Sequence[str]) -> list[tuple[str, int]]:
-    """IP addresses and ports of those of `addrs` that are well-formed and resolve."""
-    targets: dict[tuple[str, int], None] = {}
-    for text in addrs[:MAX_DIAL_ADDRS]:
-        try:
-            address = parse_address(text)
-        except ConfigError as error:
-            logger.debug("skipped: %s", error)
-            continue
-        if address.port == 0:
-            continue
-        hosts = await _lookup(address) if address.is_name else [address.host]
-        targets.update(dict.fromkeys((host, address.port) for host in hosts))
-    return list(targets)[:MAX_DIAL_ADDRS]
-
-
-async def _lookup(address: Address) -> list[str]:
-    family = {"dns4": trio.socket.AF_INET, "dns6": trio.socket.AF_INET6}.get(address.kind, 0)
+async def _hosts(place: Address) -> list[str]:
+    """The IP addresses of a place that may be dialled, at least one. Raises: Unreachable."""
+    if not place.is_name:
+        return [place.host]
+    family = {"dns4": trio.socket.AF_INET, "dns6": trio.socket.AF_INET6}.get(place.kind, 0)
     try:
         answers = await trio.socket.getaddrinfo(
-            address.host, address.port, family=family, type=trio.socket.SOCK_DGRAM
+            place.host, place.port, family=family, type=trio.socket.SOCK_DGRAM
         )
-    except OSError as error:
-        logger.debug("%s does not resolve: %s", address.host, error)
-        return []
-    return [str(answer[4][0]) for answer in answers]
+    except (OSError, UnicodeError) as error:
+        raise Unreachable(f"{place.host} does not resolve: {error}") from None
+    hosts = dict.fromkeys(str(answer[4][0]) for answer in answers)
+    found = [host for host in hosts if is_dialable(host, place.port)][:MAX_DIAL_ADDRS]
+    if not found:
+        raise Unreachable(f"{place.host} stands for no address that may be dialled")
+    return found

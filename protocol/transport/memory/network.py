@@ -152,6 +152,8 @@ class Network:
         rng = random.Random(f"{self._seed}/{dialler.peer}/{peer}/{self._dials}")
         connection = Connection(self.link(dialler.peer, peer), dialler, self._transports[peer], rng)
         self._connections[pair] = connection
+        dialler.meet(peer)
+        self._transports[peer].meet(dialler.peer)
         return connection
 
     def drop(self, connection: Connection, why: str, at: float = AT_ONCE) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from protocol.dialling import REFUSED_DATAGRAMS, SILENT_DATAGRAMS, Budget, Verdict, dialable_places
 from protocol.errors import (
     ConfigError,
     LocalProtocolError,
@@ -17,9 +18,9 @@ from protocol.errors import (
     TimedOut,
     Unreachable,
 )
-from protocol.transport.addresses import parse_address
+from protocol.transport.addresses import Address, parse_address
 from protocol.transport.base import Handler, PeerAddrs, Stream
-from protocol.transport.limits import DIAL_TIMEOUT_S, MAX_DIAL_ADDRS
+from protocol.transport.limits import DIAL_TIMEOUT_S, HINT_DIAL_TIMEOUT_S
 from protocol.transport.memory.stream import Connection, MemoryStream
 from protocol.transport.origin import origin_of
 from protocol.transport.serving import open_to_self, run_handler
@@ -51,6 +52,8 @@ class MemoryTransport:
         self._addrs = addrs
         self._handlers: dict[str, Handler] = {}
         self._running: set[trio.CancelScope] = set()
+        self._budget = Budget()
+        self._dial_ended = trio.Event()
         self.alive = True
         self._dht = MemoryDht(self, network, validate)
 
@@ -88,7 +91,7 @@ class MemoryTransport:
         peer = parse_address(addr).peer
         if peer is None:
             raise ConfigError(f"malformed address {addr!r}: it must end in /p2p/<peer id>")
-        await self._connection(peer, [addr])
+        await self._connection(peer, [addr], ours=True)
         return peer
 
     async def open_stream(self, peer: str, addrs: Sequence[str], protocol: str) -> Stream:
@@ -138,19 +141,58 @@ class MemoryTransport:
             finally:
                 self._running.discard(scope)
 
-    async def _connection(self, peer: str, addrs: Sequence[str]) -> Connection:
+    async def _connection(self, peer: str, addrs: Sequence[str], *, ours: bool = False) -> Connection:
         await trio.lowlevel.checkpoint()
         if not self.alive:
             raise Lost("this transport has ended")
         if peer == self._peer:
             raise LocalProtocolError("a peer does not dial itself")
         known = self._network.connection(self._peer, peer)
-        return known if known is not None else await self._dial(peer, addrs)
+        return known if known is not None else await self._dial(peer, addrs, ours)
 
-    async def _dial(self, peer: str, addrs: Sequence[str]) -> Connection:
-        link = self._network.link(self._peer, peer)
-        listens = any(self._network.listens(peer, addr) for addr in addrs[:MAX_DIAL_ADDRS])
+    def meet(self, peer: str) -> None:
+        """A connection with `peer` has begun."""
+        place = parse_address(self._network.place(peer))
+        self._budget.meet(peer, place.host, place.port)
+
+    async def _dial(self, peer: str, addrs: Sequence[str], ours: bool) -> Connection:
+        places = dialable_places(addrs)
+        known = [p for p in places if ours or self._budget.met(peer, p.host, p.port)]
+        if known:
+            return await self._reach(peer, [str(place) for place in known], DIAL_TIMEOUT_S)
+        error: PeerUnavailable = Unreachable(f"nobody answers as {peer}: no address")
         with trio.move_on_after(DIAL_TIMEOUT_S):
+            for place in places:
+                try:
+                    return await self._try(peer, place)
+                except PeerUnavailable as failure:
+                    error = failure
+            raise error
+        raise TimedOut(f"peer {peer} did not answer within {DIAL_TIMEOUT_S:g} s")
+
+    async def _try(self, peer: str, place: Address) -> Connection:
+        """Dial where a stranger says that `peer` listens, as the budget allows."""
+        while (verdict := self._budget.begin(place.host, place.port, trio.current_time())) is Verdict.LATER:
+            await self._dial_ended.wait()
+        if verdict is Verdict.NEVER:
+            raise Unreachable(f"too much that was sent to {place.host} went unanswered")
+        unanswered = SILENT_DATAGRAMS
+        try:
+            connection = await self._reach(peer, [str(place)], HINT_DIAL_TIMEOUT_S)
+            unanswered = 0
+            return connection
+        except Unreachable:
+            unanswered = REFUSED_DATAGRAMS
+            raise
+        finally:
+            self._budget.end(place.host, place.port, unanswered, trio.current_time())
+            self._dial_ended.set()
+            self._dial_ended = trio.Event()
+
+    async def _reach(self, peer: str, addrs: Sequence[str], within_s: float) -> Connection:
+        link = self._network.link(self._peer, peer)
+        listens = any(self._network.listens(peer, addr) for addr in addrs)
+        with trio.move_on_after(within_s):
             if listens or self._network.is_silent(peer):
                 while link.blocked_since is not None:
                     await link.healed.wait()
@@ -160,7 +202,7 @@ class MemoryTransport:
             if not self.alive:
                 raise Lost("this transport has ended")
             return self._network.connect(self, peer)
-        raise TimedOut(f"peer {peer} did not answer within {DIAL_TIMEOUT_S:g} s")
+        raise TimedOut(f"peer {peer} did not answer within {within_s:g} s")
 
 
 class MemoryDht:

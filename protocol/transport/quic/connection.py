@@ -62,6 +62,7 @@ class Connection:
         self._accept_send, self._accept_receive = trio.open_memory_channel[QuicStream](MAX_INCOMING_STREAMS)
         self._mtu = MtuSearch(endpoint.largest_datagram)
         self._handshake_until = now + HANDSHAKE_TIMEOUT_S
+        self._began_at = now
         self._liveness = Liveness(now, endpoint.keepalive_s)
         self._last_sent = b""
         self._kept_streams = 0
@@ -86,8 +87,8 @@ class Connection:
 
     @property
     def origin(self) -> str:
-        """The block of addresses that the peer's packets come from; empty before the first."""
-        addr = self.addr
+        """The block of addresses where the peer has shown that it receives, or else says it is; empty at first."""
+        addr = self.engine.proven_address or self.addr
         if addr != self._seen_at[0]:
             self._seen_at = (addr, origin_of(addr[0]) if addr is not None else "")
         return self._seen_at[1]
@@ -152,6 +153,12 @@ class Connection:
             self.flush()
             if self._last_sent:
                 self._endpoint.remember_goodbye(self.cids, self._last_sent)
+
+    def abandon(self) -> None:
+        """End a dial that did not succeed; with a goodbye only if anybody is there to hear it."""
+        if self._liveness.heard_at > self._began_at:
+            self.close("dial abandoned")
+        self.end(Unreachable("dial abandoned"))
 
     # --- for its streams
 

@@ -25,6 +25,8 @@ from protocol.transport.limits import (
     COUNT_HELD_EVERY,
     DIAL_TIMEOUT_S,
     GOODBYES,
+    HINT_DIAL_TIMEOUT_S,
+    HINT_ROUND_TRIP_S,
     IDLE_TIMEOUT_S,
     KEEPALIVES_PER_IDLE_TIMEOUT,
     MAX_CONNECTIONS,
@@ -116,20 +118,20 @@ class Endpoint:
         self._nursery.start_soon(opened.run)
         return opened
 
-    async def dial(self, host: str, port: int, peer: str | None = None) -> Connection:
+    async def dial(self, host: str, port: int, peer: str | None = None, *, hint: bool = False) -> Connection:
         """A verified connection to whoever is at an IP address, who must be `peer` if that is given.
 
-        Raises: Unreachable, TimedOut.
+        A `hint` is tried for a short time and with few datagrams. Raises: Unreachable, TimedOut.
         """
-        connection = self._start_dial(host, port, peer)
+        connection = self._start_dial(host, port, peer, HINT_ROUND_TRIP_S if hint else None)
         try:
-            with trio.fail_after(DIAL_TIMEOUT_S):
+            with trio.fail_after(HINT_DIAL_TIMEOUT_S if hint else DIAL_TIMEOUT_S):
                 await connection.wait_ready()
         except trio.TooSlowError:
             raise TimedOut(f"nobody answers at {host} port {port}") from None
         finally:
             if not connection.is_ready:
-                connection.close("dial abandoned")
+                connection.abandon()
         return connection
 
     # --- for connections
@@ -217,14 +219,19 @@ class Endpoint:
 
     # --- inside
 
-    def _start_dial(self, host: str, port: int, peer: str | None) -> Connection:
+    def _start_dial(
+        self, host: str, port: int, peer: str | None, round_trip_s: float | None = None
+    ) -> Connection:
         ipv6 = ipaddress.ip_address(host).version == 6
         through = next((known for known in self.ports if known.is_ipv6 == ipv6), None)
         try:
             through = through or self.bind("::" if ipv6 else "0.0.0.0", 0)
         except OSError as error:
             raise Unreachable(f"cannot send to {host}: {error.strerror}") from None
-        engine = Engine(self._configuration(is_client=True))
+        configuration = self._configuration(is_client=True)
+        if round_trip_s is not None:
+            configuration.initial_rtt = round_trip_s
+        engine = Engine(configuration)
         connection = self._add(through, engine, peer)
         engine.connect((host, port, 0, 0) if ipv6 else (host, port), trio.current_time())
         connection.flush()

@@ -42,6 +42,7 @@ from protocol.transport.limits import (
     STREAMS_PER_S,
 )
 from protocol.transport.quic.mtu import BASE
+from protocol.transport.quic.udp import Addr
 
 CID_BYTES = 8
 # The code of our resets. Not 0: that is what go-libp2p resets a stream with whose protocol it does not speak.
@@ -106,6 +107,11 @@ class Engine(QuicConnection):
     def peer_certificate(self) -> x509.Certificate | None:
         """The certificate whose key TLS has proved the peer to hold."""
         return self.tls._peer_certificate
+
+    @property
+    def proven_address(self) -> Addr | None:
+        """Where the peer has shown that it receives; it may claim to send from anywhere."""
+        return next((path.addr for path in self._network_paths if path.is_validated), None)
 
     @property
     def handshake_confirmed(self) -> bool:

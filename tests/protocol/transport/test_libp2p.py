@@ -265,6 +265,28 @@ async def test_rubbish_in_negotiation_ends_that_stream() -> None:
         assert connection.error is None
 
 
+async def test_a_peer_is_where_it_receives() -> None:
+    """Datagrams may claim to come from anywhere: until the peer answers from there too, it has not moved."""
+    async with opened() as server, opened() as client:
+        await client.connect(server.addrs[0])
+        await wait_until(lambda: server.place_of(client.peer) is not None)
+        before = server.place_of(client.peer)
+        connection = client._endpoint.connection(server.peer)
+        behind = server._endpoint.connection(client.peer)
+        assert connection is not None
+        assert behind is not None
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as elsewhere:
+            elsewhere.bind(("127.0.0.1", 0))
+            place = elsewhere.getsockname()
+            with trio.fail_after(5):
+                while behind.addr != place:  # what the client itself still sends moves it back
+                    connection.engine.send_ping(7)
+                    for data, addr in connection.engine.datagrams_to_send(trio.current_time()):
+                        elsewhere.sendto(data, addr)
+                    await trio.sleep(0.01)
+            assert server.place_of(client.peer) == before
+
+
 # --- the DHT
 
 
