@@ -228,8 +228,9 @@ class Announcer:
         return self._reply
 
     def _prove(self, peer: str, *places: str) -> None:
+        known = self.book.is_proven(peer)
         self.book.prove(peer, *places)
-        self._has_news = True
+        self._has_news |= self.book.is_proven(peer) != known
 
     def _measured(self, peer: str, rtt_s: float) -> None:
         rtt_ms = min(rtt_s * 1e3, 60_000.0)
