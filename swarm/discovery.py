@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import trio
@@ -23,10 +22,15 @@ from protocol.errors import (
 from protocol.hints import SWARM_KEY, model_key
 from protocol.model import Span
 from protocol.records import Announcement, parse_record
+from protocol.transport.addresses import parse_address
 from protocol.transport.base import PeerAddrs, Transport
 from protocol.transport.exchange import exchange_maps
+from protocol.transport.origin import origin_of
 from swarm.bans import Bans
-from swarm.route import Network, Route, missing_stages, plan_route
+from swarm.events import Noticed, OnEvent
+from swarm.route import Hop, Network, Route, missing_stages, plan_route
+from swarm.weights import Trust, Verdict, Witness
+from swarm.weightstore import WeightStore
 
 # Peers asked at once; bounds sockets and wake-ups in a swarm of thousands.
 PROBES_AT_ONCE: Final = 32
@@ -34,20 +38,35 @@ PROBES_AT_ONCE: Final = 32
 PROBES: Final = 128
 # How long a round of probes may hold up its caller; who answers later is noted in the background.
 PROBE_ROUND_S: Final = 1.0
+# Lines told about nodes that differ in their weights: whoever keeps changing what it says is not worth more.
+DISPUTES_TOLD: Final = 8
 
 
 class View:
     """Owns the record book, the round-trip times and the bans of one client. Probes run in `nursery`."""
 
-    def __init__(self, transport: Transport, nursery: trio.Nursery, rng: random.Random) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        nursery: trio.Nursery,
+        rng: random.Random,
+        *,
+        notify: OnEvent | None = None,
+        store: WeightStore | None = None,
+    ) -> None:
         self.transport = transport
         self.book = RecordBook()
         self.bans = Bans()
         self.rtt_ms: dict[str, float] = {}
         self.nursery = nursery
+        self.trusts: dict[bytes, Trust] = {}  # by model digest
+        self._notify = notify
+        self._store = store
         self._rng = rng
         self._limiter = trio.CapacityLimiter(PROBES_AT_ONCE)
         self._doors: dict[str, PeerAddrs] = {}  # first contacts, asked again whenever the map is
+        self._origins: dict[str, str] = {}  # of those who have answered: the block where they were met
+        self._disputes: set[frozenset[tuple[int, bytes]]] = set()  # told
 
     async def enter(self, addrs: Sequence[str]) -> None:
         """Make contact through the addresses given; one that answers is enough.
@@ -79,6 +98,7 @@ class View:
     async def refresh(self) -> None:
         """Ask who is known for their maps, in parallel; waits at most PROBE_ROUND_S for them."""
         self.book.expire(time.time())
+        self._origins = {peer: origin for peer, origin in self._origins.items() if self.book.get(peer)}
         known = dict(self._doors)
         known.update({a.peer: PeerAddrs(a.peer, a.addrs) for a in self.book.alive(time.time())})
         await self._round(list(known.values()))
@@ -86,14 +106,21 @@ class View:
     async def measure(self, digest: bytes, wanted: Span) -> None:
         """Probe the nodes of a model until those that answered cover `wanted`, or a round is over.
 
-        Nodes that are a little further away get as long again to answer.
+        Nodes that are a little further away get as long again to answer. As long as somebody who has yet to answer
+        announces other weights than those who have, the round goes on: the quickest are not right for that.
         """
 
         def enough() -> bool:
-            answered = [a.span for a in self.nodes(digest) if a.peer in self.rtt_ms]
-            return not missing_stages(wanted, answered)
+            if not self._trust(digest).found:
+                return False
+            verdict = self.verdict(digest)
+            heard = [a for a in self._asked(digest) if verdict.accepts(a.span, a.weights)]
+            if missing_stages(wanted, [a.span for a in heard if a.peer in self.rtt_ms]):
+                return False
+            strangers = (a for a in self._asked(digest) if a.peer not in self._origins)
+            return not any(verdict.challenged_by(a.span, a.weights) for a in strangers)
 
-        unknown = [PeerAddrs(a.peer, a.addrs) for a in self.nodes(digest) if a.peer not in self.rtt_ms]
+        unknown = [PeerAddrs(a.peer, a.addrs) for a in self._asked(digest) if a.peer not in self.rtt_ms]
         await self._round(unknown, enough)
 
     async def search_dht(self, digest: bytes) -> None:
@@ -102,18 +129,37 @@ class View:
             await self._round(await self.transport.dht.providers(key))
 
     def nodes(self, digest: bytes) -> list[Announcement]:
-        """Nodes of the model that are not banned and agree with the majority on the weights."""
-        now = trio.current_time()
-        alive = [a for a in self.book.alive(time.time()) if a.digest == digest]
-        return [a for a in agreeing(alive) if not self.bans.banned(a.peer, now)]
+        """Nodes of the model that are not banned and say nothing else about its weights than what counts."""
+        verdict = self.verdict(digest)
+        return [a for a in self._asked(digest) if verdict.accepts(a.span, a.weights)]
+
+    def verdict(self, digest: bytes) -> Verdict:
+        """Which weights of the model count now, by the word of those who have answered."""
+        witnesses = [
+            Witness(a.peer, self._origins[a.peer], a.span, a.weights)
+            for a in self._alive(digest)
+            if a.peer in self._origins
+        ]
+        return self._trust(digest).judge(witnesses, self._doors.keys())
+
+    def used(self, digest: bytes, hops: Iterable[Hop]) -> None:
+        """A route along these hops is open: the weights that count at their stages do so from now on."""
+        trust = self._trust(digest)
+        if trust.use((stage for hop in hops for stage in hop.span), self.verdict(digest)) and self._store:
+            trust.anew, anew = False, trust.anew
+            self.nursery.start_soon(trio.to_thread.run_sync, self._store.save, digest, dict(trust.used), anew)
 
     def plan(self, digest: bytes, blocks: int, wanted: Span, tokens: int) -> Route:
         """The best route now for a session of `tokens` with a model of `blocks`. Raises: NoRoute."""
-        network, nodes = Network(self.rtt_ms), self.nodes(digest)
+        network, nodes, verdict = Network(self.rtt_ms), self.nodes(digest), self.verdict(digest)
+        self._tell(verdict, blocks)
         with contextlib.suppress(NoRoute):  # those that answered suffice: nobody has to wait for a dead one
             answered = [node for node in nodes if node.peer in self.rtt_ms]
             return plan_route(wanted, answered, network, blocks=blocks, tokens=tokens, rng=self._rng)
-        return plan_route(wanted, nodes, network, blocks=blocks, tokens=tokens, rng=self._rng)
+        try:
+            return plan_route(wanted, nodes, network, blocks=blocks, tokens=tokens, rng=self._rng)
+        except NoRoute as error:
+            raise verdict.explain(error, blocks) from None
 
     def choose_model(self, name: str | None) -> Announcement:
         """An announcement of the model asked for: by name, by the first digits of its digest, or the only one.
@@ -130,6 +176,27 @@ class View:
         if not wanted:
             raise ConfigError(f"nobody serves the model {name!r}; this swarm serves {names}")
         raise ConfigError(f"this swarm serves several models, {names}: choose one by name or digest")
+
+    def _trust(self, digest: bytes) -> Trust:
+        return self.trusts.setdefault(digest, Trust())
+
+    def _alive(self, digest: bytes) -> list[Announcement]:
+        return [a for a in self.book.alive(time.time()) if a.digest == digest]
+
+    def _asked(self, digest: bytes) -> list[Announcement]:
+        """Nodes of the model that are not banned, whatever their weights."""
+        now = trio.current_time()
+        return [a for a in self._alive(digest) if not self.bans.banned(a.peer, now)]
+
+    def _tell(self, verdict: Verdict, blocks: int) -> None:
+        """Say once of each dispute about weights that there is one."""
+        disputed = verdict.disputed
+        if disputed in self._disputes or len(self._disputes) >= DISPUTES_TOLD:
+            return
+        line = verdict.describe(blocks)
+        if line is not None and self._notify is not None:
+            self._disputes.add(disputed)
+            self._notify(Noticed(line))
 
     async def _round(self, peers: Sequence[PeerAddrs], enough: Callable[[], bool] = lambda: False) -> None:
         chosen = [p for p in peers if p.peer != self.transport.peer]
@@ -168,8 +235,14 @@ class View:
         data, rtt_s = await exchange_maps(self.transport, peer.peer, peer.addrs)
         self.rtt_ms[peer.peer] = min(1000 * rtt_s, self.rtt_ms.get(peer.peer, float("inf")))
         self.book.merge(data, time.time())
+        self._met(peer.peer)
         if _speaks_for_itself(peer.peer, data):
             self.bans.forgive(peer.peer)
+
+    def _met(self, peer: str) -> None:
+        """Note where `peer` is, which has just answered."""
+        place = self.transport.place_of(peer)
+        self._origins[peer] = origin_of(parse_address(place).host) if place is not None else ""
 
 
 def _speaks_for_itself(peer: str, records: Sequence[bytes]) -> bool:
@@ -178,20 +251,6 @@ def _speaks_for_itself(peer: str, records: Sequence[bytes]) -> bool:
         return bool(records) and parse_record(records[0], time.time()).peer == peer
     except RemoteProtocolError:
         return False
-
-
-def agreeing(nodes: Sequence[Announcement]) -> list[Announcement]:
-    """The nodes of one model that serve, at each of their stages, the weights that most nodes serve there.
-
-    Two nodes with different bytes for one block cannot both be the model; a tie is broken by the digest itself, so
-    that all clients with one map choose alike.
-    """
-    votes: dict[int, Counter[bytes]] = {}
-    for node in nodes:
-        for stage, digest in zip(node.span, node.weights, strict=True):
-            votes.setdefault(stage, Counter())[digest] += 1
-    chosen = {stage: max(count, key=lambda digest: (count[digest], digest)) for stage, count in votes.items()}
-    return [n for n in nodes if all(chosen[s] == w for s, w in zip(n.span, n.weights, strict=True))]
 
 
 def _is_called(name: str, said: Announcement) -> bool:

@@ -150,6 +150,7 @@ class Mender:
         for link in dead:
             link.fail("was being filled by a hop that died")
         chain.links[gap.first : gap.last] = opened
+        self._view.used(chain.spec.digest, [link.hop for link in opened])
         opened[0].feed = feed
         if not chain.spec.direct:
             for link in opened[1:]:

@@ -27,6 +27,7 @@ from swarm.cli.options import (
     TopP,
     Verbose,
     Wait,
+    Weights,
     Where,
 )
 from swarm.cli.route import route_table
@@ -44,6 +45,7 @@ _HELP: Final = """/route   the hops that answer
 def chat(
     join: Join = None,
     model: Model = None,
+    weights: Weights = None,
     wait: Wait = 10.0,
     system: Annotated[
         str | None,
@@ -68,7 +70,7 @@ def chat(
     """
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
     screen = Screen(open_terminal())
-    where = Where(tuple(join or ()), model, wait)
+    where = Where(tuple(join or ()), model, wait, weights)
     with open_client(where, screen.terminal, screen.event) as client:
         talk = client.conversation(system=system, sampling=sampling, max_new_tokens=max_new_tokens)
         with talk as entered:
@@ -121,7 +123,8 @@ class _Chat:
         said = [a for a in self.client.book.alive(time.time()) if a.digest == self.client.model.digest]
         terminal = self.screen.terminal
         join = next((addr for a in said for addr in a.addrs[:1]), "ADDRESS")
-        for coverage in by_model(said, self.client.rtt_ms):
+        weights = {self.client.model.digest: self.client.weights}
+        for coverage in by_model(said, self.client.rtt_ms, weights):
             terminal.show(*render(coverage, terminal, join, self.screen.news.names))
 
     def reset(self) -> None:

@@ -21,6 +21,8 @@ class Survey:
 
     announcements: tuple[Announcement, ...]
     rtt_ms: dict[str, float]
+    weights: dict[bytes, str | None]  # by model: the digest of what is served, where that is the whole
+    disputes: dict[bytes, str]  # by model: a line about nodes that differ about its weights
 
 
 class Surveyor:
@@ -35,7 +37,16 @@ class Surveyor:
         said = self._view.book.alive(time.time())
         if any(a.peer not in self._view.rtt_ms for a in said):
             await self._view.refresh()
-        return Survey(tuple(self._view.book.alive(time.time())), dict(self._view.rtt_ms))
+        said = self._view.book.alive(time.time())
+        weights: dict[bytes, str | None] = {}
+        disputes: dict[bytes, str] = {}
+        for one in {a.digest: a for a in said}.values():
+            verdict = self._view.verdict(one.digest)
+            whole, line = verdict.whole(one.stages), verdict.describe(one.blocks)
+            weights[one.digest] = whole.hex() if whole is not None else None
+            if line is not None:
+                disputes[one.digest] = line
+        return Survey(tuple(said), dict(self._view.rtt_ms), weights, disputes)
 
 
 @asynccontextmanager
