@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 from typing import Final
 
 import trio
@@ -149,17 +150,36 @@ class View:
             trust.anew, anew = False, trust.anew
             self.nursery.start_soon(trio.to_thread.run_sync, self._store.save, digest, dict(trust.used), anew)
 
-    def plan(self, digest: bytes, blocks: int, wanted: Span, tokens: int) -> Route:
-        """The best route now for a session of `tokens` with a model of `blocks`. Raises: NoRoute."""
+    def plan(
+        self, digest: bytes, blocks: int, wanted: Span, tokens: int, tried: Collection[str] | None = None
+    ) -> Route:
+        """The best route now for a session of `tokens` with a model of `blocks`.
+
+        Where only banned peers serve some stages, those stages are theirs, the least guilty first, as soon as their
+        pause is over. With `tried` this is the last chance: not for those in it, nor for who fails again and again.
+        Raises: NoRoute.
+        """
         network, nodes, verdict = Network(self.rtt_ms), self.nodes(digest), self.verdict(digest)
         self._tell(verdict, blocks)
         with contextlib.suppress(NoRoute):  # those that answered suffice: nobody has to wait for a dead one
             answered = [node for node in nodes if node.peer in self.rtt_ms]
             return plan_route(wanted, answered, network, blocks=blocks, tokens=tokens, rng=self._rng)
-        try:
-            return plan_route(wanted, nodes, network, blocks=blocks, tokens=tokens, rng=self._rng)
-        except NoRoute as error:
-            raise verdict.explain(error, blocks) from None
+        spares = [a for wait_s, a in self._spares(digest, tokens, tried) if wait_s == 0]
+        while True:
+            try:
+                return plan_route(wanted, nodes, network, blocks=blocks, tokens=tokens, rng=self._rng)
+            except NoRoute as error:
+                parts = next(filter(None, (_parts(a, error) for a in spares)), None)
+                if parts is None:
+                    raise verdict.explain(error, blocks) from None
+                nodes = [*nodes, *parts]
+
+    def pause_s(
+        self, digest: bytes, error: NoRoute, tokens: int, tried: Collection[str] | None = None
+    ) -> float | None:
+        """How long until a banned peer may be asked for stages that are missing; None if there is none."""
+        spares = self._spares(digest, tokens, tried)
+        return min((wait_s for wait_s, a in spares if _parts(a, error)), default=None)
 
     def choose_model(self, name: str | None) -> Announcement:
         """An announcement of the model asked for: by name, by the first digits of its digest, or the only one.
@@ -188,6 +208,22 @@ class View:
         now = trio.current_time()
         return [a for a in self._alive(digest) if not self.bans.banned(a.peer, now)]
 
+    def _spares(
+        self, digest: bytes, tokens: int, tried: Collection[str] | None
+    ) -> list[tuple[float, Announcement]]:
+        """Banned nodes that answer, the least guilty first, and how long they are to be left alone yet."""
+        now, verdict = trio.current_time(), self.verdict(digest)
+        spares = []
+        for a in self._alive(digest):
+            wait_s = self.bans.wait_s(a.peer, now) if self.bans.banned(a.peer, now) else None
+            if wait_s is None or (
+                tried is not None and (a.peer in tried or self.bans.is_hopeless(a.peer, now))
+            ):
+                continue
+            if a.state == "serving" and a.kv_tokens >= tokens and verdict.accepts(a.span, a.weights):
+                spares.append((wait_s, a))
+        return sorted(spares, key=lambda spare: self.bans.guilt(spare[1].peer, now))
+
     def _tell(self, verdict: Verdict, blocks: int) -> None:
         """Say once of each dispute about weights that there is one."""
         disputed = verdict.disputed
@@ -214,9 +250,11 @@ class View:
                     await self._probe(peer)
             except (PeerUnavailable, RemoteProtocolError) as error:
                 self.rtt_ms.pop(peer.peer, None)
-                now = trio.current_time()
-                if not self.bans.banned(peer.peer, now):  # a probe that fails again is no new failure
-                    self.bans.ban(peer.peer, now, honest=isinstance(error, PeerUnavailable))
+                now, honest = trio.current_time(), isinstance(error, PeerUnavailable)
+                if honest or not self.bans.banned(
+                    peer.peer, now
+                ):  # to break the rules twice in a ban is once
+                    self.bans.ban(peer.peer, now, honest=honest)
             left -= 1
             if left == 0:
                 everybody.set()
@@ -234,15 +272,24 @@ class View:
         """Exchange maps with one peer. Raises: PeerUnavailable, RemoteProtocolError."""
         data, rtt_s = await exchange_maps(self.transport, peer.peer, peer.addrs)
         self.rtt_ms[peer.peer] = min(1000 * rtt_s, self.rtt_ms.get(peer.peer, float("inf")))
-        self.book.merge(data, time.time())
+        now, clock = trio.current_time(), time.time()
+        fresh, _ = self.book.merge(data, clock)
+        for record in fresh:
+            self.bans.renewed(record.peer, now - (clock - record.announcement.issued), now)
         self._met(peer.peer)
         if _speaks_for_itself(peer.peer, data):
-            self.bans.forgive(peer.peer)
+            self.bans.answered(peer.peer, now)
 
     def _met(self, peer: str) -> None:
         """Note where `peer` is, which has just answered."""
         place = self.transport.place_of(peer)
         self._origins[peer] = origin_of(parse_address(place).host) if place is not None else ""
+
+
+def _parts(spare: Announcement, error: NoRoute) -> list[Announcement]:
+    """What a node serves of the stages for which there is no route, as if it served no more."""
+    common = ((max(start, spare.span.start), min(stop, spare.span.stop)) for start, stop in error.missing)
+    return [replace(spare, span=Span(*part)) for part in common if part[0] < part[1]]
 
 
 def _speaks_for_itself(peer: str, records: Sequence[bytes]) -> bool:

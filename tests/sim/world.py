@@ -109,13 +109,14 @@ async def start_node(
     step_s: float = 0.0,
     identity: Identity | None = None,
     loading: bool = False,
+    host: str | None = None,
 ) -> FakeNode:
     """A node of its own identity that serves `span` and hands out everybody's records.
 
     While it is `loading` it answers for the map only: `node.hop.serve()` ends that.
     """
     me = identity or identities.generate()
-    transport = await stack.enter_async_context(network.transport(me.key))
+    transport = await stack.enter_async_context(network.transport(me.key, host=host))
     engine = FakeEngine(span)
     hop = HopServer(engine, transport, KvBudget(4096), executor=InlineExecutor(step_s))
     if not loading:
