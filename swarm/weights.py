@@ -180,12 +180,13 @@ class Trust:
 
     def judge(self, witnesses: Sequence[Witness], doors: Collection[str]) -> Verdict:
         """What counts by what `witnesses` say; `doors` are the nodes through which the user entered."""
-        heard = tuple(_in_turn(witnesses, doors))
-        if self._judged is not None and self._judged[:2] == (heard, len(self.used)):
+        everybody = tuple(witnesses)
+        if self._judged is not None and self._judged[:2] == (everybody, len(self.used)):
             return self._judged[2]
+        heard = tuple(_in_turn(witnesses, doors))
         if not self.found:
             assert self.pin is not None
-            fitting = find_pinned(self.pin, self.stages, heard, doors, self.given)
+            fitting = find_pinned(self.pin, self.stages, witnesses, doors, self.given)
             if fitting is not None:
                 self.used = dict(enumerate(fitting))
         if self.found:
@@ -193,7 +194,7 @@ class Trust:
             verdict = Verdict(chosen, frozenset(self.used), heard, self.pin)
         else:
             verdict = Verdict({}, frozenset(self.given), heard, self.pin, lost=True)
-        self._judged = heard, len(self.used), verdict
+        self._judged = everybody, len(self.used), verdict
         return verdict
 
     def use(self, stages: Iterable[int], verdict: Verdict) -> bool:
@@ -273,7 +274,10 @@ def _ways(reached: tuple[bytes, ...], claims: Sequence[Witness]) -> list[tuple[b
 
 
 def _claims(witnesses: Sequence[Witness], doors: Collection[str]) -> list[Witness]:
-    """Each thing said once, the most credible first; of equals that about more stages."""
+    """Each thing said once, the most credible first; of equals that about more stages.
+
+    Origins take turns: who says a hundred things from one block does not stand a hundred times before another.
+    """
     by_claim: dict[tuple[Span, tuple[bytes, ...]], list[Witness]] = {}
     for witness in witnesses:
         by_claim.setdefault((witness.span, witness.weights), []).append(witness)
@@ -282,7 +286,13 @@ def _claims(witnesses: Sequence[Witness], doors: Collection[str]) -> list[Witnes
         origins = len({w.origin for w in crowd})
         return origins, any(w.peer in doors for w in crowd), len(crowd), len(crowd[0].span)
 
-    return [crowd[0] for crowd in sorted(by_claim.values(), key=credit, reverse=True)]
+    said: Counter[str] = Counter()
+    turns: list[tuple[int, Witness]] = []
+    for crowd in sorted(by_claim.values(), key=credit, reverse=True):
+        origins = {w.origin for w in crowd}
+        turns.append((min(said[origin] for origin in origins), crowd[0]))
+        said.update(origins)
+    return [witness for _, witness in sorted(turns, key=lambda turn: turn[0])]
 
 
 class _Said:

@@ -123,6 +123,14 @@ def test_a_pin_is_found_among_liars() -> None:
     assert find_pinned(PIN, STAGES, liars) is None
 
 
+def test_a_block_that_says_many_things_hides_no_other() -> None:
+    """A liar with hundreds of stories from one block does not keep a pin in several parts from being found."""
+    stories = [node(f"x{i}", "X", s, s + 2, i + 1) for i in range(255) for s in range(0, 8, 2)]
+    honest = [node(f"h{s}", f"H{s}", s, s + 2) for s in range(0, 8, 2)]
+    assert find_pinned(PIN, STAGES, [*stories, *honest]) == TRUE
+    assert Trust(STAGES, PIN).judge([*stories, *honest], ()).chosen == dict(enumerate(TRUE))
+
+
 def test_many_overlapping_honest_nodes_are_no_maze() -> None:
     """That there are many ways through the same weights costs nothing."""
     spans = [(a, b) for a in range(8) for b in range(a + 1, 9)]
