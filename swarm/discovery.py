@@ -147,7 +147,7 @@ class View:
         """A route along these hops is open: the weights that count at their stages do so from now on."""
         trust = self._trust(digest)
         if trust.use((stage for hop in hops for stage in hop.span), self.verdict(digest)) and self._store:
-            trust.anew, anew = False, trust.anew
+            anew, trust.anew = trust.anew, False
             self.nursery.start_soon(trio.to_thread.run_sync, self._store.save, digest, dict(trust.used), anew)
 
     def plan(
@@ -201,7 +201,9 @@ class View:
         return self.trusts.setdefault(digest, Trust())
 
     def _alive(self, digest: bytes) -> list[Announcement]:
-        return [a for a in self.book.alive(time.time()) if a.digest == digest]
+        """Nodes of the model; what has another number of stages than its manifest says is not of the model."""
+        stages = self._trust(digest).stages
+        return [a for a in self.book.alive(time.time()) if a.digest == digest and stages in (0, a.stages)]
 
     def _asked(self, digest: bytes) -> list[Announcement]:
         """Nodes of the model that are not banned, whatever their weights."""

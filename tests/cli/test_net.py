@@ -102,12 +102,12 @@ def test_weights_are_named_pinned_and_remembered(join: list[str], tmp_path: Path
         assert run(*ask, "--weights", pin, home=tmp_path / "other").stdout == plain.stdout
     full = run(*ask, "--model", str(shipped_model()), "--weights", digest, home=tmp_path / "other")
     assert full.stdout == plain.stdout
-    wrong = run(*ask, "--weights", "0" * 32, home=tmp_path / "other")
+    wrong = run(*ask, "--weights", "0" * 32, "--wait", "0", home=tmp_path / "other")
     assert (wrong.returncode, wrong.stdout, wrong.stderr.count("\n")) == (1, "", 1)
     assert f"no set of weights here is {'0' * 32}" in wrong.stderr
     [kept] = (home / "cache" / "weights").iterdir()
     kept.write_text(re.sub('"3": "[0-9a-f]*"', '"3": "0011223344556677"', kept.read_text()))
-    changed = run(*ask, home=home)
+    changed = run(*ask, "--wait", "0", home=home)
     assert (changed.returncode, changed.stdout) == (1, "")
     assert "this client has used before" in changed.stderr
     assert run(*ask, "--weights", "new", home=home).stdout == plain.stdout

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import trio
@@ -195,3 +195,13 @@ async def test_who_keeps_changing_does_not_fill_the_screen(clock: trio.testing.M
             await world.view.refresh()
             world.view.plan(MANIFEST.digest, MANIFEST.blocks, ALL, 1)
         assert 0 < sum(isinstance(event, Noticed) for event in world.events) <= 8
+
+
+async def test_a_node_of_another_size_is_not_of_the_model(clock: trio.testing.MockClock) -> None:
+    """One that announces more stages than the manifest has neither counts nor serves."""
+    async with swarm_with([Lot(), Lot()], trust=Trust(STAGES)) as world:
+        honest, odd = world.nodes
+        announcement = odd.announcement
+        odd.announcement = lambda: replace(announcement(), blocks=MANIFEST.blocks + 1)  # type: ignore[method-assign]
+        await world.view.refresh()
+        assert [node.peer for node in world.view.nodes(MANIFEST.digest)] == [honest.peer]
