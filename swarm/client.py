@@ -82,6 +82,16 @@ class Options:
     weights: str | None = None  # the digest of the model's weights, or at least its first 32 digits; or ANEW
     store: WeightStore | None = None  # where it is kept which weights were used; default: only in memory
 
+    def __post_init__(self) -> None:
+        """Raises: ConfigError, before anything is opened for what cannot be."""
+        if self.weights not in (None, ANEW):
+            parse_pin(self.weights)
+
+    @property
+    def pin(self) -> Pin | None:
+        """The weights that the user has named."""
+        return parse_pin(self.weights) if self.weights not in (None, ANEW) else None
+
 
 class Client:
     """A place in the swarm and one of its models. Made by `connect`."""
@@ -336,7 +346,6 @@ async def enter(
 ) -> AsyncIterator[Client]:
     """`connect` over a transport that is open already."""
     notify = on_event or _ignore
-    pin = parse_pin(options.weights) if options.weights not in (None, ANEW) else None
     async with background_tasks() as nursery:
         view = View(transport, nursery, random.Random(), notify=notify, store=options.store)
         await view.enter(addrs)
@@ -344,7 +353,7 @@ async def enter(
         cache = options.cache or _cache_folder() / "models"
         nodes = view.nodes(said.digest)
         manifest, contents = await model_files(transport, nodes, said.digest, cache)
-        view.trusts[said.digest] = await _trust(manifest, options, pin, ends, notify)
+        view.trusts[said.digest] = await _trust(manifest, options, ends, notify)
         text = await trio.to_thread.run_sync(Text, contents)
         yield Client(view, Model(said.model, said.digest, manifest), text, options, ends, notify)
 
@@ -365,12 +374,10 @@ async def _choose(view: View, options: Options, ends: Ends | None, notify: OnEve
         await view.refresh()
 
 
-async def _trust(
-    manifest: Manifest, options: Options, pin: Pin | None, ends: Ends | None, notify: OnEvent
-) -> Trust:
+async def _trust(manifest: Manifest, options: Options, ends: Ends | None, notify: OnEvent) -> Trust:
     """What is known of the model's weights before any node is heard."""
     used: dict[int, bytes] = {}
-    anew = options.weights == ANEW
+    pin, anew = options.pin, options.weights == ANEW
     if options.store is not None and not anew:
         try:
             used = await trio.to_thread.run_sync(options.store.load, manifest.digest)
