@@ -12,6 +12,7 @@ from typing import Final
 
 FIRST_BAN_S: Final = 15.0  # doubles with each strike
 LONGEST_BAN_S: Final = 600.0
+MOST_STRIKES: Final = 7  # more make no ban longer, and so a peer's record is clean in minutes, not in days
 # A strike is forgotten when its ban has been over for so long: as long as a node's word holds.
 STRIKE_LIFE_S: Final = 60.0
 # An answer ends the ban of an honest peer, unless it has failed more often than this though it answers: then it has
@@ -54,19 +55,18 @@ class Bans:
     def __len__(self) -> int:
         return len(self._honest) + len(self._others)
 
-    def ban(self, peer: str, now: float, *, honest: bool, least_s: float = FIRST_BAN_S) -> None:
+    def ban(self, peer: str, now: float, *, honest: bool) -> None:
         """`peer` failed. An `honest` failure (unreachable, lost) is forgiven when the peer answers again.
 
-        Until it answers, further honest failures are the same one and make the ban no longer than `least_s` from now.
+        Until it answers, further honest failures are the same one: they keep it banned, but are no strikes.
         """
-        known = self._find(peer, now) or _Standing(now)
-        same = honest and known.down
-        if not same:
-            known.strikes += 1
-            least_s = min(max(least_s, FIRST_BAN_S * 2.0 ** (known.strikes - 1)), LONGEST_BAN_S)
-            known.aging_from = now + least_s
+        known, length_s = self._find(peer, now) or _Standing(now), FIRST_BAN_S
+        if not honest or not known.down:
+            known.strikes = min(known.strikes + 1, MOST_STRIKES)
+            length_s = min(FIRST_BAN_S * 2.0 ** (known.strikes - 1), LONGEST_BAN_S)
+            known.aging_from = now + length_s
         known.failed_at, known.down = now, True
-        known.until = max(known.until, now + min(least_s, LONGEST_BAN_S))
+        known.until = max(known.until, now + length_s)
         self._keep(peer, known, honest=honest and peer not in self._others)
 
     def pause(self, peer: str, now: float, seconds: float) -> None:

@@ -12,6 +12,7 @@ from swarm.bans import (
     FIRST_BAN_S,
     LIFTED_STRIKES,
     LONGEST_BAN_S,
+    MOST_STRIKES,
     PAUSE_S,
     PEERS,
     STRIKE_LIFE_S,
@@ -87,11 +88,22 @@ def test_all_is_forgotten_in_the_end(history: list[Happens]) -> None:
     """Strikes and bans alike; the next failure is a first one."""
     bans = Bans()
     now = live(bans, history)
-    later = now + LONGEST_BAN_S + (len(history) + 1) * STRIKE_LIFE_S
+    later = now + LONGEST_BAN_S + MOST_STRIKES * STRIKE_LIFE_S
     assert not bans.banned(PEER, later)
     assert len(bans) == 0
     bans.ban(PEER, later, honest=True)
     assert not bans.banned(PEER, later + FIRST_BAN_S)
+
+
+def test_the_worst_record_ends() -> None:
+    """Thousands of failures make the longest ban, no error, and are forgotten as soon as a few."""
+    bans = Bans()
+    for _ in range(5000):
+        bans.ban(PEER, 0, honest=False)
+    assert bans.banned(PEER, LONGEST_BAN_S - 1)
+    assert not bans.banned(PEER, LONGEST_BAN_S)
+    bans.ban(PEER, LONGEST_BAN_S + MOST_STRIKES * STRIKE_LIFE_S, honest=False)
+    assert not bans.banned(PEER, LONGEST_BAN_S + MOST_STRIKES * STRIKE_LIFE_S + FIRST_BAN_S)
 
 
 @given(histories, st.integers(0, 500))
