@@ -27,6 +27,9 @@ class Model(Protocol):
     def require(self, span: Span) -> None:
         """Make sure of the weights of `span`, fetching them if need be. Raises: BadCheckpoint."""
 
+    def has(self, stage: int) -> bool:
+        """Whether the weights of a stage are on this machine already."""
+
     def stage_bytes(self, stage: int, dtype: str) -> int:
         """Memory that one stage takes."""
 

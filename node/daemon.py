@@ -27,10 +27,10 @@ from node.neighbours import Neighbours
 from node.placement import choose_span, coverage
 from node.sessions import Hop
 from protocol import limits
-from protocol.errors import ConfigError, SwarmError, Unreachable
+from protocol.errors import ConfigError, EngineError, SwarmError, Unreachable
 from protocol.hints import RecordRule
 from protocol.identity import Identity, load_or_create
-from protocol.model import Span, describe_stages
+from protocol.model import Span, describe_stages, weights_digest
 from protocol.records import Record
 from protocol.tensors import ITEM_BYTES
 from protocol.transport.base import Transport
@@ -49,6 +49,12 @@ WEIGHTS_SHARE = 0.6
 # machine (measured on two cores: 400 rows take 0.85 s at once, 1.03 s by 64, 1.6 s by 16).
 PIECE_MS = 150.0
 LEAST_PIECE_ROWS = 64
+# Weights that a node does not serve are read for the digest of the whole up to this size: a second or two.
+READ_BYTES = 256 * 1024 * 1024
+# Digits of that digest, as `--weights` takes them.
+WEIGHTS_DIGITS = 32
+# Nodes with other weights that are named; whoever invents identities must not fill the operator's log.
+SUSPECTS_NAMED = 16
 # The goodbye and the end of sessions each take at most this long.
 LEAVE_WITHIN_S = 1.0
 # The event loop gets the interpreter back from the engine's Python code after this, not after 5 ms.
@@ -94,6 +100,7 @@ class Node:
             nursery.start_soon(self._gossip.run)  # others see that somebody is loading this span
             await self._load(model, span)
             await self._gossip.spread()
+            await self._tell_weights(model)
             self._tell_how_to_join()
             self.ready.set()
             await trio.sleep_forever()
@@ -205,10 +212,32 @@ class Node:
         self._notify(f"others chat with:  swarm chat --join {addr}")
         self._notify(f"ready {self._transport.peer}")
 
+    async def _tell_weights(self, model: Model) -> None:
+        """Say which weights the whole model has, where all are here and the others soon read."""
+        served = self._served
+        assert served is not None
+        own = dict(zip(served.span, served.weights, strict=True))
+        others = [stage for stage in range(model.manifest.stages) if stage not in own]
+
+        def read() -> dict[int, bytes] | None:
+            size_bytes = sum(model.stage_bytes(stage, served.dtype) for stage in others)
+            if size_bytes > READ_BYTES or not all(model.has(stage) for stage in others):
+                return None
+            return {stage: model.stage_digests(Span(stage, stage + 1))[0] for stage in others}
+
+        try:
+            rest = await _in_thread(read)
+        except EngineError as error:
+            logger.info("the weights that others serve cannot be read here: %s", error)
+            return
+        if rest is not None:
+            whole = weights_digest(digest for _, digest in sorted({**own, **rest}.items()))
+            self._notify(f"weights {whole.hex()[:WEIGHTS_DIGITS]}")
+
     # --- the record
 
     def _refresh(self) -> Record:
-        """Say how we are now; warn once of each node that serves other weights under the same name."""
+        """Say how we are now; warn once of each node, up to a number, that serves other weights of the same model."""
         assert self._served is not None
         hop, budget = self._hop, self._budget
         load = Load()
@@ -224,9 +253,13 @@ class Node:
                 budget.room.of_peer.tokens,
             )
         for peer in disagreeing(self._served, self._announcer.others()):
-            if peer not in self._suspects and len(self._suspects) < limits.KNOWN_RECORDS:
-                self._suspects.add(peer)
+            if peer in self._suspects or len(self._suspects) > SUSPECTS_NAMED:
+                continue
+            self._suspects.add(peer)
+            if len(self._suspects) <= SUSPECTS_NAMED:
                 self._notify(f"warning: node {peer} serves other weights for the same layers of this model")
+            else:
+                self._notify("warning: more nodes serve other weights than can be named here")
         return self._announcer.announce(self._served, load, "joining" if hop is None else "serving")
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import msgpack
 
 from protocol import limits
 from protocol.errors import Malformed, TooLarge
 from protocol.unpack import unpack
+
+WEIGHTS_DOMAIN: Final = b"swarm weights 1"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -131,6 +133,11 @@ def parse_manifest(data: bytes, digest: bytes) -> Manifest:
     if len({f.name for f in manifest.files}) != len(manifest.files):
         raise Malformed("the manifest names a file twice")
     return manifest
+
+
+def weights_digest(stages: Iterable[bytes]) -> bytes:
+    """32 bytes that name the weights of a whole model: of the digests of all its stages, in order."""
+    return hashlib.sha256(hashlib.sha256(WEIGHTS_DOMAIN).digest() + b"".join(stages)).digest()
 
 
 def check_files(manifest: Manifest, contents: Mapping[str, bytes]) -> None:

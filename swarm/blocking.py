@@ -61,6 +61,15 @@ class Client:
         """The latest answer."""
         return self._client.last
 
+    @property
+    def weights(self) -> str | None:
+        """The digest of the model's weights that this client goes by, if every stage is settled."""
+
+        async def whole() -> str | None:
+            return self._client.weights
+
+        return self._portal.call(whole)
+
     def refresh(self) -> None:
         """Ask the swarm for its newest map."""
         self._portal.call(self._client.refresh)

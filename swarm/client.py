@@ -38,7 +38,11 @@ from swarm.modelfiles import model_files
 from swarm.route import Route
 from swarm.session import Ends, Session
 from swarm.text import Text
+from swarm.weights import Pin, Trust, parse_pin
+from swarm.weightstore import FolderStore, WeightStore
 
+# What stands for a pin where the weights used so far are to be forgotten.
+ANEW: Final = "new"
 # KV that a session of unknown length reserves at every hop, where the model's context is not shorter.
 SESSION_TOKENS: Final = 4096
 
@@ -75,6 +79,18 @@ class Options:
     wait_s: float = 0.0  # how long to wait for stages that nobody serves
     direct: bool = True  # whether hops send to each other
     cache: Path | None = None  # where tokenizers are kept; default: the user's cache folder
+    weights: str | None = None  # the digest of the model's weights, or at least its first 32 digits; or ANEW
+    store: WeightStore | None = None  # where it is kept which weights were used; default: only in memory
+
+    def __post_init__(self) -> None:
+        """Raises: ConfigError, before anything is opened for what cannot be."""
+        if self.weights not in (None, ANEW):
+            parse_pin(self.weights)
+
+    @property
+    def pin(self) -> Pin | None:
+        """The weights that the user has named."""
+        return parse_pin(self.weights) if self.weights not in (None, ANEW) else None
 
 
 class Client:
@@ -105,6 +121,12 @@ class Client:
     def rtt_ms(self) -> dict[str, float]:
         """Measured round-trip times by peer; who did not answer is not in it."""
         return self._view.rtt_ms
+
+    @property
+    def weights(self) -> str | None:
+        """The digest of the weights of the whole model that this client goes by, if every stage is settled."""
+        whole = self._view.verdict(self.model.digest).whole(self.model.stages)
+        return whole.hex() if whole is not None else None
 
     @property
     def wanted(self) -> Span:
@@ -286,6 +308,8 @@ async def connect(
     identity: Identity | None = None,
     wait_s: float = 0.0,
     direct: bool = True,
+    weights: str | None = None,
+    remember: bool | WeightStore = True,
     on_event: OnEvent | None = None,
 ) -> AsyncIterator[Client]:
     """Enter the swarm through any of its nodes' addresses.
@@ -295,6 +319,11 @@ async def connect(
     `wait_s` is how long to wait for stages that nobody serves. Without `direct` hidden states never pass between
     hops but all through here, for nodes that cannot reach each other anyway.
 
+    `weights` is the digest of the model's weights (its first 32 digits suffice): nodes with others are left out.
+    Without, those count that this client used before, and where it used none those that the most nodes serve, by the
+    places they are at; what is used is kept for the next time, in the user's cache folder or another store, unless
+    `remember` is False. "new" forgets it.
+
     Raises: ConfigError, for a malformed address or an ambiguous model; Unreachable, if no address answers; NoRoute,
     if nobody serves a model.
     """
@@ -303,7 +332,8 @@ async def connect(
     if not addrs:
         raise ConfigError("give the address of at least one node")
     me = identity or identities.generate()
-    options = Options(model, wait_s, direct)
+    store = FolderStore(_cache_folder() / "weights") if remember is True else remember or None
+    options = Options(model, wait_s, direct, weights=weights, store=store)
     async with (
         open_transport(me.key, dht="client", validate=RecordRule()) as transport,
         enter(transport, addrs, options, ends=ends, on_event=on_event) as client,
@@ -323,14 +353,15 @@ async def enter(
     """`connect` over a transport that is open already."""
     notify = on_event or _ignore
     async with background_tasks() as nursery:
-        view = View(transport, nursery, random.Random())
+        view = View(transport, nursery, random.Random(), notify=notify, store=options.store)
         await view.enter(addrs)
         said = await _choose(view, options, ends, notify)
         if complaint := view.complaint():
             notify(Noticed(complaint))
-        cache = options.cache or _cache_folder()
+        cache = options.cache or _cache_folder() / "models"
         nodes = [node for node in view.answered() if node.digest == said.digest]
         manifest, contents = await model_files(transport, nodes, said.digest, cache)
+        view.trusts[said.digest] = await _trust(manifest, options, ends, notify)
         text = await trio.to_thread.run_sync(Text, contents)
         yield Client(view, Model(said.model, said.digest, manifest), text, options, ends, notify)
 
@@ -354,9 +385,22 @@ async def _choose(view: View, options: Options, ends: Ends | None, notify: OnEve
         await view.refresh()
 
 
+async def _trust(manifest: Manifest, options: Options, ends: Ends | None, notify: OnEvent) -> Trust:
+    """What is known of the model's weights before any node is heard."""
+    used: dict[int, bytes] = {}
+    pin, anew = options.pin, options.weights == ANEW
+    if options.store is not None and not anew:
+        try:
+            used = await trio.to_thread.run_sync(options.store.load, manifest.digest)
+        except ConfigError as error:
+            notify(Noticed(f"note: {error}; it is ignored"))
+    given = await trio.to_thread.run_sync(ends.stage_digests) if ends is not None and pin is not None else {}
+    return Trust(manifest.stages, pin, used, given, anew)
+
+
 def _cache_folder() -> Path:
     home = os.environ.get("SWARM_HOME")
-    return (Path(home) / "cache" if home else platformdirs.user_cache_path("swarm")) / "models"
+    return Path(home) / "cache" if home else platformdirs.user_cache_path("swarm")
 
 
 def _ignore(_: Event) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Final
@@ -28,7 +27,10 @@ from protocol.records import Announcement
 from protocol.transport.base import PeerAddrs, Transport
 from protocol.transport.exchange import meet
 from swarm.bans import Bans
-from swarm.route import Network, Route, missing_stages, plan_route
+from swarm.events import Noticed, OnEvent
+from swarm.route import Hop, Network, Route, missing_stages, plan_route
+from swarm.weights import Trust, Verdict, Witness
+from swarm.weightstore import WeightStore
 
 # Peers asked at once; bounds sockets and wake-ups in a swarm of thousands.
 PROBES_AT_ONCE: Final = 32
@@ -44,6 +46,8 @@ CHECKED_AT_ONCE: Final = 32
 MODELS_NAMED: Final = 8
 # Digits of a digest that are shown, at least.
 DIGITS: Final = 8
+# Lines told about nodes that differ in their weights: whoever keeps changing what it says is not worth more.
+DISPUTES_TOLD: Final = 8
 
 
 class View:
@@ -53,18 +57,30 @@ class View:
     stranger's word.
     """
 
-    def __init__(self, transport: Transport, nursery: trio.Nursery, rng: random.Random) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        nursery: trio.Nursery,
+        rng: random.Random,
+        *,
+        notify: OnEvent | None = None,
+        store: WeightStore | None = None,
+    ) -> None:
         self.transport = transport
         self.book = RecordBook()
         self.bans = Bans()
         self.rtt_ms: dict[str, float] = {}  # of those that answered when they were asked last
         self.nursery = nursery
+        self.trusts: dict[bytes, Trust] = {}  # by model digest
+        self._notify = notify
+        self._store = store
         self._rng = rng
         self._clock = SwarmClock()
         self._limiter = trio.CapacityLimiter(PROBES_AT_ONCE)
         self._asking: dict[str, float] = {}  # peer -> since when
         self._answer = trio.Event()  # when one of them has answered, or failed to
         self._doors: dict[str, PeerAddrs] = {}  # first contacts, asked again whenever the map is
+        self._disputes: set[frozenset[tuple[int, bytes]]] = set()  # told
 
     def now(self) -> float:
         """What time it is in the swarm, in seconds since the Unix epoch."""
@@ -116,13 +132,20 @@ class View:
     async def measure(self, digest: bytes, wanted: Span) -> None:
         """Meet nodes of a model until those that answered cover `wanted`, or a round is over; and some to spare.
 
-        Nodes that are a little further away get as long again to answer.
+        Nodes that are a little further away get as long again to answer. As long as somebody who has yet to answer
+        announces other weights than those who have, the round goes on: the quickest are not right for that.
         """
 
-        def enough() -> bool:
+        def covered() -> bool:
             return not missing_stages(wanted, [a.span for a in self.nodes(digest) if a.state == "serving"])
 
-        suffices = enough()
+        def enough() -> bool:
+            if not self._trust(digest).found or not covered():
+                return False
+            verdict = self.verdict(digest)
+            return not any(verdict.challenged_by(a.span, a.weights) for a in self._strangers(digest))
+
+        suffices = self._trust(digest).found and covered()
         await self._meet(lambda said: said.digest == digest, enough, SPARES if suffices else PROBES)
 
     async def look_for(self, name: str | None) -> None:
@@ -161,15 +184,54 @@ class View:
         return list(islice(said, most))
 
     def nodes(self, digest: bytes) -> list[Announcement]:
-        """Nodes of the model that answered, are not banned and agree with the majority on the weights."""
-        now = trio.current_time()
-        said = [a for a in self.answered() if a.digest == digest]
-        return [a for a in agreeing(said) if not self.bans.banned(a.peer, now)]
+        """Nodes of the model that answered, are not banned and say nothing else of its weights than what counts."""
+        now, verdict = trio.current_time(), self.verdict(digest)
+        said = (a for a in self.answered() if self._is_of(digest, a) and not self.bans.banned(a.peer, now))
+        return [a for a in said if verdict.accepts(a.span, a.weights)]
 
-    def plan(self, digest: bytes, blocks: int, wanted: Span, tokens: int) -> Route:
-        """The best route now for a session of `tokens` with a model of `blocks`. Raises: NoRoute."""
-        network, nodes = Network(self.rtt_ms), self.nodes(digest)
-        return plan_route(wanted, nodes, network, blocks=blocks, tokens=tokens, rng=self._rng)
+    def verdict(self, digest: bytes) -> Verdict:
+        """Which weights of the model count now, by the word of those who have answered."""
+        witnesses = [
+            Witness(a.peer, self.book.origin(a.peer) or "", a.span, a.weights)
+            for a in self._met()
+            if self._is_of(digest, a)
+        ]
+        return self._trust(digest).judge(witnesses, self._doors.keys())
+
+    def used(self, digest: bytes, hops: Iterable[Hop]) -> None:
+        """A route along these hops is open: the weights that count at their stages do so from now on."""
+        trust = self._trust(digest)
+        if trust.use((stage for hop in hops for stage in hop.span), self.verdict(digest)) and self._store:
+            anew, trust.anew = trust.anew, False
+            self.nursery.start_soon(trio.to_thread.run_sync, self._store.save, digest, dict(trust.used), anew)
+
+    def plan(
+        self, digest: bytes, blocks: int, wanted: Span, tokens: int, tried: Collection[str] | None = None
+    ) -> Route:
+        """The best route now for a session of `tokens` with a model of `blocks`.
+
+        Where only banned peers serve some stages, those stages are theirs, the least guilty first, as soon as their
+        pause is over. With `tried` this is the last chance: not for those in it, nor for who fails again and again.
+        Raises: NoRoute.
+        """
+        network, nodes, verdict = Network(self.rtt_ms), self.nodes(digest), self.verdict(digest)
+        self._tell(verdict, blocks)
+        spares = [a for wait_s, a in self._spares(digest, tokens, tried) if wait_s == 0]
+        while True:
+            try:
+                return plan_route(wanted, nodes, network, blocks=blocks, tokens=tokens, rng=self._rng)
+            except NoRoute as error:
+                parts = next(filter(None, (_parts(a, error) for a in spares)), None)
+                if parts is None:
+                    raise verdict.explain(error, blocks) from None
+                nodes = [*nodes, *parts]
+
+    def pause_s(
+        self, digest: bytes, error: NoRoute, tokens: int, tried: Collection[str] | None = None
+    ) -> float | None:
+        """How long until a banned peer may be asked for stages that are missing; None if there is none."""
+        spares = self._spares(digest, tokens, tried)
+        return min((wait_s for wait_s, a in spares if _parts(a, error)), default=None)
 
     def choose_model(self, name: str | None) -> Announcement:
         """What a node says of the model asked for: by name, or by the first digits of its digest.
@@ -207,6 +269,47 @@ class View:
             if not strangers or enough():
                 return
 
+    def _trust(self, digest: bytes) -> Trust:
+        return self.trusts.setdefault(digest, Trust())
+
+    def _is_of(self, digest: bytes, said: Announcement) -> bool:
+        """Whether a node is of the model: with as many stages as its manifest says, once that is known."""
+        return said.digest == digest and self._trust(digest).stages in (0, said.stages)
+
+    def _strangers(self, digest: bytes) -> list[Announcement]:
+        """Nodes of the model that others speak of, but that have yet to answer; not those that failed to."""
+        now, met = trio.current_time(), {a.peer for a in self._met()}
+        said = (a for a in self.book.alive(self.now()) if a.peer not in met and self._is_of(digest, a))
+        return [a for a in said if not self.bans.banned(a.peer, now)]
+
+    def _spares(
+        self, digest: bytes, tokens: int, tried: Collection[str] | None
+    ) -> list[tuple[float, Announcement]]:
+        """Banned nodes that answer, the least guilty first, and how long they are to be left alone yet."""
+        now, verdict = trio.current_time(), self.verdict(digest)
+        spares = []
+        for a in self.answered():
+            wait_s = self.bans.wait_s(a.peer, now) if self.bans.banned(a.peer, now) else None
+            if (
+                wait_s is None
+                or not self._is_of(digest, a)
+                or (tried is not None and (a.peer in tried or self.bans.is_hopeless(a.peer, now)))
+            ):
+                continue
+            if a.state == "serving" and a.kv_tokens >= tokens and verdict.accepts(a.span, a.weights):
+                spares.append((wait_s, a))
+        return sorted(spares, key=lambda spare: self.bans.guilt(spare[1].peer, now))
+
+    def _tell(self, verdict: Verdict, blocks: int) -> None:
+        """Say once of each dispute about weights that there is one."""
+        disputed = verdict.disputed
+        if disputed in self._disputes or len(self._disputes) >= DISPUTES_TOLD:
+            return
+        line = verdict.describe(blocks)
+        if line is not None and self._notify is not None:
+            self._disputes.add(disputed)
+            self._notify(Noticed(line))
+
     async def _round(self, peers: Sequence[PeerAddrs], enough: Callable[[], bool] = lambda: False) -> None:
         """Ask these peers, and wait for whoever is asked now, until there is `enough`."""
         began = trio.current_time()
@@ -229,9 +332,9 @@ class View:
                 await self._probe(peer)
         except (PeerUnavailable, RemoteProtocolError) as error:
             self.rtt_ms.pop(peer.peer, None)
-            now = trio.current_time()
-            if not self.bans.banned(peer.peer, now):  # a probe that fails again is no new failure
-                self.bans.ban(peer.peer, now, honest=isinstance(error, PeerUnavailable))
+            now, honest = trio.current_time(), isinstance(error, PeerUnavailable)
+            if honest or not self.bans.banned(peer.peer, now):  # to break the rules twice in a ban is once
+                self.bans.ban(peer.peer, now, honest=honest)
         self._asking.pop(peer.peer, None)
         self._answer.set()
         self._answer = trio.Event()
@@ -242,13 +345,16 @@ class View:
         issued = met.issued()
         if issued is not None:
             self._clock.heard(met.peer, issued, time.time())
+        now = trio.current_time()
         for start in range(0, len(met.records), CHECKED_AT_ONCE):
-            self.book.merge(met.records[start : start + CHECKED_AT_ONCE], self.now(), met.source)
+            fresh, _ = self.book.merge(met.records[start : start + CHECKED_AT_ONCE], self.now(), met.source)
+            for record in fresh:
+                self.bans.renewed(record.peer, now - (self.now() - record.announcement.issued), now)
             await trio.lowlevel.checkpoint()
         self.book.prove(met.peer, *met.places)
         self.rtt_ms[peer.peer] = min(1000 * met.rtt_s, self.rtt_ms.get(peer.peer, float("inf")))
         if issued is not None:  # a node that has just started has yet to say what it serves
-            self.bans.forgive(peer.peer)
+            self.bans.answered(peer.peer, now)
 
     def _met(self) -> list[Announcement]:
         return self.book.met(self.now())
@@ -260,18 +366,10 @@ class View:
         return replace(said, addrs=(*first, *(addr for addr in said.addrs if addr not in first)))
 
 
-def agreeing(nodes: Sequence[Announcement]) -> list[Announcement]:
-    """The nodes of one model that serve, at each of their stages, the weights that most nodes serve there.
-
-    Two nodes with different bytes for one block cannot both be the model; a tie is broken by the digest itself, so
-    that all clients with one map choose alike.
-    """
-    votes: dict[int, Counter[bytes]] = {}
-    for node in nodes:
-        for stage, digest in zip(node.span, node.weights, strict=True):
-            votes.setdefault(stage, Counter())[digest] += 1
-    chosen = {stage: max(count, key=lambda digest: (count[digest], digest)) for stage, count in votes.items()}
-    return [n for n in nodes if all(chosen[s] == w for s, w in zip(n.span, n.weights, strict=True))]
+def _parts(spare: Announcement, error: NoRoute) -> list[Announcement]:
+    """What a node serves of the stages for which there is no route, as if it served no more."""
+    common = ((max(start, spare.span.start), min(stop, spare.span.stop)) for start, stop in error.missing)
+    return [replace(spare, span=Span(*part)) for part in common if part[0] < part[1]]
 
 
 def _listed(models: Iterable[Announcement]) -> str:

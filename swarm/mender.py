@@ -7,7 +7,7 @@ the journal of the boundary before. Opening a session is mending a chain that ha
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 import trio
@@ -16,7 +16,7 @@ from protocol.errors import Busy, NoRoute, PeerUnavailable, RemoteProtocolError,
 from protocol.journal import Journal
 from protocol.messages import NextHop, Open
 from protocol.model import Span
-from swarm.bans import FIRST_BAN_S
+from swarm.bans import PAUSE_S
 from swarm.chain import Chain
 from swarm.discovery import View
 from swarm.events import Bridged, OnEvent, Rerouted, Waiting
@@ -38,6 +38,8 @@ ACCUSED_REPLACED: Final = 4
 MOST_DOUBLINGS: Final = 5
 # Nodes whose reasons are in one error's line.
 REASONS_SHOWN: Final = 4
+# Then the pause of a banned peer may have to pass that alone serves what is missing; not that of one that lied.
+LAST_PAUSE_S: Final = 2 * PAUSE_S
 
 
 class Mender:
@@ -62,13 +64,13 @@ class Mender:
             if not gaps:
                 return
             try:
-                chosen = route or self._plan(gaps[0].stages)
+                chosen = route or self._plan(gaps[0].stages, self._tried(began, refusals))
                 route = None
                 opened = await self._open_all(chosen.hops, self._behind(gaps[0]), refusals)
                 if opened is not None:
                     self._splice(gaps[0], opened, began)
-            except NoRoute as error:
-                await self._look_further(error, gaps[0].stages, began, refusals)
+            except NoRoute:
+                await self._look_further(gaps[0].stages, began, refusals)
 
     def lose(self, link: HopLink, reason: str, *, honest: bool) -> None:
         """A hop of the chain failed: end it and ban its peer."""
@@ -99,34 +101,41 @@ class Mender:
 
     # -- finding and opening hops
 
-    def _plan(self, stages: Span) -> Route:
+    def _plan(self, stages: Span, tried: Collection[str] | None) -> Route:
         spec = self._chain.spec
-        return self._view.plan(spec.digest, spec.blocks, stages, spec.max_tokens)
+        return self._view.plan(spec.digest, spec.blocks, stages, spec.max_tokens, tried)
 
-    def _has_route(self, stages: Span) -> bool:
+    def _no_route(self, stages: Span, tried: Collection[str] | None) -> NoRoute | None:
         try:
-            self._plan(stages)
-        except NoRoute:
-            return False
-        return True
+            self._plan(stages, tried)
+        except NoRoute as error:
+            return error
+        return None
 
-    async def _look_further(
-        self, error: NoRoute, stages: Span, began: float, refusals: dict[str, str]
-    ) -> None:
-        """Ask the whole swarm again; raises `error` if there is still no route and no time to wait."""
-        spec = self._chain.spec
-        waited_s = trio.current_time() - began
-        await self._view.refresh(lambda: self._has_route(stages))
-        if self._has_route(stages):
+    def _tried(self, began: float, refusals: dict[str, str]) -> Collection[str] | None:
+        """Who gets no other chance: as long as there is time to wait, everybody does."""
+        return None if trio.current_time() - began < self._chain.spec.wait_s else refusals.keys()
+
+    async def _look_further(self, stages: Span, began: float, refusals: dict[str, str]) -> None:
+        """Ask the whole swarm again. Raises: NoRoute, if there is still no route and no time to wait."""
+        spec, view, tried = self._chain.spec, self._view, self._tried(began, refusals)
+        await view.refresh(lambda: self._no_route(stages, tried) is None)
+        error = self._no_route(stages, tried)
+        if error is None:
             return
-        if waited_s < spec.wait_s:
-            self._on_event(Waiting(error.missing, str(error), spec.wait_s - waited_s))
+        left_s = began + spec.wait_s - trio.current_time()
+        if left_s > 0:
+            self._on_event(Waiting(error.missing, str(error), left_s))
             await trio.sleep(RETRY_EVERY_S)
             return
         with trio.move_on_after(DHT_SEARCH_S):
-            await self._view.search_dht(spec.digest)
-        if not self._has_route(stages):
-            raise explained(error, refusals, spec.blocks) from None
+            await view.search_dht(spec.digest)
+        pause_s = view.pause_s(spec.digest, error, spec.max_tokens, refusals.keys())
+        if pause_s is not None:
+            await trio.sleep(min(pause_s, LAST_PAUSE_S))
+        error = self._no_route(stages, refusals.keys())
+        if error is not None:
+            raise explained(error, refusals, spec.blocks)
 
     def _behind(self, gap: Gap) -> HopLink | None:
         links = self._chain.links
@@ -163,10 +172,11 @@ class Mender:
 
     def _note_refusal(self, hop: Hop, error: SwarmError, refusals: dict[str, str]) -> None:
         refusals[hop.peer] = str(error)
-        busy = isinstance(error, Busy)
-        honest = isinstance(error, PeerUnavailable) and not busy
-        least_s = max(1.0, error.retry_after_s) if isinstance(error, Busy) else FIRST_BAN_S
-        self._view.bans.ban(hop.peer, trio.current_time(), honest=honest, least_s=least_s)
+        now = trio.current_time()
+        if isinstance(error, Busy):
+            self._view.bans.pause(hop.peer, now, error.retry_after_s)
+        else:
+            self._view.bans.ban(hop.peer, now, honest=isinstance(error, PeerUnavailable))
 
     # -- putting them in place
 
@@ -179,6 +189,7 @@ class Mender:
             link.fail("was being filled by a hop that died")
         settled = chain.settled
         chain.links[gap.first : gap.last] = opened
+        self._view.used(chain.spec.digest, [link.hop for link in opened])
         opened[0].feed = feed
         if not chain.spec.direct:
             for link in opened[1:]:

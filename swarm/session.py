@@ -69,6 +69,9 @@ class Ends(Protocol):
     def manifest(self) -> Manifest:
         """Of the model whose ends these are."""
 
+    def stage_digests(self) -> dict[int, bytes]:
+        """The digests of the weights of both ends, by stage; reads them all."""
+
     def embed(self, tokens: Tensor, position: int) -> Tensor:
         """int32 [tokens] -> hidden states [tokens, hidden_size]."""
 

@@ -1,6 +1,7 @@
 """What every test may use: a deadline for slow machines, and processes that are always reaped."""
 
 import os
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -15,6 +16,20 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 # A machine that is busy with other tests is no bug: only pytest's own time limit counts.
 settings.register_profile("swarm", deadline=None, print_blob=True)
 settings.load_profile("swarm")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_home_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Whatever a fixture of a module starts neither reads nor writes the user's own folders."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SWARM_HOME", str(tmp_path_factory.getbasetemp() / "home"))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def own_home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A client of one test remembers nothing of another's: random checkpoints have one model digest."""
+    monkeypatch.setenv("SWARM_HOME", str(tmp_path_factory.getbasetemp() / f"home-{time.monotonic_ns()}"))
 
 
 @pytest.fixture(scope="session")

@@ -86,6 +86,12 @@ class Checkpoint:
             for name, path in self.places(stage).items():
                 self._stored(name, path)
 
+    def has(self, stage: int) -> bool:
+        """Whether the weights of a stage are whole and on this machine already; fetches nothing."""
+        needed = self._stage_tensors[stage]
+        files = {self._shards[name] for name in needed.stored}
+        return not needed.missing and all(self._source.has(file) for file in files)
+
     def places(self, stage: int) -> dict[str, Path]:
         """The stored tensors of a stage and their files. Raises: BadCheckpoint, naming a missing file."""
         return {name: self._shard(name) for name in sorted(self._stage_tensors[stage].stored)}

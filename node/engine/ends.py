@@ -25,6 +25,7 @@ class LocalEnds:
         self.hidden_size = self.manifest.hidden_size
         last = checkpoint.stages - 1
         self._first, self._last = Span(0, 1), Span(last, last + 1)
+        self._checkpoint = checkpoint
         self._model = SplitModel(checkpoint, frozenset((0, last)), dtype, device)
         self.weight_bytes = self._model.weight_bytes
 
@@ -35,6 +36,11 @@ class LocalEnds:
         checkpoint.require(Span(0, 1))
         checkpoint.require(Span(last, last + 1))
         return cls(checkpoint, choose_dtype(checkpoint, dtype, device), device)
+
+    def stage_digests(self) -> dict[int, bytes]:
+        """The digests of the weights of both ends, by stage; reads them all. Raises: BadCheckpoint."""
+        spans = (self._first, self._last)
+        return {span.start: self._checkpoint.stage_digests(span)[0] for span in spans}
 
     @torch.inference_mode()
     def embed(self, tokens: Tensor, position: int) -> Tensor:

@@ -22,6 +22,9 @@ class Source(Protocol):
     def find(self, file: str) -> Path | None:
         """The file on this machine, fetched if need be; None if the checkpoint has no such file."""
 
+    def has(self, file: str) -> bool:
+        """Whether the file is on this machine already."""
+
     def tensor_names(self, file: str) -> list[str]:
         """The tensors in a safetensors file, without fetching its weights; none if there is no such file.
 
@@ -40,6 +43,10 @@ class FolderSource:
         """See `Source`."""
         path = self.folder / file
         return path if path.is_file() else None
+
+    def has(self, file: str) -> bool:
+        """See `Source`."""
+        return self.find(file) is not None
 
     def tensor_names(self, file: str) -> list[str]:
         """See `Source`."""
@@ -88,6 +95,13 @@ class HubSource:
         # Every file after the first comes from the commit that the first came from.
         self._revision = self._revision or path.parent.name
         return path
+
+    def has(self, file: str) -> bool:
+        """See `Source`."""
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(self.name, file, cache_dir=self._cache_dir, revision=self._revision)
+        return isinstance(found, str)
 
     def tensor_names(self, file: str) -> list[str]:
         """See `Source`; asks the hub for the header alone unless the file is here already."""

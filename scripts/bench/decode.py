@@ -30,7 +30,10 @@ NODES = (1, 2, 4)
 
 async def decode(addr: str, hops: int, tokens: int) -> float:
     """Tokens per second through the swarm, the first token apart."""
-    async with swarm.connect(addr) as client, client.session(max_tokens=len(PROMPT) + tokens) as session:
+    async with (
+        swarm.connect(addr, remember=False) as client,
+        client.session(max_tokens=len(PROMPT) + tokens) as session,
+    ):
         assert len(session.hops) == hops, session.route
         feed, begin = PROMPT, 0.0
         for index in range(tokens):

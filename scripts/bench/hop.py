@@ -50,7 +50,10 @@ async def overheads(session: Session, tokens: int) -> list[float]:
 
 async def through(addr: str, hops: int, tokens: int) -> list[float]:
     """The overheads over a route of `hops`."""
-    async with swarm.connect(addr) as client, client.session(max_tokens=tokens + len(PROMPT) + 1) as session:
+    async with (
+        swarm.connect(addr, remember=False) as client,
+        client.session(max_tokens=tokens + len(PROMPT) + 1) as session,
+    ):
         assert len(session.hops) == hops, session.route
         return await overheads(session, tokens)
 

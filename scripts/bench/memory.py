@@ -28,7 +28,7 @@ MIB = 1024 * 1024
 
 async def use(addr: str) -> None:
     """Make every node compute: 256 tokens in, 8 out."""
-    async with swarm.connect(addr) as client, client.session(max_tokens=512) as session:
+    async with swarm.connect(addr, remember=False) as client, client.session(max_tokens=512) as session:
         feed = PROMPT
         for _ in range(8):
             candidates = await session.step(feed)

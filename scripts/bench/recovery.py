@@ -28,7 +28,10 @@ BEFORE, AFTER = 20, 5
 
 async def one_kill(running: LocalSwarm, rng: random.Random) -> dict[str, object]:
     """Decode, kill a node in use, decode on; what it took."""
-    async with swarm.connect(running.join) as client, client.session(max_tokens=256) as session:
+    async with (
+        swarm.connect(running.join, remember=False) as client,
+        client.session(max_tokens=256) as session,
+    ):
         feed = PROMPT
         usual: list[float] = []
         for _ in range(BEFORE):

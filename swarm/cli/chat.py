@@ -26,6 +26,7 @@ from swarm.cli.options import (
     TopP,
     Verbose,
     Wait,
+    Weights,
     Where,
 )
 from swarm.cli.route import route_table
@@ -43,6 +44,7 @@ _HELP: Final = """/route   the hops that answer
 def chat(
     join: Join = None,
     model: Model = None,
+    weights: Weights = None,
     wait: Wait = 10.0,
     system: Annotated[
         str | None,
@@ -67,7 +69,7 @@ def chat(
     """
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
     screen = Screen(open_terminal())
-    where = Where(tuple(join or ()), model, wait)
+    where = Where(tuple(join or ()), model, wait, weights)
     with open_client(where, screen.terminal, screen.event) as client:
         talk = client.conversation(system=system, sampling=sampling, max_new_tokens=max_new_tokens)
         with talk as entered:
@@ -120,7 +122,8 @@ class _Chat:
         said = [a for a in self.client.nodes if a.digest == self.client.model.digest]
         terminal = self.screen.terminal
         join = next((addr for a in said for addr in a.addrs[:1]), "ADDRESS")
-        for coverage in by_model(said, self.client.rtt_ms):
+        weights = {self.client.model.digest: self.client.weights}
+        for coverage in by_model(said, self.client.rtt_ms, weights):
             terminal.show(*render(coverage, terminal, join, self.screen.news.names))
 
     def reset(self) -> None:

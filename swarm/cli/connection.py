@@ -23,7 +23,12 @@ def open_client(where: Where, terminal: Terminal, on_event: OnEvent) -> Iterator
     Raises: ConfigError, Unreachable, NoRoute.
     """
     doors = joined.find_doors(where.join)
-    how: dict[str, Any] = {"model": where.model, "wait_s": where.wait_s, "on_event": on_event}
+    how: dict[str, Any] = {
+        "model": where.model,
+        "wait_s": where.wait_s,
+        "weights": where.weights,
+        "on_event": on_event,
+    }
     if where.model is not None and Path(where.model).is_dir():
         with working(terminal, f"loading both ends of {where.model}"):
             how |= {"model": None, "ends": local.load_ends(where.model)}

@@ -15,6 +15,7 @@ from protocol.records import Announcement
 from swarm.cli.terminal import Terminal, harmless
 from swarm.cli.words import Names, count, name_of, span_fields
 from swarm.route import missing_stages, serve_command
+from swarm.weights import PIN_DIGITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class Coverage:
 
     nodes: tuple[Announcement, ...]
     rtt_ms: Mapping[str, float]
+    weights: str | None = None  # the digest of the weights of the whole, where every stage is served
 
     @property
     def one(self) -> Announcement:
@@ -52,14 +54,19 @@ class Coverage:
         return serve_command(hole, self.one.blocks, shlex.quote(harmless(self.one.model)), join)
 
 
-def by_model(announcements: Sequence[Announcement], rtt_ms: Mapping[str, float]) -> list[Coverage]:
-    """The models of a swarm, the one with the most nodes first."""
+def by_model(
+    announcements: Sequence[Announcement],
+    rtt_ms: Mapping[str, float],
+    weights: Mapping[bytes, str | None] | None = None,
+) -> list[Coverage]:
+    """The models of a swarm, the one with the most nodes first; `weights` by model digest, where they are known."""
     digests = dict.fromkeys(a.digest for a in announcements)
     groups = [
         sorted((a for a in announcements if a.digest == d), key=lambda a: (a.span, a.peer)) for d in digests
     ]
     groups.sort(key=lambda group: (-len(group), group[0].model))
-    return [Coverage(tuple(group), rtt_ms) for group in groups]
+    known = weights or {}
+    return [Coverage(tuple(group), rtt_ms, known.get(group[0].digest)) for group in groups]
 
 
 def render(
@@ -91,6 +98,8 @@ def render(
         Text.assemble((terminal.glyphs(heading), "bold"), (f"  {one.digest.hex()[:8]}", "dim")),
         table,
     ]
+    if coverage.weights is not None:
+        lines.append(Text(f"weights {coverage.weights[:PIN_DIGITS]}", style="dim"))
     for hole in coverage.missing:
         what = terminal.glyphs(f"nobody serves {describe_stages(hole, one.blocks)} — to fill it: ")
         lines.append(Text.assemble((what, "red"), coverage.fill(hole, join)))
@@ -164,6 +173,7 @@ def coverage_fields(coverage: Coverage, join: str) -> dict[str, Any]:
     return {
         "model": one.model,
         "digest": one.digest.hex(),
+        "weights": coverage.weights,
         "layers": one.blocks,
         "complete": not coverage.missing,
         "missing": [

@@ -75,7 +75,8 @@ def demo(
         screen = Screen(terminal, running.names)
         with working(terminal, "entering the swarm"):
             client = stack.enter_context(
-                blocking.connect(*running.doors, wait_s=WAIT_S, on_event=screen.event)
+                # Another release may bring other weights for the model that ships.
+                blocking.connect(*running.doors, wait_s=WAIT_S, remember=False, on_event=screen.event)
             )
         screen.news.blocks = client.model.blocks
         Show(running, screen, client).play(kill, prompt, chat=sys.stdin.isatty() and not no_chat)

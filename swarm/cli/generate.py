@@ -23,6 +23,7 @@ from swarm.cli.options import (
     TopP,
     Verbose,
     Wait,
+    Weights,
     Where,
 )
 from swarm.cli.screen import Screen
@@ -37,6 +38,7 @@ def generate(
     ],
     join: Join = None,
     model: Model = None,
+    weights: Weights = None,
     wait: Wait = 10.0,
     max_new_tokens: MaxNewTokens = 256,
     temperature: Temperature = 0.0,
@@ -75,7 +77,7 @@ def generate(
         raise ConfigError("the prompt is empty: there is nothing to answer")
     screen = Screen(open_terminal())
     terminal, printer = screen.terminal, screen.printer
-    where = Where(tuple(join or ()), model, wait)
+    where = Where(tuple(join or ()), model, wait, weights)
     with open_client(where, terminal, screen.event) as client:
         screen.news.blocks = client.model.blocks
         pieces = client.generate(

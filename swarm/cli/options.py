@@ -75,6 +75,17 @@ Wait = Annotated[
         rich_help_panel=NETWORK,
     ),
 ]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        "--weights",
+        metavar="DIGEST|new",
+        help="The digest of the model's weights, at least 32 digits: nodes with others are left out. Default: those "
+        "used before, else those that most serve; new forgets what was used.",
+        show_default=False,
+        rich_help_panel=NETWORK,
+    ),
+]
 Temperature = Annotated[
     float,
     typer.Option("--temperature", "-t", help="0 takes the best token always.", rich_help_panel=ANSWER),
@@ -108,3 +119,4 @@ class Where:
     join: tuple[str, ...]
     model: str | None = None
     wait_s: float = 0.0
+    weights: str | None = None

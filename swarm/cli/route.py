@@ -9,7 +9,7 @@ from rich.table import Table
 from protocol.model import describe_stages
 from swarm.blocking import Client
 from swarm.cli.connection import open_client
-from swarm.cli.options import Join, Json, Model, Verbose, Wait, Where
+from swarm.cli.options import Join, Json, Model, Verbose, Wait, Weights, Where
 from swarm.cli.screen import Screen
 from swarm.cli.terminal import Terminal, harmless, open_terminal
 from swarm.cli.words import Names, hop_fields, name_of
@@ -17,7 +17,12 @@ from swarm.route import Route
 
 
 def route(
-    join: Join = None, model: Model = None, wait: Wait = 0.0, as_json: Json = False, verbose: Verbose = 0
+    join: Join = None,
+    model: Model = None,
+    weights: Weights = None,
+    wait: Wait = 0.0,
+    as_json: Json = False,
+    verbose: Verbose = 0,
 ) -> None:
     """Show the route that the next answer would take, and what it is expected to cost.
 
@@ -27,7 +32,7 @@ def route(
     """
     screen = Screen(open_terminal())
     terminal = screen.terminal
-    where = Where(tuple(join or ()), model, wait)
+    where = Where(tuple(join or ()), model, wait, weights)
     with open_client(where, terminal, screen.event) as client:
         planned = client.plan_route()
         if as_json:
@@ -56,4 +61,9 @@ def route_table(planned: Route, client: Client, terminal: Terminal, names: Names
 
 def _fields(planned: Route, client: Client) -> dict[str, object]:
     hops = [hop_fields(hop, client.model.blocks) for hop in planned.hops]
-    return {"model": client.model.name, "expected_ms": round(planned.expected_ms, 3), "hops": hops}
+    return {
+        "model": client.model.name,
+        "weights": client.weights,
+        "expected_ms": round(planned.expected_ms, 3),
+        "hops": hops,
+    }

@@ -18,7 +18,7 @@ from swarm.cli.connection import working
 from swarm.cli.coverage import by_model, coverage_fields, render
 from swarm.cli.options import OUTPUT, Join, Json, Verbose
 from swarm.cli.survey import Survey, enter
-from swarm.cli.terminal import Terminal, open_terminal
+from swarm.cli.terminal import Terminal, harmless, open_terminal
 
 WATCH_EVERY_S = 2.0
 
@@ -56,7 +56,8 @@ async def _status(doors: joined.Doors, terminal: Terminal, as_json: bool, watch:
             terminal.remark(complaint)
         if as_json:
             models = [
-                coverage_fields(model, addrs[0]) for model in by_model(found.announcements, found.rtt_ms)
+                coverage_fields(model, addrs[0])
+                for model in by_model(found.announcements, found.rtt_ms, found.weights)
             ]
             print(json.dumps({"models": models}))
             return
@@ -74,6 +75,8 @@ def _picture(found: Survey, terminal: Terminal, join: str) -> list[Table | Text]
     if not found.announcements:
         return [Text("nobody serves a model here yet", style="red")]
     parts: list[Table | Text] = []
-    for model in by_model(found.announcements, found.rtt_ms):
+    for model in by_model(found.announcements, found.rtt_ms, found.weights):
         parts += [*([Text()] if parts else []), *render(model, terminal, join)]
+        if (dispute := found.disputes.get(model.one.digest)) is not None:
+            parts.append(Text(terminal.glyphs(harmless(dispute)), style="yellow"))
     return parts

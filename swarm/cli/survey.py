@@ -23,6 +23,8 @@ class Survey:
 
     announcements: tuple[Announcement, ...]
     rtt_ms: dict[str, float]
+    weights: dict[bytes, str | None]  # by model: the digest of what is served, where that is the whole
+    disputes: dict[bytes, str]  # by model: a line about nodes that differ about its weights
 
 
 class Surveyor:
@@ -37,7 +39,16 @@ class Surveyor:
         await view.refresh()
         if view.silent(1):
             await view.refresh()
-        return Survey((*view.answered(), *view.silent(SILENT_SHOWN)), dict(view.rtt_ms))
+        said = view.answered()
+        weights: dict[bytes, str | None] = {}
+        disputes: dict[bytes, str] = {}
+        for one in {a.digest: a for a in said}.values():
+            verdict = view.verdict(one.digest)
+            whole, line = verdict.whole(one.stages), verdict.describe(one.blocks)
+            weights[one.digest] = whole.hex() if whole is not None else None
+            if line is not None:
+                disputes[one.digest] = line
+        return Survey((*said, *view.silent(SILENT_SHOWN)), dict(view.rtt_ms), weights, disputes)
 
     def complaint(self) -> str:
         """One line on whose clock is wrong; empty if nobody's is."""

@@ -88,6 +88,37 @@ def test_status_and_route(join: list[str], tmp_path: Path) -> None:
     assert "layers" in run("route", *join, home=tmp_path).stdout
 
 
+def test_weights_are_named_pinned_and_remembered(join: list[str], tmp_path: Path) -> None:
+    """The swarm's digest is shown, 32 of its digits are a pin, and what was used is not changed without a word."""
+    home = tmp_path / "home"
+    [model] = json.loads(run("status", *join, "--json", home=home).stdout)["models"]
+    digest = model["weights"]
+    assert json.loads(run("route", *join, "--json", home=home).stdout)["weights"] == digest
+    assert f"weights {digest[:32]}\n" in run("status", *join, home=home).stdout
+    ask = ("generate", QUESTION, *join)
+    plain = run(*ask, home=home)
+    assert "Paris" in plain.stdout
+    for pin in (digest, digest[:32]):
+        assert run(*ask, "--weights", pin, home=tmp_path / "other").stdout == plain.stdout
+    full = run(*ask, "--model", str(shipped_model()), "--weights", digest, home=tmp_path / "other")
+    assert full.stdout == plain.stdout
+    wrong = run(*ask, "--weights", "0" * 32, "--wait", "0", home=tmp_path / "other")
+    assert (wrong.returncode, wrong.stdout, wrong.stderr.count("\n")) == (1, "", 1)
+    assert f"no set of weights here is {'0' * 32}" in wrong.stderr
+    [kept] = (home / "cache" / "weights").iterdir()
+    kept.write_text(re.sub('"3": "[0-9a-f]*"', '"3": "0011223344556677"', kept.read_text()))
+    changed = run(*ask, "--wait", "0", home=home)
+    assert (changed.returncode, changed.stdout) == (1, "")
+    assert "this client has used before" in changed.stderr
+    assert run(*ask, "--weights", "new", home=home).stdout == plain.stdout
+    assert run(*ask, home=home).stdout == plain.stdout
+    kept.write_bytes(b"\xff")
+    odd = run(*ask, home=home)
+    assert odd.stdout == plain.stdout
+    assert str(kept) in odd.stderr
+    assert odd.stderr.count("\n") == 1
+
+
 def test_an_unknown_model_is_named(join: list[str], tmp_path: Path) -> None:
     """With those that there are."""
     done = run("chat", *join, "--model", "nonsense", home=tmp_path)

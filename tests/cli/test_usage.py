@@ -107,6 +107,13 @@ def test_wrong_usage_is_status_2(args: list[str], tmp_path: Path) -> None:
     assert "--help" in done.stderr
 
 
+def test_weights_that_are_no_digest_are_refused_at_once(tmp_path: Path) -> None:
+    """Before anybody is asked: one line, status 2."""
+    done = run("generate", "hi", "--weights", "1234", "--join", NOBODY, home=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "32 to 64 digits" in done.stderr
+
+
 def test_a_failure_is_one_line_and_status_1(tmp_path: Path) -> None:
     """Nobody at the address; a traceback only with -vv."""
     done = run("generate", "hi", "--join", NOBODY, home=tmp_path)

@@ -5,7 +5,6 @@ Each half of a random Llama is served twice. The reference is transformers' gene
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -33,7 +32,6 @@ NEW = 20
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model of this module."""
-    os.environ.setdefault("SWARM_HOME", str(tmp_path_factory.mktemp("client")))
     return make_slow_model(tmp_path_factory.mktemp("model") / "slow")
 
 

@@ -10,14 +10,14 @@ import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from node.config import NodeConfig
-from node.daemon import Node, named_error
+from node.daemon import READ_BYTES, SUSPECTS_NAMED, Node, named_error
 from node.interfaces import Engine
 from protocol.candidates import Want
 from protocol.errors import BadCheckpoint, ConfigError, SwarmError, Unreachable
 from protocol.hints import RecordRule
 from protocol.identity import generate
 from protocol.messages import Error, NextHop, Output, Refused
-from protocol.model import Manifest, Span
+from protocol.model import Manifest, Span, weights_digest
 from protocol.transport.exchange import exchange_maps, fetch_model
 from protocol.transport.memory import Network
 from protocol.transport.memory.transport import MemoryTransport
@@ -52,9 +52,12 @@ class FakeModel:
     name = "fake"
     manifest: Manifest = MANIFEST
 
-    def __init__(self, salt: int = 0, broken: bool = False) -> None:
+    def __init__(self, salt: int = 0, broken: bool = False, here: bool = True, stage_bytes: int = 10) -> None:
         self._salt = salt
         self._broken = broken
+        self._here = here
+        self._stage_bytes = stage_bytes
+        self.read: set[int] = set()  # stages whose weights were read
 
     def file(self, name: str) -> bytes:
         """There are none."""
@@ -65,12 +68,17 @@ class FakeModel:
         if self._broken:
             raise BadCheckpoint("fake: model.safetensors is missing")
 
+    def has(self, stage: int) -> bool:
+        """Beside what is served."""
+        return self._here
+
     def stage_bytes(self, stage: int, dtype: str) -> int:
         """All alike."""
-        return 10
+        return self._stage_bytes
 
     def stage_digests(self, span: Span) -> tuple[bytes, ...]:
         """By stage and salt."""
+        self.read.update(span)
         return tuple(bytes([stage, self._salt] * 4) for stage in span)
 
 
@@ -240,13 +248,42 @@ async def test_leaving_while_nothing_is_served_yet(house: House) -> None:
 
 
 async def test_other_weights_are_warned_of_once(house: House) -> None:
-    """By the node that joins; the swarm's clients decide by majority."""
+    """By the node that joins; which are right is for the swarm's clients to judge."""
     first = await house.node(NodeConfig("fake"))
     other = FakeBackend(FakeModel(salt=1))
     second = await house.node(NodeConfig("fake", layers=(0, 3), join=first.transport.addrs), other)
     assert second.said("warning") == [
         f"warning: node {first.transport.peer} serves other weights for the same layers of this model"
     ]
+
+
+async def test_warnings_of_other_weights_are_bounded(house: House) -> None:
+    """A crowd with invented identities gets so many lines and one more."""
+    crowd = [await house.node(NodeConfig("fake"))]
+    for _ in range(SUSPECTS_NAMED + 3):
+        crowd.append(await house.node(NodeConfig("fake", join=crowd[0].transport.addrs)))
+    odd = await house.node(NodeConfig("fake", join=crowd[0].transport.addrs), FakeBackend(FakeModel(salt=1)))
+    lines = odd.said("warning")
+    assert len(lines) == len(set(lines)) == SUSPECTS_NAMED + 1
+    assert "more nodes" in lines[-1]
+
+
+@pytest.mark.parametrize("layers", [None, (0, 3)])
+async def test_the_digest_of_the_whole_is_told(house: House, layers: tuple[int, int] | None) -> None:
+    """By a node that serves everything, and by one that has the rest on its disk: the same."""
+    node = await house.node(NodeConfig("fake", layers=layers))
+    whole = weights_digest(FakeModel().stage_digests(Span(0, STAGES))).hex()
+    assert node.said("weights ") == [f"weights {whole[:32]}"]
+
+
+@pytest.mark.parametrize("model", [FakeModel(here=False), FakeModel(stage_bytes=READ_BYTES)])
+async def test_nothing_is_fetched_or_read_for_long_to_tell_the_digest(house: House, model: FakeModel) -> None:
+    """What is not here, or large, is left alone."""
+    backend = FakeBackend(model, free_bytes=100 * READ_BYTES)
+    node = await house.node(NodeConfig("fake", layers=(0, 3), kv_tokens=16), backend)
+    assert node.said("ready ")
+    assert model.read == {0, 1, 2, 3}
+    assert node.said("weights ") == []
 
 
 async def test_another_model_is_allowed_and_said(house: House) -> None:

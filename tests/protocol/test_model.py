@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from protocol import limits
 from protocol.errors import Malformed, TooLarge
-from protocol.model import Manifest, Span, check_files, describe_stages, parse_manifest
+from protocol.model import Manifest, Span, check_files, describe_stages, parse_manifest, weights_digest
 from tests.protocol.samples import manifest
 from tests.protocol.strategies import manifests, spans
 from tests.protocol.test_decoder_law import peak_bytes
@@ -31,6 +31,15 @@ def hostile(**changes: Any) -> bytes:
     fields = dict(zip(("version", "blocks", "hidden_size", "vocab_size", "context", "tensors", "files"),
                       msgpack.unpackb(manifest().encode()), strict=True))  # fmt: skip
     return bytes(msgpack.packb(list((fields | changes).values())))
+
+
+def test_the_weights_digest_is_of_all_stages_in_order() -> None:
+    """As the document says; another order, or one byte, is another digest."""
+    stages = [bytes([stage] * 8) for stage in range(4)]
+    domain = hashlib.sha256(b"swarm weights 1").digest()
+    assert weights_digest(stages) == hashlib.sha256(domain + b"".join(stages)).digest()
+    assert weights_digest(stages).hex()[:32] == "90e66cc789500d0162fa9915a48c8869"
+    assert len({weights_digest(s) for s in (stages, stages[::-1], stages[:3], [*stages[:3], bytes(8)])}) == 4
 
 
 @given(st.integers(-3, limits.STAGES + 3), st.integers(-3, limits.STAGES + 3))

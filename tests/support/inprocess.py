@@ -20,8 +20,10 @@ READY_S = 60.0
 
 
 @asynccontextmanager
-async def running_nodes(model: Path, layers: Sequence[tuple[int, int]]) -> AsyncIterator[list[str]]:
-    """Nodes of these layers that all know each other; their addresses."""
+async def running_nodes(
+    model: Path, layers: Sequence[tuple[int, int]], join: Sequence[str] = ()
+) -> AsyncIterator[list[str]]:
+    """Nodes of these layers that all know each other, and those that they `join`; their addresses."""
     addrs: list[str] = []
     async with AsyncExitStack() as stack:
         nursery = await stack.enter_async_context(trio.open_nursery())
@@ -30,7 +32,9 @@ async def running_nodes(model: Path, layers: Sequence[tuple[int, int]]) -> Async
             transport = await stack.enter_async_context(
                 open_transport(identity.key, listen=[LOOPBACK], validate=RecordRule())
             )
-            config = NodeConfig(str(model), layers=span, join=tuple(addrs[:1]), kv_tokens=4096, threads=1)
+            config = NodeConfig(
+                str(model), layers=span, join=tuple(join or addrs[:1]), kv_tokens=4096, threads=1
+            )
             ready = trio.Event()
 
             def notify(line: str, ready: trio.Event = ready) -> None:

@@ -78,6 +78,18 @@ def test_stage_digests_tell_stages_and_weights_apart(tiny: Tiny, tmp_path: Path)
     assert not set(other.stage_digests(Span(0, 6))) & set(digests)
 
 
+def test_what_is_here_is_known_without_reading(tiny: Tiny, copy: Copy) -> None:
+    """A stage whose shard is gone is not here, the others are."""
+    whole = Checkpoint.open(str(tiny("llama")))
+    assert all(whole.has(stage) for stage in range(6))
+    folder = copy("llama")
+    for name in files_of(folder, "model.layers.1."):
+        (folder / name).unlink()
+    part = Checkpoint.open(str(folder))
+    assert not part.has(2)
+    assert part.has(4)
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen2", "mixtral", "opt"])
 def test_stage_bytes_foretell_what_loading_takes(family: str, tiny: Tiny) -> None:
     """For every stage alone, tied heads too, in fp32 and in bf16."""
