@@ -10,7 +10,7 @@ from protocol import limits
 from protocol.errors import Malformed
 
 
-def unpack(data: bytes | memoryview, most_entries: int) -> Any:
+def unpack(data: bytes | memoryview, most_entries: int, most_text_bytes: int = limits.TEXT_BYTES) -> Any:
     """The plain value in `data`; no list in it is longer than `most_entries`, no key stands twice in a map.
 
     Raises: Malformed.
@@ -39,7 +39,7 @@ def unpack(data: bytes | memoryview, most_entries: int) -> Any:
             data,
             max_map_len=limits.MAP_KEYS,
             max_array_len=most_entries,
-            max_str_len=limits.TEXT_BYTES,
+            max_str_len=most_text_bytes,
             max_ext_len=0,
             strict_map_key=True,
             list_hook=make_list,

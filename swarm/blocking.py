@@ -9,19 +9,19 @@ The network lives in a background thread. Ctrl-C (KeyboardInterrupt) during a ca
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from protocol.book import RecordBook
 from protocol.records import Announcement
 from swarm import client as trio_client
+from swarm import text as trio_text
 from swarm.client import Model
 from swarm.decoding import Sampling
 from swarm.generation import Answer, Piece
 from swarm.portal import Portal
 from swarm.route import Route
-from swarm.text import Text
 
 
 class Client:
@@ -39,7 +39,7 @@ class Client:
     @property
     def text(self) -> Text:
         """Its tokenizer and chat template."""
-        return self._client.text
+        return Text(self._portal, self._client.text)
 
     @property
     def book(self) -> RecordBook:
@@ -133,6 +133,41 @@ class Conversation:
     def reset(self) -> None:
         """Forget what was said."""
         self._talk.reset()
+
+
+class Text:
+    """`Client.text`, called from one ordinary thread."""
+
+    def __init__(self, portal: Portal, text: trio_text.Text) -> None:
+        self._portal = portal
+        self._text = text
+
+    @property
+    def about(self) -> trio_text.About:
+        """What the model's small files say."""
+        return self._text.about
+
+    @property
+    def eos(self) -> frozenset[int]:
+        """Ids that end an answer."""
+        return self._text.eos
+
+    @property
+    def chats(self) -> bool:
+        """Whether the model has a chat template."""
+        return self._text.chats
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text to continue."""
+        return self._portal.call(self._text.encode, text)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """The ids of a conversation up to where the assistant speaks next. Raises: ConfigError."""
+        return self._portal.call(self._text.encode_chat, messages)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of all tokens at once."""
+        return self._portal.call(self._text.decode, ids)
 
 
 @contextmanager

@@ -37,7 +37,8 @@ from swarm.mender import RETRY_EVERY_S
 from swarm.modelfiles import model_files
 from swarm.route import Route
 from swarm.session import Ends, Session
-from swarm.text import Text
+from swarm.text import Text, load_text
+from swarm.text_process import TextProcess
 from swarm.weights import Pin, Trust, parse_pin
 from swarm.weightstore import FolderStore, WeightStore
 
@@ -198,7 +199,7 @@ class Client:
         """
         began = trio.current_time()
         request = Request(max_new_tokens, sampling or Sampling(), tuple(stop))
-        ids = self._encode(prompt, chat)
+        ids = await self._encode(prompt, chat)
         own = session is None
         if session is None:
             self._check_length(len(ids), self.model.context)
@@ -221,12 +222,12 @@ class Client:
         """A chat over several turns that keeps one session and its caches; use it with `async with`."""
         return Conversation(self, system, Request(max_new_tokens, sampling or Sampling()))
 
-    def _encode(self, prompt: str | Sequence[int], chat: bool) -> list[int]:
+    async def _encode(self, prompt: str | Sequence[int], chat: bool) -> list[int]:
         if not isinstance(prompt, str):
             return list(prompt)
         if chat:
-            return self.text.encode_chat([{"role": "user", "content": prompt}])
-        return self.text.encode(prompt)
+            return await self.text.encode_chat([{"role": "user", "content": prompt}])
+        return await self.text.encode(prompt)
 
     def _check_length(self, length: int, most: int) -> None:
         if length == 0:
@@ -271,7 +272,7 @@ class Conversation:
     async def say(self, text: str) -> AsyncGenerator[Piece, None]:
         """Answer the next turn. Raises what `Client.generate` raises; the turn is then not in the history."""
         turn = {"role": "user", "content": text}
-        ids = self._client.text.encode_chat([*self.messages, turn])
+        ids = await self._client.text.encode_chat([*self.messages, turn])
         spoken: list[str] = []
         try:
             session = await self._ready()
@@ -353,6 +354,8 @@ async def enter(
     """`connect` over a transport that is open already."""
     notify = on_event or _ignore
     async with background_tasks() as nursery:
+        texts = TextProcess()
+        nursery.start_soon(texts.run)  # comes up while the swarm is asked
         view = View(transport, nursery, random.Random(), notify=notify, store=options.store)
         await view.enter(addrs)
         said = await _choose(view, options, ends, notify)
@@ -362,7 +365,7 @@ async def enter(
         nodes = [node for node in view.answered() if node.digest == said.digest]
         manifest, contents = await model_files(transport, nodes, said.digest, cache)
         view.trusts[said.digest] = await _trust(manifest, options, ends, notify)
-        text = await trio.to_thread.run_sync(Text, contents)
+        text = await load_text(texts, contents)
         yield Client(view, Model(said.model, said.digest, manifest), text, options, ends, notify)
 
 

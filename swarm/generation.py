@@ -12,7 +12,8 @@ from swarm.decoding import Ask, Sampling, decode
 from swarm.events import Rerouted
 from swarm.route import Route
 from swarm.session import Session
-from swarm.text import StopStrings, Text
+from swarm.text import Text
+from swarm.text_stream import StopStrings
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +101,14 @@ class Generation:
         last = 0
         async for token in self._run():
             last = token
-            shown = "" if token in self._text.eos else stops.push(stream.push(token))
+            shown = "" if token in self._text.eos else stops.push(await stream.push(token))
             if shown or stops.stopped:
                 self._pieces.append(shown)
                 yield Piece(shown, token)
             if stops.stopped:
                 self._finish = "stop"
                 return
-        rest = stops.push(stream.flush()) + stops.flush()
+        rest = stops.push(await stream.flush()) + stops.flush()
         if rest:
             self._pieces.append(rest)
             yield Piece(rest, last)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Final
 
 from protocol.errors import ConfigError
@@ -13,61 +13,65 @@ REPLACEMENT: Final = "\ufffd"
 WINDOW: Final = 64
 
 
+# The texts of several windows of tokens, each decoded for itself.
+Decode = Callable[[Sequence[Sequence[int]]], Awaitable[Sequence[str]]]
+
+
 class TextStream:
     """Turns tokens into text one at a time; what it gives is in sum what decoding all of them at once gives.
 
-    `decode` is the tokenizer's; `silent` are ids without text (special tokens). Only a window of the last tokens
-    is decoded: it starts where text ended cleanly before, so that a decoder which strips a leading space strips it
-    from text that is out already.
+    `decode` is the tokenizer's, asked once per token; `silent` are ids without text (special tokens). Only a window
+    of the last tokens is decoded: it starts where text ended cleanly before, so that a decoder which strips a leading
+    space strips it from text that is out already.
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], silent: Collection[int] = ()) -> None:
+    def __init__(self, decode: Decode, silent: Collection[int] = ()) -> None:
         self._decode = decode
         self._silent = silent
         self._window: list[int] = []
         self._clean = 0  # tokens of the window after which the text was complete
         self._sent = 0  # characters of the window's text that were given out
 
-    def push(self, token: int) -> str:
+    async def push(self, token: int) -> str:
         """The text that is certain now; empty while a character is incomplete."""
         if token in self._silent:
             return ""
         self._window.append(token)
-        text = self._decode(self._window)
+        rest = self._window[self._clean :] if self._clean else []
+        half = self._window[WINDOW // 2 :] if len(self._window) > WINDOW else []
+        text, rest_text, half_text = await self._decode([self._window, rest, half])
         # Both kinds of byte tokens show an incomplete character as U+FFFD at the end: byte-level BPE as one,
         # byte fallback as one for each byte of the run.
         complete = text.rstrip(REPLACEMENT)
         piece = complete[self._sent :]
         self._sent = max(self._sent, len(complete))
         if len(complete) == len(text):
-            self._slide()
+            self._slide(rest_text)
         elif len(self._window) > WINDOW:
-            piece += self._force(text)
+            piece += self._force(text, half, half_text)
         return piece
 
-    def flush(self) -> str:
+    async def flush(self) -> str:
         """What is left at the end, an incomplete character as U+FFFD; the stream is empty then."""
-        piece = self._decode(self._window)[self._sent :] if self._window else ""
+        [text] = await self._decode([self._window]) if self._window else [""]
+        piece = text[self._sent :]
         self._window, self._clean, self._sent = [], 0, 0
         return piece
 
-    def _slide(self) -> None:
+    def _slide(self, rest_text: str) -> None:
         """All is out: keep the tokens since the clean border before this one, and those before if that is no text."""
-        rest = self._window[self._clean :]
-        shown = len(self._decode(rest)) if self._clean else 0
-        if shown or len(self._window) > WINDOW:
-            self._window, self._sent = rest, shown
+        if rest_text or len(self._window) > WINDOW:
+            self._window, self._sent = self._window[self._clean :], len(rest_text)
         self._clean = len(self._window)
 
-    def _force(self, text: str) -> str:
+    def _force(self, text: str, half: list[int], half_text: str) -> str:
         """No clean border in a whole window: halve it where that changes no text to come, else give all out."""
-        half = self._window[WINDOW // 2 :]
-        shorter, unsent = self._decode(half), text[self._sent :]
+        unsent = text[self._sent :]
         self._window, self._clean = half, 0
-        if len(shorter) > len(unsent) and shorter.endswith(unsent):
-            self._sent = len(shorter) - len(unsent)
+        if len(half_text) > len(unsent) and half_text.endswith(unsent):
+            self._sent = len(half_text) - len(unsent)
             return ""
-        self._sent = len(shorter)
+        self._sent = len(half_text)
         return unsent
 
 

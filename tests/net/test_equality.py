@@ -64,7 +64,7 @@ async def test_swarm_equals_generate(family: str, nodes: int, checkpoints) -> No
         for with_ends in (None, ends):
             for direct in (True, False):
                 async with swarm.connect(addrs[-1], ends=with_ends, direct=direct) as client:
-                    expected = generated(folder, client.text.encode(PROMPT))
+                    expected = generated(folder, await client.text.encode(PROMPT))
                     assert await answer(client) == expected, (with_ends, direct)
                     assert client.last is not None
                     assert len(client.last.route.hops) == nodes

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from protocol.errors import ConfigError, Malformed, RemoteProtocolError, TooLarge
+from protocol.errors import ConfigError, Malformed
 from swarm.chat_template import ChatTemplate
 
 TALK = [
@@ -88,68 +87,21 @@ def test_a_refusal_is_told_as_one() -> None:
         ChatTemplate(source).render(TALK, SPECIAL)
 
 
-HOSTILE = {
-    "nested loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-    "loops over text": "{% set s = 'x' * 9999 %}{% for a in s %}{% for b in s %}{% for c in s %}{% endfor %}"
-    "{% endfor %}{% endfor %}",
-    "big range": "{{ range(10 ** 9) | list }}",
-    "repeated text": "{{ 'a' * 10 ** 12 }}",
-    "repeated list": "{{ [0] * 10 ** 10 }}",
-    "power": "{{ 10 ** 9999999 }}",
-    "power tower": "{% set ns = namespace(x=2) %}{% for i in range(99999) %}{% set ns.x = ns.x * ns.x %}{% endfor %}",
-    "doubling by +": "{% set ns = namespace(x='ab') %}"
-    "{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
-    "doubling by ~": "{% set ns = namespace(x='ab') %}"
-    "{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
-    "doubling by capture": "{% set ns = namespace(x='ab') %}{% for i in range(99) %}{% set y %}{{ ns.x }}{{ ns.x }}"
-    "{% endset %}{% set ns.x = y %}{% endfor %}",
-    "doubling by join": "{% set ns = namespace(x='ab') %}{% for i in range(99) %}"
-    "{% set ns.x = [ns.x, ns.x] | join %}{% endfor %}",
-    "doubling by replace": "{% set ns = namespace(x='a') %}{% for i in range(99) %}"
-    "{% set ns.x = ns.x.replace('a', 'aa') %}{% endfor %}",
-    "squaring by replace": "{% set s = 'a' * 9999 %}{{ s.replace('a', s).replace('a', s) }}",
-    "squaring by join": "{% set s = 'a' * 9999 %}{{ s.join(s).join(s) }}",
-    "shared lists": "{% set ns = namespace(x=[1]) %}{% for i in range(99) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}"
-    "{{ ns.x }}",
-    "shared dicts": "{% set ns = namespace(x={}) %}{% for i in range(99) %}"
-    "{% set ns.x = {'a': ns.x, 'b': ns.x} %}{% endfor %}{{ ns.x == ns.x | tojson }}",
-    "shared dict calls": "{% set ns = namespace(x=dict()) %}{% for i in range(99) %}"
-    "{% set ns.x = dict(a=ns.x, b=ns.x) %}{% endfor %}{{ ns.x }}",
-    "namespace of namespaces": "{% set ns = namespace() %}{% set ns.a = ns %}"
-    "{% set ns.b = [ns, ns] %}{{ ns.b * 99999999 }}",
-    "wide format": "{{ '%9999999999d' % 1 }}",
-    "wide format method": "{{ '{:>9999999999}'.format(1) }}",
-    "starred format": "{{ '%*d' % (999999999, 1) }}",
-    "nested format": "{{ '{:>{w}}'.format(1, w=999999999) }}",
-    "ljust": "{{ 'a'.ljust(10 ** 10) }}",
-    "zfill": "{{ 'a'.zfill(9999999999) }}",
-    "indent": "{{ 'a\\na' | indent(9999999999) }}",
-    "batch": "{{ [1] | batch(9999999999, 'x') | list }}",
-    "centre": "{{ 'a' | center(9999999999) }}",
-    "recursion": "{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}",
-    "include": "{% include '/etc/passwd' %}",
-    "deep nesting": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
-    "comparisons": "{% set s = 'a' * 9999999 %}{% set t = 'a' * 9999998 ~ 'a' %}"
-    + "{% if s == t and s + 'b' == t + 'c' %}{% endif %}" * 2000,
-    "globals": "{{ raise_exception.__globals__ }}{{ ''.__class__.__mro__[1].__subclasses__()[0] }}",
-    "mutation": "{{ messages.append(1) }}",
-    "own words in loops": "{% for i in range(99999) %}" + "x" * 9999 + "{% endfor %}",
-    "slices": "{% set s = 'a' * 9999999 %}" + "{% set t = s[1:] %}" * 50,
-    "format_map": "{{ ('{a}' * 3000).format_map({'a': 'b' * 99999}) }}",
-    "percent": "{{ ('%(a)s' * 3000) % {'a': 'b' * 99999} }}",
-    "indirect call": "{% set f = 'a'.ljust %}{% for i in range(9) %}{{ f(99999999) }}{% endfor %}",
-    "map": "{{ range(99999) | map('string') | map('replace', '9', 'a' * 99999) | join }}",
-    "sorting": "{% for i in range(99999) %}{{ range(99999) | list | sort | length }}{% endfor %}",
-}
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_template_is_stopped(name: str) -> None:
-    """Within seconds and a bounded memory, as the peer's fault."""
-    began = time.monotonic()
-    with pytest.raises(RemoteProtocolError):
-        ChatTemplate(HOSTILE[name]).render(TALK, SPECIAL)
-    assert time.monotonic() - began < 10
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ raise_exception.__globals__ }}{{ ''.__class__.__mro__[1].__subclasses__()[0] }}",
+        "{{ (messages | first).update(role='x') }}",
+        "{{ messages.append(1) }}",
+        "{% include '/etc/passwd' %}",
+        "{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}",
+        "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
+    ],
+)
+def test_a_template_stays_in_its_sandbox(source: str) -> None:
+    """Nothing of Python, of this machine or of the conversation itself is within its reach."""
+    with pytest.raises(Malformed):
+        ChatTemplate(source).render(TALK, SPECIAL)
 
 
 def test_a_template_that_fails_says_why() -> None:
@@ -157,12 +109,3 @@ def test_a_template_that_fails_says_why() -> None:
     for source in ("{{ missing.deep.er }}", "{{ 1 + 'a' }}", "{{ [1][5].x }}", "{{ 'x' | nope }}"):
         with pytest.raises(Malformed, match="chat template"):
             ChatTemplate(source).render(TALK, SPECIAL)
-
-
-def test_a_template_can_be_used_again_after_a_failure() -> None:
-    """The meter is new for every rendering."""
-    template = ChatTemplate("{% for i in range(messages|length * 60000) %}{% endfor %}ok")
-    for _ in range(3):
-        assert template.render(TALK[:1], SPECIAL) == "ok"
-        with pytest.raises((TooLarge, Malformed)):
-            template.render(TALK, SPECIAL)

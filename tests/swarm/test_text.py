@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import pairwise
 
 import pytest
+import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -14,12 +15,12 @@ from transformers import AutoTokenizer
 
 from protocol.errors import ConfigError, Malformed, RemoteProtocolError
 from swarm.demo import shipped_model
-from swarm.text import StopStrings, Text, TextStream
-from swarm.text_stream import WINDOW
+from swarm.text_model import TextModel
+from swarm.text_stream import WINDOW, StopStrings, TextStream
 from tests.swarm.tokenizers import byte_level, metaspace, model_files
 
-BYTE_LEVEL, METASPACE = Text(model_files(byte_level())), Text(model_files(metaspace()))
-SHIPPED = Text(
+BYTE_LEVEL, METASPACE = TextModel(model_files(byte_level())), TextModel(model_files(metaspace()))
+SHIPPED = TextModel(
     {path.name: path.read_bytes() for path in shipped_model().iterdir() if path.suffix != ".safetensors"}
 )
 TEXTS = pytest.mark.parametrize(
@@ -31,15 +32,29 @@ WORDS = st.text(
 )
 
 
-def streamed(text: Text, ids: Sequence[int]) -> list[str]:
-    stream = text.stream()
-    return [*(stream.push(token) for token in ids), stream.flush()]
+def streamed(text: TextModel, ids: Sequence[int]) -> list[str]:
+    return streamed_by(text.decode, ids, text.silent)
+
+
+def streamed_by(
+    decode: Callable[[Sequence[int]], str], ids: Sequence[int], silent: Collection[int] = ()
+) -> list[str]:
+    """What a stream gives for each token, and at the end."""
+
+    async def decoded(windows: Sequence[Sequence[int]]) -> list[str]:
+        return [decode(window) for window in windows]
+
+    async def pushed() -> list[str]:
+        stream = TextStream(decoded, silent)
+        return [*[await stream.push(token) for token in ids], await stream.flush()]
+
+    return trio.run(pushed)
 
 
 @TEXTS
 @settings(max_examples=150, deadline=None)
 @given(words=WORDS)
-def test_streaming_gives_the_text_of_all_tokens(text: Text, words: str) -> None:
+def test_streaming_gives_the_text_of_all_tokens(text: TextModel, words: str) -> None:
     """In sum it is the tokenizer's own decoding; no piece shows half a character."""
     ids = text.encode(words)
     pieces = streamed(text, ids)
@@ -54,14 +69,16 @@ def test_any_cut_of_the_bytes_gives_the_same_text(words: str, data: st.DataObjec
     encoded = words.encode()
     cuts = sorted(data.draw(st.sets(st.integers(0, len(encoded)), max_size=20)) | {0, len(encoded)})
     parts = [encoded[a:b] for a, b in pairwise(cuts)]
-    stream = TextStream(lambda ids: b"".join(parts[i] for i in ids).decode(errors="replace"))
-    assert "".join([*(stream.push(i) for i in range(len(parts))), stream.flush()]) == words
+    pieces = streamed_by(
+        lambda ids: b"".join(parts[i] for i in ids).decode(errors="replace"), range(len(parts))
+    )
+    assert "".join(pieces) == words
 
 
 @TEXTS
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
-def test_any_tokens_are_taken(text: Text, data: st.DataObject) -> None:
+def test_any_tokens_are_taken(text: TextModel, data: st.DataObject) -> None:
     """Also those of a model gone mad: nothing fails, and byte-level text is that of all tokens still."""
     ids = data.draw(st.lists(st.integers(0, 290), max_size=150))
     pieces = streamed(text, ids)
@@ -70,7 +87,7 @@ def test_any_tokens_are_taken(text: Text, data: st.DataObject) -> None:
 
 
 @TEXTS
-def test_the_window_stays_small(text: Text) -> None:
+def test_the_window_stays_small(text: TextModel) -> None:
     """Work per token does not grow with the text, neither for words nor for endless broken bytes."""
     sizes: list[int] = []
 
@@ -82,10 +99,9 @@ def test_the_window_stays_small(text: Text) -> None:
         (text.encode("hello 日本語 😀 world " * 50), 24),
         ([text.encode("😀")[-1]] * 500, WINDOW + 1),
     ]:
-        stream = TextStream(decode)
-        pieces = [stream.push(token) for token in ids]
+        pieces = streamed_by(decode, ids)
         assert max(sizes) <= most
-        assert "".join([*pieces, stream.flush()])
+        assert "".join(pieces)
         sizes.clear()
 
 
@@ -93,10 +109,11 @@ def test_borders_inside_every_character() -> None:
     """Tokens that always end within a character: text still comes before the end, and all of it."""
     encoded = ("日本語" * 60).encode()
     parts = [encoded[:1], *(encoded[i : i + 3] for i in range(1, len(encoded), 3))]
-    stream = TextStream(lambda ids: b"".join(parts[i] for i in ids).decode(errors="replace"))
-    pieces = [stream.push(i) for i in range(len(parts))]
+    pieces = streamed_by(
+        lambda ids: b"".join(parts[i] for i in ids).decode(errors="replace"), range(len(parts))
+    )
     assert pieces[1:4] == ["日", "本", "語"]
-    assert "".join(pieces) + stream.flush() == "日本語" * 60
+    assert "".join(pieces) == "日本語" * 60
 
 
 def test_special_tokens_are_silent_and_leave_spaces_alone() -> None:
@@ -154,7 +171,7 @@ def test_special_ids_and_sizes() -> None:
         "text_config": {"vocab_size": 500, "n_positions": 64, "eos_token_id": [3, 999_999, -1, True, "x"]}
     }
     files = model_files(config=nested, generation_config={}, tokenizer_config={})
-    text = Text(files)
+    text = TextModel(files)
     assert (text.eos, text.bos, text.vocab_size, text.context, text.chats) == (
         frozenset({3}),
         None,
@@ -170,7 +187,7 @@ def test_encoding_adds_what_the_tokenizer_adds() -> None:
     assert 0 not in BYTE_LEVEL.encode("he")
     about = {"bos_token": "<s>", "add_bos_token": True}
     for tokenizer in (byte_level(), metaspace()):
-        ids = Text(model_files(tokenizer, tokenizer_config=about)).encode("he")
+        ids = TextModel(model_files(tokenizer, tokenizer_config=about)).encode("he")
         assert ids.count(0) == 1
         assert ids[0] == 0
 
@@ -180,7 +197,7 @@ def test_truncation_and_padding_are_switched_off() -> None:
     tokenizer = byte_level()
     tokenizer.enable_truncation(3)
     tokenizer.enable_padding(length=50)
-    text = Text(model_files(tokenizer))
+    text = TextModel(model_files(tokenizer))
     assert text.encode("abcdef") == BYTE_LEVEL.encode("abcdef")
 
 
@@ -191,7 +208,7 @@ def test_a_conversation_is_rendered_and_encoded() -> None:
     expected = tokenizer.encode("<s><|user|>hi</s>\n<|assistant|>", add_special_tokens=False).ids
     assert BYTE_LEVEL.encode_chat(talk) == expected
     assert expected[:2] == [0, 2]
-    plain = Text(model_files(tokenizer_config={}))
+    plain = TextModel(model_files(tokenizer_config={}))
     assert plain.decode(plain.encode_chat(talk)) == "User:  hi \nAssistant:"
 
 
@@ -215,9 +232,9 @@ def test_where_templates_are_found() -> None:
     """A file of its own wins; of several in tokenizer_config.json the default is taken."""
     named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "yes"}]
     files = model_files(tokenizer_config={"chat_template": named})
-    assert Text(files).decode(Text(files).encode_chat([])) == "yes"
+    assert TextModel(files).decode(TextModel(files).encode_chat([])) == "yes"
     files["chat_template.jinja"] = "file ☃".encode()
-    assert Text(files).decode(Text(files).encode_chat([])) == "file ☃"
+    assert TextModel(files).decode(TextModel(files).encode_chat([])) == "file ☃"
 
 
 def test_lone_surrogates_from_a_terminal_are_taken() -> None:
@@ -238,7 +255,7 @@ def test_lone_surrogates_from_a_terminal_are_taken() -> None:
         {"generation_config.json": b"\xff"},
         {"chat_template.jinja": b"\xff"},
         {"chat_template.jinja": b"{% if %}"},
-        {"chat_template.jinja": b"x" * 300_000},
+        {"chat_template.jinja": b"{{ " + b"(" * 5000 + b")" * 5000 + b" }}"},
     ],
     ids=str,
 )
@@ -246,14 +263,14 @@ def test_broken_files_are_the_peers_fault(broken: dict[str, bytes | None]) -> No
     """One line that names the file; never another exception."""
     files = {name: data for name, data in {**model_files(), **broken}.items() if data is not None}
     with pytest.raises(RemoteProtocolError) as caught:
-        Text(files)
+        TextModel(files)
     assert "model" in str(caught.value) or "template" in str(caught.value)
 
 
 def test_odd_values_in_configs_are_ignored() -> None:
     """Values of the wrong kind count as absent."""
     odd = {"vocab_size": "many", "max_position_embeddings": -5, "eos_token_id": {"a": 1}, "text_config": 3}
-    text = Text(
+    text = TextModel(
         model_files(config=odd, generation_config={"eos_token_id": None}, tokenizer_config={"bos_token": 7})
     )
     assert (text.eos, text.bos, text.context) == (frozenset(), None, 2048)
@@ -266,6 +283,6 @@ def test_a_tokenizer_that_fails_later_is_malformed_too() -> None:
     data["model"]["unk_token"] = "missing"
     data["model"]["vocab"] = {"a": 300}
     data["model"]["merges"] = []
-    text = Text(model_files(Tokenizer.from_str(json.dumps(data))))
+    text = TextModel(model_files(Tokenizer.from_str(json.dumps(data))))
     with pytest.raises(Malformed):
         text.encode("b")
