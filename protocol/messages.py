@@ -13,6 +13,7 @@ from protocol import limits
 from protocol.candidates import Candidates, Want
 from protocol.errors import Malformed
 from protocol.fields import (
+    ADDRESSES,
     CANDIDATES,
     FLAG,
     SPAN,
@@ -21,6 +22,7 @@ from protocol.fields import (
     blob,
     optional,
     real,
+    said,
     sequence,
     struct,
     text,
@@ -54,7 +56,7 @@ class NextHop:
     """Where a hop sends its hidden states: the peer, where it listens, and its id of the session."""
 
     peer: str = wire(text(limits.PEER_ID_BYTES))
-    addrs: tuple[str, ...] = wire(sequence(text(limits.ADDRESS_BYTES), limits.ADDRESSES))
+    addrs: tuple[str, ...] = wire(ADDRESSES)
     session: bytes = wire(_SESSION_ID, repr=False)
 
 
@@ -91,7 +93,7 @@ class Refused(Message):
 
     tag = "refused"
     code: str = wire(word("busy", "model", "span", "capacity", "draining"))
-    reason: str = wire(text())
+    reason: str = wire(said())
     retry_after_s: float = wire(real(0.0, 3600.0))
 
 
@@ -181,7 +183,7 @@ class LinkDown(Message):
 
     tag = "link_down"
     next: bytes = wire(_SESSION_ID, repr=False)
-    reason: str = wire(text())
+    reason: str = wire(said())
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,8 +216,8 @@ class Error(Message):
     """Either: this stream is over. `elsewhere` says whether another peer may succeed."""
 
     tag = "error"
-    code: str = wire(text(64))
-    message: str = wire(text())
+    code: str = wire(said(64, 64))
+    message: str = wire(said())
     elsewhere: bool = wire(FLAG)
 
 
