@@ -108,16 +108,17 @@ class ConfigError(SwarmError):
     """What the user asked for cannot be done as asked; shown as one line, exit code 2."""
 
 
-def unwrapped(raised: BaseException) -> BaseException:
-    """The one error that nurseries have wrapped; of several of ours the first, of others the group they are in."""
-    leaves = list(_leaves(raised))
-    alike = len(leaves) == 1 or all(isinstance(leaf, SwarmError) for leaf in leaves)
-    return leaves[0] if alike else raised
-
-
-def _leaves(raised: BaseException) -> Iterator[BaseException]:
+def leaves(raised: BaseException) -> Iterator[BaseException]:
+    """An error, or those that nurseries have put in groups."""
     if isinstance(raised, BaseExceptionGroup):
         for inner in raised.exceptions:
-            yield from _leaves(inner)
+            yield from leaves(inner)
     else:
         yield raised
+
+
+def unwrapped(raised: BaseException) -> BaseException:
+    """The one error that nurseries have wrapped; of several of ours the first, of others the group they are in."""
+    first, *more = leaves(raised)
+    alike = not more or all(isinstance(leaf, SwarmError) for leaf in (first, *more))
+    return first if alike else raised

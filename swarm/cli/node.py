@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -11,10 +12,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
 from protocol.errors import ConfigError
+from protocol.plain import one_line
 from swarm.cli import joined, local
 from swarm.cli.options import NETWORK, Verbose
+from swarm.cli.streams import OutputLost
 from swarm.cli.terminal import Terminal, open_terminal
 
 _ENGINE = "The engine"
@@ -164,10 +168,14 @@ class _Lines:
             self._addrs.append(rest)
         if first == "ready":
             joined.remember(self._addrs)
+        with contextlib.suppress(OutputLost):  # a node serves on when nobody reads what it says
+            self._show(first, line)
+
+    def _show(self, first: str, line: str) -> None:
         style = {"ready": "bold green", "address": "dim", "warning:": "yellow", "note:": "yellow"}.get(
             first, ""
         )
-        self._terminal.out.print(line, style=style, markup=False, soft_wrap=True)
+        self._terminal.out.print(Text(one_line(line), style=style), soft_wrap=True)
 
 
 def parse_layers(text: str | None) -> tuple[int, int] | None:
@@ -192,5 +200,7 @@ def parse_size(text: str | None) -> int | None:
 
 def _stop_at_eof() -> None:
     """Leave when standard input ends: whoever started this node has ended, however it did."""
-    sys.stdin.read()
+    with contextlib.suppress(OSError):
+        while os.read(sys.stdin.fileno(), 4096):
+            pass
     os.kill(os.getpid(), signal.SIGTERM)

@@ -49,7 +49,7 @@ async def _status(doors: joined.Doors, terminal: Terminal, as_json: bool, watch:
         with doors.knocking(), working(terminal, "entering the swarm"):
             surveyor = await stack.enter_async_context(enter(addrs))
             found = await surveyor.survey()
-        joined.remember(addrs, (addr for a in found.announcements for addr in a.addrs[:1]))
+        joined.remember(addrs, found.doors)
         if as_json:
             models = [
                 coverage_fields(model, addrs[0]) for model in by_model(found.announcements, found.rtt_ms)

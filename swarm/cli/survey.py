@@ -12,6 +12,7 @@ from protocol import identity
 from protocol.hints import RecordRule
 from protocol.records import Announcement
 from protocol.transport.background import background_tasks
+from swarm.cli.joined import places
 from swarm.discovery import View
 
 
@@ -21,6 +22,7 @@ class Survey:
 
     announcements: tuple[Announcement, ...]
     rtt_ms: dict[str, float]
+    doors: tuple[str, ...]  # where some of them were met
 
 
 class Surveyor:
@@ -35,7 +37,8 @@ class Surveyor:
         said = self._view.book.alive(time.time())
         if any(a.peer not in self._view.rtt_ms for a in said):
             await self._view.refresh()
-        return Survey(tuple(self._view.book.alive(time.time())), dict(self._view.rtt_ms))
+        book = self._view.book
+        return Survey(tuple(book.alive(time.time())), dict(self._view.rtt_ms), tuple(places(book)))
 
 
 @asynccontextmanager

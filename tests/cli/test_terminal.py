@@ -8,7 +8,7 @@ import re
 import pytest
 from rich.console import Console
 
-from swarm.cli.terminal import Printer, Terminal, harmless
+from swarm.cli.terminal import Printer, Terminal
 
 
 class Screen:
@@ -88,7 +88,6 @@ def test_a_pipe_gets_the_text_alone() -> None:
 
 def test_strangers_cannot_steer_the_terminal() -> None:
     """Escape sequences lose their escape; a model's markup is text."""
-    assert harmless("a\x1b]0;title\x07b\x9b2J\r\x00c\n\td") == "a]0;titleb2Jc\n\td"
     terminal, out, _ = a_terminal(80)
     Printer(terminal).write("\x1b[2Jhi")
     terminal.remark("[bold]not[/] markup \x1b[2J")
