@@ -64,10 +64,8 @@ class Terminal:
 
 def open_terminal() -> Terminal:
     """The process's terminal. A character it cannot show becomes a question mark, never an error."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
         _forgive(stream)
-    if hasattr(sys.stdin, "reconfigure"):
-        sys.stdin.reconfigure(errors="replace")
     # A pipe has no width; tables for it are whole.
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
     return Terminal(_console(width=width), _console(stderr=True))
@@ -79,7 +77,8 @@ def _console(*, stderr: bool = False, width: int | None = None) -> Console:
 
 
 def _forgive(stream: TextIO) -> None:
-    if hasattr(stream, "reconfigure"):
+    # Changing a stream flushes it, which one that is broken does not survive; our own forgive already.
+    if stream.errors != "replace" and hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="replace")
 
 
