@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import shlex
 import signal
@@ -14,14 +16,16 @@ from pathlib import Path
 
 import pytest
 
+from protocol.identity import load_or_create
 from protocol.transport.addresses import parse_address
-from swarm.demo import shipped_model
+from swarm.demo import _free_port, shipped_model
 from swarm.portal import Portal
 from tests.cli.test_net import Person
 from tests.cli.test_streams import redirected
 from tests.cli.test_usage import run
 from tests.support.hostile import hostile_node
 from tests.support.processes import Process
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.net, pytest.mark.timeout(240)]
 
@@ -184,3 +188,31 @@ def test_a_node_whose_lines_nobody_reads_serves_on(tmp_path: Path) -> None:
             second.stderr,
         )
         assert one.lines == one.lines[:1]
+
+
+def test_a_node_whose_output_is_stuck_serves_on(tmp_path: Path) -> None:
+    """A pipe that is full and that nobody empties: lines wait or are lost, the event loop does neither."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, bytes(4096))
+    os.set_blocking(writer, True)
+    peer, port = load_or_create(tmp_path / "node.key").peer, _free_port()
+    place = f"/ip4/127.0.0.1/udp/{port}/quic-v1"
+    argv = [sys.executable, "-m", "swarm", "node", "--model", str(shipped_model()), "--layers", "0:1"]
+    argv += ["--home", str(tmp_path), "--listen", place]
+    node = subprocess.Popen(argv, stdout=writer, stdin=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: _serves(f"{place}/p2p/{peer}", tmp_path), 90)
+    finally:
+        node.kill()
+        node.wait()
+        os.close(reader)
+        os.close(writer)
+
+
+def _serves(addr: str, home: Path) -> bool:
+    done = run("status", "--json", "--join", addr, home=home)
+    models = json.loads(done.stdout)["models"] if done.returncode == 0 else []
+    return any(node["state"] == "serving" for model in models for node in model["nodes"])
