@@ -92,9 +92,8 @@ def _tell(raised: BaseException) -> int:
         case OutputLost() | SwarmError():
             terminal.fail(str(error))
         case _:
-            terminal.fail(
-                f"a bug of ours: {type(error).__name__}: {error} (swarm -vv shows the traceback)",
-            )
+            what = f"a bug of ours: {type(error).__name__}: {error}"
+            terminal.fail(f"{what} (swarm -vv shows the traceback)")
     notes = traceback_lines(raised) if wants_tracebacks() else getattr(error, "__notes__", ())
     terminal.explain(notes)
     return 2 if isinstance(error, ConfigError) else 1

@@ -34,16 +34,9 @@ OURS = re.compile(r"\x1b\[[0-9;]*m|\x1b\[\?25[lh]|\x1b\[[12]?[KAJ]|\r")  # what 
 
 @pytest.fixture(scope="module")
 def hostile() -> Iterator[tuple[str, str]]:
-    """A node that says it serves the shipped model, all of it: its address and the model's digest."""
+    """A node of a whole model, it says: its address and the model's digest."""
     with Portal() as portal, portal.holding(hostile_node()) as found:
         yield found
-
-
-@pytest.fixture(scope="module")
-def stranger() -> Iterator[str]:
-    """The address of a node of another model."""
-    with Portal() as portal, portal.holding(hostile_node(b"\xee" * 32)) as (addr, _):
-        yield addr
 
 
 def assert_harmless(text: str) -> None:
@@ -148,10 +141,10 @@ def test_what_a_terminal_gets(
     assert "bug of ours" not in text
 
 
-def test_a_node_that_joins(stranger: str, tmp_path: Path) -> None:
+def test_a_node_that_joins(hostile: tuple[str, str], tmp_path: Path) -> None:
     """Its lines name the others' models, a few of them, and each line is one line; its log too."""
     argv = [sys.executable, "-m", "swarm", "node", "-v", "--model", str(shipped_model()), "--layers", "0:1"]
-    argv += ["--join", stranger, "--home", str(tmp_path), "--listen", "/ip4/127.0.0.1/udp/0/quic-v1"]
+    argv += ["--join", hostile[0], "--home", str(tmp_path), "--listen", "/ip4/127.0.0.1/udp/0/quic-v1"]
     with Process(argv, env={"SWARM_HOME": str(tmp_path), "COLUMNS": "200"}) as node:
         node.wait_for_line("^ready ", 90)
         assert_harmless("\n".join(node.lines).replace("others join with:  swarm node --model ", ""))

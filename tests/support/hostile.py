@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import trio
-
-from node.engine.checkpoint import Checkpoint
 from node.modelfiles import ModelFiles
 from protocol.hints import RecordRule
 from protocol.identity import Identity, generate
@@ -23,7 +22,7 @@ from protocol.messages import (
     Opened,
     Refused,
 )
-from protocol.model import Span
+from protocol.model import Manifest, ManifestFile, Span
 from protocol.records import Announcement, sign_record
 from protocol.transport.base import Stream
 from protocol.transport.channel import Channel
@@ -38,6 +37,13 @@ NASTY = (
     "e" + "\u0301" * 20 + "\u3164\u00a0\u2800$(touch pwned);id #`id`'\""
 )
 NASTY_ADDRS = ("$(touch pwned);id #", "/dns/$(touch pwned)/udp/1/quic-v1", "/ip6/fe80::1%$(id)/udp/1/quic-v1")
+FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
 
 
 def nasty(size_bytes: int) -> str:
@@ -90,15 +96,19 @@ class HostileNode:
 
 
 @asynccontextmanager
-async def hostile_node(digest: bytes | None = None) -> AsyncIterator[tuple[str, str]]:
-    """A swarm of one that serves the shipped model, it says, or another if there is a `digest`: (address, digest)."""
-    checkpoint = await trio.to_thread.run_sync(lambda: Checkpoint.open(str(shipped_model())))
-    manifest, identity = checkpoint.manifest, generate()
-    contents = {file.name: checkpoint.file(file.name) for file in manifest.files}
+async def hostile_node() -> AsyncIterator[tuple[str, str]]:
+    """A swarm of one, with a model of its own that has the tokenizer of the one that ships: (address, digest)."""
+    folder, identity = shipped_model(), generate()
+    contents = {path.name: path.read_bytes() for path in folder.iterdir() if path.name in FILES}
+    config = json.loads(contents["config.json"])
+    manifest = Manifest(
+        config["num_hidden_layers"], config["hidden_size"], config["vocab_size"], 512, bytes(32),
+        tuple(ManifestFile(n, len(data), hashlib.sha256(data).digest()) for n, data in contents.items()),
+    )  # fmt: skip
     async with open_transport(identity.key, listen=[LOOPBACK], validate=RecordRule()) as transport:
         addr = transport.addrs[0]
-        node = HostileNode(identity, addr, digest or manifest.digest, manifest.blocks)
+        node = HostileNode(identity, addr, manifest.digest, manifest.blocks)
         transport.serve(MAP_PROTOCOL, node.show_map)
         transport.serve(SESSION_PROTOCOL, node.serve_session)
         ModelFiles(manifest, contents).serve(transport)
-        yield addr, (digest or manifest.digest).hex()
+        yield addr, manifest.digest.hex()
