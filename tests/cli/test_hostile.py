@@ -124,14 +124,14 @@ def test_what_a_terminal_gets(
     args: list[str], columns: str, hostile: tuple[str, str], tmp_path: Path
 ) -> None:
     """The same, with colours and spinners of our own."""
-    person = Person(*args, *at(hostile, args), home=tmp_path, COLUMNS=columns)
+    waits = [] if args == ["status"] else ["--wait", "0"]
+    person, text = Person(*args, *at(hostile, args), *waits, home=tmp_path, COLUMNS=columns), ""
     try:
         if args == ["chat"]:
-            person.sees("Ctrl-D")
-            for command in ("/status", "/route", "hello"):
-                person.types(f"{command}\r")
-            person.types("\x04")
-        text = person.ends()
+            for line in ("/status\r", "/route\r", "hello\r", "\x04"):
+                text += person.sees(r"(^|\n|\r)> ")
+                person.types(line)
+        text += person.ends()
     finally:
         person.leaves()
     text = OURS.sub("", text)
