@@ -8,7 +8,6 @@ import os
 import random
 import shlex
 import signal
-import sys
 from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
 
@@ -27,10 +26,11 @@ from node.neighbours import Neighbours
 from node.placement import choose_span, coverage
 from node.sessions import Hop
 from protocol import limits
-from protocol.errors import ConfigError, EngineError, SwarmError, Unreachable
+from protocol.errors import ConfigError, EngineError, SwarmError, Unreachable, unwrapped
 from protocol.hints import RecordRule
-from protocol.identity import Identity, load_or_create
+from protocol.identity import HeldKey, Identity, hold
 from protocol.model import Span, describe_stages, weights_digest
+from protocol.plain import one_line, plain
 from protocol.records import Record
 from protocol.tensors import ITEM_BYTES
 from protocol.transport.base import Transport
@@ -55,6 +55,8 @@ READ_BYTES = 256 * 1024 * 1024
 WEIGHTS_DIGITS = 32
 # Nodes with other weights that are named; whoever invents identities must not fill the operator's log.
 SUSPECTS_NAMED = 16
+# Models of others that are told: anybody can announce as many as they like.
+MODELS_NAMED = 8
 # The goodbye and the end of sessions each take at most this long.
 LEAVE_WITHIN_S = 1.0
 # The event loop gets the interpreter back from the engine's Python code after this, not after 5 ms.
@@ -72,7 +74,7 @@ class Node:
         self._config = config
         self._transport = transport
         self._backend = backend
-        self._notify = notify
+        self._tell = notify
         self._rng = random.Random()
         self._announcer = Announcer(identity, transport, rng=self._rng)
         self._gossip = Gossip(self._announcer, transport, self._refresh, rng=self._rng)
@@ -115,6 +117,10 @@ class Node:
             if self._hop is not None:
                 nursery.start_soon(self._hop.drain, LEAVE_WITHIN_S)
 
+    def _notify(self, line: str) -> None:
+        """Tell what happens, in one line whoever is quoted in it."""
+        self._tell(one_line(line))
+
     # --- joining
 
     async def _join(self, model: Model) -> None:
@@ -130,7 +136,8 @@ class Node:
         models = {said.digest: said.model for said in others}
         digest = model.manifest.digest
         if models and digest not in models:
-            known = ", ".join(sorted(f"{name} ({key.hex()[:12]})" for key, name in models.items()))
+            named = sorted(f"{plain(name)} ({key.hex()[:12]})" for key, name in models.items())
+            known = ", ".join(named[:MODELS_NAMED]) + ", …" * (len(named) > MODELS_NAMED)
             self._notify(
                 f"note: this swarm serves {known}; {model.name} ({digest.hex()[:12]}) is another model, "
                 "whose nodes work only with each other"
@@ -293,8 +300,8 @@ async def run(config: NodeConfig, *, on_event: Notify | None = None) -> None:
     try:
         await _run(config, on_event or logger.info)
     except BaseExceptionGroup as group:
-        error = named_error(group)
-        if error is None:
+        error = unwrapped(group)
+        if not isinstance(error, SwarmError):
             raise
         raise error from None
 
@@ -302,12 +309,20 @@ async def run(config: NodeConfig, *, on_event: Notify | None = None) -> None:
 async def _run(config: NodeConfig, notify: Notify) -> None:
     from protocol.transport.libp2p import open_transport  # takes a second, which a wrong option need not cost
 
-    identity = await _in_thread(lambda: load_or_create(config.home.expanduser() / "node.key"))
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    with (
+        await _in_thread(lambda: _hold_key(config)) as key,
+        trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
+    ):
+        if not key.sure:
+            notify(f"warning: {config.home} cannot be locked: make sure that no other node uses it")
         async with open_transport(
-            identity.key, listen=config.listen, announce=config.announce, dht="server", validate=RecordRule()
+            key.identity.key,
+            listen=config.listen,
+            announce=config.announce,
+            dht="server",
+            validate=RecordRule(),
         ) as transport:
-            node = Node(config, identity, transport, TorchBackend(), notify)
+            node = Node(config, key.identity, transport, TorchBackend(), notify)
             async with trio.open_nursery() as nursery:
                 serving = trio.CancelScope()
                 nursery.start_soon(_obey, signals, serving, notify)
@@ -316,6 +331,14 @@ async def _run(config: NodeConfig, notify: Notify) -> None:
                     await node.run()
                 await node.leave()
                 nursery.cancel_scope.cancel()
+
+
+def _hold_key(config: NodeConfig) -> HeldKey:
+    try:
+        home = config.home.expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{config.home}: whose home that is, is not known here") from error
+    return hold(home / "node.key")
 
 
 async def _settle(node: Node) -> None:
@@ -340,28 +363,3 @@ async def _obey(signals: AsyncIterator[int], serving: trio.CancelScope, notify: 
         leaving = True
         notify("leaving")
         serving.cancel()
-
-
-def main(config: NodeConfig) -> int:
-    """Run a node, its events as lines on stdout; the exit status. Blocks; for the main thread.
-
-    0 after a goodbye, 2 if the configuration cannot be, 1 for any other named error, which is one line on stderr.
-    """
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
-
-    async def serve() -> None:
-        await run(config, on_event=lambda line: print(line, flush=True))
-
-    try:
-        trio.run(serve)
-    except SwarmError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2 if isinstance(error, ConfigError) else 1
-    return 0
-
-
-def named_error(raised: BaseException) -> SwarmError | None:
-    """The one error that nurseries have wrapped, if it is one of ours."""
-    while isinstance(raised, BaseExceptionGroup) and len(raised.exceptions) == 1:
-        raised = raised.exceptions[0]
-    return raised if isinstance(raised, SwarmError) else None

@@ -21,11 +21,19 @@ SwarmError
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+from protocol.plain import one_line
 
 
 class SwarmError(Exception):
-    """Every error this project raises on purpose."""
+    """Every error this project raises on purpose.
+
+    Its text is one line that can be shown and logged, though it may quote what peers said.
+    """
+
+    def __str__(self) -> str:
+        return one_line(super().__str__() or type(self).__name__)
 
 
 class LocalProtocolError(SwarmError):
@@ -98,3 +106,19 @@ class BadCheckpoint(EngineError):
 
 class ConfigError(SwarmError):
     """What the user asked for cannot be done as asked; shown as one line, exit code 2."""
+
+
+def leaves(raised: BaseException) -> Iterator[BaseException]:
+    """An error, or those that nurseries have put in groups."""
+    if isinstance(raised, BaseExceptionGroup):
+        for inner in raised.exceptions:
+            yield from leaves(inner)
+    else:
+        yield raised
+
+
+def unwrapped(raised: BaseException) -> BaseException:
+    """The one error that nurseries have wrapped; of several of ours the first, of others the group they are in."""
+    first, *more = leaves(raised)
+    alike = not more or all(isinstance(leaf, SwarmError) for leaf in (first, *more))
+    return first if alike else raised

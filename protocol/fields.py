@@ -15,7 +15,9 @@ from protocol import limits
 from protocol.candidates import Candidates, candidates_from_tensors
 from protocol.errors import Malformed, TooLarge
 from protocol.model import Span
+from protocol.plain import plain
 from protocol.tensors import Tensor, parse_tensor
+from protocol.transport.addresses import sound_addresses
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,12 @@ def text(most_bytes: int = limits.TEXT_BYTES) -> Rule:
     return Rule(pack, parse)
 
 
+def said(most_cells: int = limits.SAID_CELLS, most_bytes: int = limits.TEXT_BYTES) -> Rule:
+    """Text for people to read, which comes in as one plain line whatever was sent."""
+    rule = text(most_bytes)
+    return Rule(rule.pack, lambda value: plain(rule.parse(value), most_cells))
+
+
 def word(*allowed: str) -> Rule:
     """One of a few words."""
 
@@ -129,6 +137,11 @@ def sequence(rule: Rule, most: int) -> Rule:
         return tuple(rule.parse(entry) for entry in value)
 
     return Rule(lambda value: [rule.pack(entry) for entry in value], parse)
+
+
+_TEXTS = sequence(text(limits.ADDRESS_BYTES), limits.ADDRESSES)
+# Where a peer can be dialled. What is no address comes in as nothing: one odd entry costs a peer only itself.
+ADDRESSES = Rule(_TEXTS.pack, lambda value: sound_addresses(_TEXTS.parse(value)))
 
 
 def _parse_span(value: Any) -> Span:

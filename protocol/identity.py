@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
-import tempfile
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from protocol import limits
 from protocol.errors import BadSignature, ConfigError, Malformed
+from protocol.files import write_whole
 from protocol.keys import load_key
 
 # identity multihash (0x00) of 36 bytes; protobuf PublicKey {Type: Ed25519 (1), Data: 32 bytes}
@@ -52,7 +53,8 @@ def load_or_create(path: Path) -> Identity:
     try:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            _write_private(path, generate().key.private_bytes_raw())
+            # of two that make it at once, both use the one that came first
+            write_whole(path, generate().key.private_bytes_raw(), replace=False)
         if path.stat().st_mode & 0o077:
             raise ConfigError(f"the key file {path} can be read by others; run: chmod 600 {path}")
         raw = path.read_bytes()
@@ -63,17 +65,64 @@ def load_or_create(path: Path) -> Identity:
     return Identity(Ed25519PrivateKey.from_private_bytes(raw))
 
 
-def _write_private(path: Path, data: bytes) -> None:
-    """Write a file that is 0600 from the first and appears whole; the loser of a race keeps the winner's."""
-    # a file of our own: process ids are not unique where containers share a folder
-    descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+class HeldKey:
+    """A key that this process alone runs under.
+
+    Nobody else on this machine gets it until it is closed, or the process has ended, however it did.
+    """
+
+    def __init__(self, identity: Identity, descriptor: int, *, sure: bool) -> None:
+        self.identity = identity
+        self.sure = sure  # False where the file system cannot tell whether somebody else has it
+        self._descriptor = descriptor
+
+    def __enter__(self) -> HeldKey:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+
+
+def hold(path: Path) -> HeldKey:
+    """`load_or_create`, for the whole life of a node: two under one name would be taken for one that contradicts
+    itself. Blocks for as long as the disk does.
+
+    Raises: ConfigError, also if the key is in use.
+    """
+    identity = load_or_create(path)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        with contextlib.suppress(FileExistsError):
-            os.link(partial, path)
-    finally:
-        os.unlink(partial)
+        descriptor = _open_to_lock(path)
+    except OSError as error:
+        raise ConfigError(f"cannot use the key file {path}: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = _holder(os.fstat(descriptor).st_ino)
+        os.close(descriptor)
+        who = f" (pid {owner})" if owner else ""
+        raise ConfigError(
+            f"the key {path} is in use by another node{who}; give each node its own --home"
+        ) from None
+    except OSError:  # a network file system without locks
+        return HeldKey(identity, descriptor, sure=False)
+    return HeldKey(identity, descriptor, sure=True)
+
+
+def _open_to_lock(path: Path) -> int:
+    try:
+        return os.open(path, os.O_RDWR)  # NFS locks only what may be written
+    except OSError:
+        return os.open(path, os.O_RDONLY)
+
+
+def _holder(inode: int) -> int | None:
+    """The process that has locked a file, where the system says so (Linux: proc(5), /proc/locks)."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/locks").read_text().splitlines():
+            _, kind, _, _, pid, place, *_ = line.split()
+            if kind == "FLOCK" and place.rpartition(":")[2] == str(inode):
+                return int(pid)
+    return None
 
 
 def peer_id(public: bytes) -> str:

@@ -44,6 +44,13 @@ VOCABULARY: Final = 1 << 20
 ASKED_IDS: Final = 4096
 
 TEXT_BYTES: Final = 1024
+# What is shown of them, in cells of a terminal. A name on the hub has at most 96 characters; a reason is a sentence
+# or two; a line of ours may quote several reasons, a path or a command.
+NAME_CELLS: Final = 128
+SAID_CELLS: Final = 400
+LINE_CELLS: Final = 4000
+# Marks on one letter: Vietnamese has two, pointed Hebrew three or four; more only climb over the lines above.
+MARKS: Final = 4
 # Lists and maps in one frame, record or manifest; the fullest, an announcement with 16 links, has 21. Without
 # this bound a frame of empty lists becomes seventy times its size in memory.
 CONTAINERS: Final = 64

@@ -21,6 +21,7 @@ from protocol.fields import (
     blob,
     optional,
     real,
+    said,
     sequence,
     struct,
     text,
@@ -90,7 +91,7 @@ class Refused(Message):
 
     tag = "refused"
     code: str = wire(word("busy", "model", "span", "capacity", "draining"))
-    reason: str = wire(text())
+    reason: str = wire(said())
     retry_after_s: float = wire(real(0.0, 3600.0))
 
 
@@ -184,7 +185,7 @@ class LinkDown(Message):
 
     tag = "link_down"
     next: bytes = wire(_SESSION_ID, repr=False)
-    reason: str = wire(text())
+    reason: str = wire(said())
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,8 +218,8 @@ class Error(Message):
     """Either: this stream is over. `elsewhere` says whether another peer may succeed."""
 
     tag = "error"
-    code: str = wire(text(64))
-    message: str = wire(text())
+    code: str = wire(said(64, 64))
+    message: str = wire(said())
     elsewhere: bool = wire(FLAG)
 
 

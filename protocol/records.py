@@ -15,11 +15,13 @@ import msgpack
 from protocol import limits
 from protocol.errors import LocalProtocolError, Malformed, TooLarge
 from protocol.fields import (
+    ADDRESSES,
     SPAN,
     blob,
     pack_fields,
     parse_fields,
     real,
+    said,
     sequence,
     struct,
     text,
@@ -51,8 +53,8 @@ class Announcement:
     """One node's state. Times are seconds since the Unix epoch; speeds are the node's own measurements."""
 
     peer: str = wire(text(limits.PEER_ID_BYTES))
-    addrs: tuple[str, ...] = wire(sequence(text(limits.ADDRESS_BYTES), limits.ADDRESSES))
-    model: str = wire(text(256))  # display name
+    addrs: tuple[str, ...] = wire(ADDRESSES)
+    model: str = wire(said(limits.NAME_CELLS, 256))  # display name
     digest: bytes = wire(blob(32, exact=32))  # the model digest
     blocks: int = wire(uint(limits.STAGES - 2))
     hidden_size: int = wire(uint(limits.HIDDEN_SIZE))

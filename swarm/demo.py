@@ -35,7 +35,7 @@ LOG_LINES: Final = 15
 
 
 class DemoFailed(SwarmError):
-    """A node of the demo did not come up; the message ends with what it said last."""
+    """A node of the demo did not come up; the error's notes are what it said last."""
 
 
 @dataclass(slots=True, eq=False)
@@ -59,10 +59,9 @@ class DemoNode:
         self.process.kill()
         self.process.wait()
 
-    def last_words(self) -> str:
+    def last_words(self) -> list[str]:
         """The end of its log."""
-        lines = self.log.read_text(errors="replace").splitlines()
-        return "\n".join(lines[-LOG_LINES:])
+        return self.log.read_text(errors="replace").splitlines()[-LOG_LINES:]
 
 
 def shipped_model() -> Path:
@@ -142,12 +141,10 @@ class Demo:
                 node, line = self._news.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
                 slow = min(coming, key=lambda node: node.name)
-                raise DemoFailed(
-                    f"{slow.name} is not ready after {within_s:.0f} s:\n{slow.last_words()}"
-                ) from None
+                raise _failed(slow, f"is not ready after {within_s:.0f} s") from None
             if not line:
                 node.process.wait()
-                raise DemoFailed(f"{node.name} ended while starting:\n{node.last_words()}")
+                raise _failed(node, "ended while starting")
             if line.startswith("ready "):
                 coming.discard(node)
             yield node, line
@@ -189,11 +186,19 @@ def start(model: Path, layers: Sequence[tuple[int, int]]) -> Iterator[Demo]:
         yield demo
     except DemoFailed as error:
         keep = True
-        raise DemoFailed(f"{error}\n(logs are in {home})") from error
+        error.add_note(f"(logs are in {home})")
+        raise
     finally:
         demo.stop()
         if not keep:
             shutil.rmtree(home, ignore_errors=True)
+
+
+def _failed(node: DemoNode, how: str) -> DemoFailed:
+    error = DemoFailed(f"{node.name} {how}")
+    for line in node.last_words():
+        error.add_note(line)
+    return error
 
 
 def replaceable(demo: Demo, used: Sequence[tuple[str, Span]]) -> DemoNode:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -11,6 +9,7 @@ from typing import Final
 import trio
 
 from protocol.errors import NoRoute, PeerUnavailable, RemoteProtocolError
+from protocol.files import write_whole
 from protocol.model import Manifest, check_files, parse_manifest
 from protocol.records import Announcement
 from protocol.transport.base import Transport
@@ -86,8 +85,6 @@ def _write(folder: Path, manifest: Manifest, contents: dict[str, bytes]) -> None
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for name, data in [*contents.items(), (_MANIFEST, manifest.encode())]:
-            with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-                file.write(data)
-            os.replace(file.name, folder / name)
+            write_whole(folder / name, data)
     except OSError:
         return

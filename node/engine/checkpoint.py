@@ -139,12 +139,13 @@ class Checkpoint:
     @cached_property
     def _analysis(self) -> tuple[Layout, tuple[StageTensors, ...]]:
         # Here, not above: the modules of transformers behind these take seconds to import.
-        from node.engine.skeleton import build_skeleton, trace
+        from node.engine.skeleton import build_skeleton, probing, trace
         from node.engine.weights import sort_tensors
 
         model = build_skeleton(self.config, "f32")
         layout = trace(model)
-        return layout, sort_tensors(model, layout, self._shards)
+        with probing(self.config):
+            return layout, sort_tensors(model, layout, self._shards)
 
     def _read_files(self) -> dict[str, bytes]:
         files = {}
@@ -198,13 +199,14 @@ class Checkpoint:
             raise BadCheckpoint(f"{self.name}: config.json is no {kind}'s: {first_line(error)}") from error
 
     def _manifest(self) -> Manifest:
-        config = self.config.get_text_config(decoder=True)
+        try:
+            config = self.config.get_text_config(decoder=True)
+            sizes = int(config.num_hidden_layers), int(config.hidden_size), int(config.vocab_size)
+        except (AttributeError, TypeError, ValueError) as error:
+            kind = self.config.model_type
+            raise UnsupportedModel(f"{self.name}: a {kind} is no language model") from error
         lengths = [getattr(config, name, None) for name in _CONTEXT_NAMES]
         context = next((n for n in lengths if isinstance(n, int) and n > 0), limits.SESSION_TOKENS)
-        try:
-            sizes = int(config.num_hidden_layers), int(config.hidden_size), int(config.vocab_size)
-        except (AttributeError, TypeError) as error:
-            raise UnsupportedModel(f"{self.name}: a {config.model_type} is no language model") from error
         files = [ManifestFile(n, len(data), hashlib.sha256(data).digest()) for n, data in self._files.items()]
         tensors = shards.names_digest(self._shards)
         return Manifest(*sizes, min(context, limits.SESSION_TOKENS), tensors, tuple(files))

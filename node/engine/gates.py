@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from protocol.errors import UnsupportedModel
-
 
 class Gates:
     """One gate per layer. Not for two threads at once.
@@ -84,7 +82,7 @@ class Gates:
 
     def _note(self, index: int, hidden: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not isinstance(hidden, torch.Tensor):
-            raise UnsupportedModel("its layers are not given hidden states first")
+            raise TypeError("its layers are not given hidden states first")
         self.seen.append(index)
         others = {f"argument {n}": value for n, value in enumerate(args) if n} | kwargs
         others.pop("hidden_states", None)

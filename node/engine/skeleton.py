@@ -19,7 +19,7 @@ from node.engine.cache import LayerCaches
 from node.engine.forward import Forward
 from node.engine.gates import Gates
 from node.engine.sources import first_line
-from protocol.errors import UnsupportedModel
+from protocol.errors import SwarmError, UnsupportedModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -34,6 +34,7 @@ class Layout:
 
     stack: str  # of the list of decoder layers
     returns: int  # how a layer returns: 0 the hidden states themselves, else in a tuple of this length
+    width: int  # of the embedding
     before: frozenset[str]  # modules with parameters that run before the first layer
     after: frozenset[str]  # and those that run after the last one
     shared: frozenset[str]  # modules outside the layers that hold only buffers, which every span runs
@@ -83,12 +84,33 @@ def find_stack(model: PreTrainedModel) -> tuple[str, str]:
     return best
 
 
+@contextlib.contextmanager
+def probing(config: PreTrainedConfig) -> Iterator[None]:
+    """Around questions to a family's own code, which promises nothing: whatever fails then is UnsupportedModel.
+
+    The phase is the boundary, not the place: a family that leaves nothing where something is expected fails in our
+    code. The error that came first is the cause.
+    """
+    try:
+        yield
+    except SwarmError:
+        raise
+    except Exception as error:
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise UnsupportedModel(f"{config.model_type} cannot be split: {what}") from error
+
+
 def trace(model: PreTrainedModel) -> Layout:
     """Runs the forward of a model on the meta device once through gates. Raises: UnsupportedModel.
 
     Autograd tracks what depends on the parameters before the layers: if a layer gets such a tensor besides its
     hidden states (embeddings per layer, for one), a span in the middle could not know it.
     """
+    with probing(model.config):
+        return _trace(model)
+
+
+def _trace(model: PreTrainedModel) -> Layout:
     owner_path, name = find_stack(model)
     stack = f"{owner_path}.{name}" if owner_path else name
     owner = model.get_submodule(owner_path)
@@ -174,6 +196,7 @@ class _Calls:
 def _layout(model: PreTrainedModel, stack: str, returns: int, calls: _Calls) -> Layout:
     names = _parameter_names(model)
     state = model.state_dict()
+    width: Any = model.get_input_embeddings().embedding_dim
 
     def own(path: str, *, buffers: bool) -> set[str]:
         module = model.get_submodule(path)
@@ -195,6 +218,7 @@ def _layout(model: PreTrainedModel, stack: str, returns: int, calls: _Calls) -> 
     return Layout(
         stack=stack,
         returns=returns,
+        width=width,
         before=frozenset(before),
         after=frozenset(after),
         shared=frozenset(shared),

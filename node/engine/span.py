@@ -7,11 +7,11 @@ import torch
 from node.engine import convert, head
 from node.engine.cache import SpanCache
 from node.engine.checkpoint import Checkpoint
-from node.engine.sources import first_line
+from node.engine.skeleton import probing
 from node.engine.split import SplitModel
 from node.interfaces import KvCache
 from protocol.candidates import Candidates, Want
-from protocol.errors import ConfigError, LocalProtocolError, Malformed, SwarmError, UnsupportedModel
+from protocol.errors import ConfigError, LocalProtocolError, Malformed, UnsupportedModel
 from protocol.model import Manifest, Span
 from protocol.tensors import ITEM_BYTES, Tensor
 
@@ -98,18 +98,17 @@ class SpanEngine:
         """
         whole = self.new_cache(self.span)
         parts = [self.new_cache(Span(stage, stage + 1)) for stage in self.span]
-        try:
+        with probing(self._model.config):
             for tokens in (_CHECK_TOKENS, 1):
                 inputs = self._sample(tokens)
                 expected = self._run(whole, inputs)
                 for part in parts:
                     inputs = self._run(part, inputs)
                 if not self._agree(expected, inputs):
-                    raise UnsupportedModel("its layers share more than hidden states")
-        except SwarmError:
-            raise
-        except Exception as error:
-            raise UnsupportedModel(f"this model cannot be split: {first_line(error)}") from error
+                    kind = self._model.config.model_type
+                    raise UnsupportedModel(
+                        f"{kind} cannot be split: its layers share more than hidden states"
+                    )
         return whole.layers.bytes_per_token()
 
     @staticmethod

@@ -57,12 +57,11 @@ class SplitModel:
         self._load(checkpoint, dtype)
         owner, _, name = layout.stack.rpartition(".")
         decoder = self._model.get_submodule(owner)
-        width: Any = self._model.get_input_embeddings().embedding_dim
         self._slots = self._cache_slots(getattr(decoder, name))
         self._stub()
         self._gates = Gates(getattr(decoder, name), layout.returns)
         self._forward = Forward(self._model, decoder)
-        self._dummy: torch.Tensor = torch.zeros(1, 1, width, dtype=self.dtype, device=self.device)
+        self._dummy: torch.Tensor = torch.zeros(1, 1, layout.width, dtype=self.dtype, device=self.device)
 
     def _load(self, checkpoint: Checkpoint, dtype: str) -> None:
         loaded: set[str] = set()

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from protocol.errors import ConfigError
 from protocol.transport.peer_id import is_peer_id
 
 MAX_ADDR_CHARS = 512  # /dns (253) + /p2p (59) + the rest, rounded up
+# RFC 1123, section 2.1: labels of letters, digits and hyphens that neither begin nor end with a hyphen.
+_NAME: Final = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*")
+# An interface's name (RFC 4007 leaves the form to the system; Linux has at most 15 characters).
+_ZONE: Final = re.compile(r"[A-Za-z0-9_.-]{1,15}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +46,7 @@ class Address:
 def parse_address(text: str) -> Address:
     """The parts of "/ip4/192.0.2.7/udp/4001/quic-v1[/p2p/<id>]" (also ip6, dns, dns4, dns6).
 
+    `str` of the result is safe to show, to keep and to paste; the text itself may be a stranger's.
     Raises: ConfigError with one clear line, if `text` is anything else.
     """
 
@@ -65,14 +74,26 @@ def parse_address(text: str) -> Address:
         if kind == "ip4":
             host = str(ipaddress.IPv4Address(host))
         elif kind == "ip6":
-            host = str(ipaddress.IPv6Address(host))
+            found = ipaddress.IPv6Address(host)
+            if found.scope_id is not None and not _ZONE.fullmatch(found.scope_id):
+                raise malformed(f"{found.scope_id!r} is no interface")
+            host = str(found)
         elif kind not in ("dns", "dns4", "dns6"):
             raise malformed(f"{kind!r} is no kind of host")
-        elif not host or len(host) > 253 or not host.isascii():
+        elif len(host) > 253 or not _NAME.fullmatch(host):
             raise malformed(f"{host!r} is no host name")
     except ValueError:
         raise malformed(f"{host!r} is no {kind} address") from None
     return Address(host, int(port_text), peer, kind)
+
+
+def sound_addresses(texts: Iterable[str]) -> tuple[str, ...]:
+    """Those that are addresses, in our own words; what is anything else is left out."""
+    sound = []
+    for text in texts:
+        with contextlib.suppress(ConfigError):
+            sound.append(str(parse_address(text)))
+    return tuple(sound)
 
 
 def with_peer(address: Address, peer: str) -> Address:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from importlib import metadata
 from typing import Annotated
 
 import typer
 
-from protocol.errors import ConfigError, SwarmError
+from protocol.errors import ConfigError, SwarmError, leaves, unwrapped
 from swarm.cli import chat, demo, generate, node, route, status
-from swarm.cli.options import Verbose, wants_tracebacks
+from swarm.cli.logs import traceback_lines, wants_tracebacks
+from swarm.cli.options import Verbose
+from swarm.cli.streams import OutputLost, own_streams
 from swarm.cli.terminal import open_terminal
 
 app = typer.Typer(
@@ -60,45 +61,48 @@ def swarm(
 def main() -> int:
     """Run the command line; the exit status.
 
-    0 done, 1 it failed, 2 it was asked for what cannot be, 130 Ctrl-C. Errors are one line on standard error.
+    0 done, 1 it failed, 2 it was asked for what cannot be, 130 Ctrl-C, 141 whoever read standard output has left.
+    Errors are one line on standard error.
     """
+    with own_streams():
+        try:
+            status = _run()
+            sys.stdout.flush()  # what does not arrive has not been done
+        except (Exception, BaseExceptionGroup, KeyboardInterrupt) as error:  # noqa: BLE001 - all are told
+            return _tell(error)
+        return status
+
+
+def _run() -> int:
     try:
         app(prog_name="swarm")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1
-    except BrokenPipeError:
-        # Whoever read standard output has closed it; what is buffered has nowhere to go, also at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    except (Exception, BaseExceptionGroup) as error:  # told in one line; the traceback is one option away
-        bare = _bare(error)
-        if wants_tracebacks() and not isinstance(bare, KeyboardInterrupt):
-            raise
-        return _tell(bare)
     return 0
 
 
-def _tell(error: BaseException) -> int:
-    fail = open_terminal().fail
-    if isinstance(error, KeyboardInterrupt):
-        return 130
-    if isinstance(error, ConfigError):
-        fail(str(error))
-        return 2
-    if isinstance(error, SwarmError):
-        fail(str(error))
-    else:
-        fail(f"a bug of ours: {type(error).__name__}: {error} (swarm -vv shows the traceback)")
-    return 1
+def _tell(raised: BaseException) -> int:
+    """Say in one line what went wrong; its traceback is one option away."""
+    terminal, error = open_terminal(), _bare(raised)
+    match error:
+        case KeyboardInterrupt():
+            return 130
+        case OutputLost(reader_left=True):
+            return 141
+        case OutputLost() | SwarmError():
+            terminal.fail(str(error))
+        case _:
+            what = f"a bug of ours: {type(error).__name__}: {error}"
+            terminal.fail(f"{what} (swarm -vv shows the traceback)")
+    notes = traceback_lines(raised) if wants_tracebacks() else getattr(error, "__notes__", ())
+    terminal.explain(notes)
+    return 2 if isinstance(error, ConfigError) else 1
 
 
-def _bare(error: BaseException) -> BaseException:
-    """The one error that nurseries have wrapped; a Ctrl-C, if there is one among several."""
-    if isinstance(error, BaseExceptionGroup):
-        if error.subgroup(KeyboardInterrupt) is not None:
-            return KeyboardInterrupt()
-        if len(error.exceptions) == 1:
-            return _bare(error.exceptions[0])
-    return error
+def _bare(raised: BaseException) -> BaseException:
+    """The one error that nurseries have wrapped; what ends a command anyway, if that is among several."""
+    if isinstance(raised, BaseExceptionGroup):
+        for kind in (KeyboardInterrupt, OutputLost):
+            if (found := raised.subgroup(kind)) is not None:
+                return next(iter(leaves(found)))
+    return unwrapped(raised)

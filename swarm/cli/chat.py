@@ -11,8 +11,9 @@ from typing import Annotated, Final
 import typer
 
 from protocol.errors import ConfigError, SwarmError
+from protocol.plain import plain
 from swarm.blocking import Client, Conversation
-from swarm.cli.connection import copyable, open_client
+from swarm.cli.connection import a_door, copyable, open_client
 from swarm.cli.coverage import by_model, render
 from swarm.cli.options import (
     ANSWER,
@@ -28,17 +29,21 @@ from swarm.cli.options import (
     Wait,
     Weights,
     Where,
+    readable,
 )
 from swarm.cli.route import route_table
 from swarm.cli.screen import Screen
-from swarm.cli.terminal import harmless, open_terminal
+from swarm.cli.streams import read_input
+from swarm.cli.terminal import open_terminal
 from swarm.cli.words import count, describe_answer
 from swarm.decoding import Sampling
 
-_HELP: Final = """/route   the hops that answer
-/status  who serves which layers
-/reset   forget what was said
-/quit    leave; so does Ctrl-D. Ctrl-C stops an answer."""
+_HELP: Final = (
+    "/route   the hops that answer",
+    "/status  who serves which layers",
+    "/reset   forget what was said",
+    "/quit    leave; so does Ctrl-D. Ctrl-C stops an answer.",
+)
 
 
 def chat(
@@ -71,7 +76,9 @@ def chat(
     screen = Screen(open_terminal())
     where = Where(tuple(join or ()), model, wait, weights)
     with open_client(where, screen.terminal, screen.event) as client:
-        talk = client.conversation(system=system, sampling=sampling, max_new_tokens=max_new_tokens)
+        talk = client.conversation(
+            system=readable(system or "") or None, sampling=sampling, max_new_tokens=max_new_tokens
+        )
         with talk as entered:
             screen.news.blocks = client.model.blocks
             converse(screen, client, entered)
@@ -121,10 +128,9 @@ class _Chat:
         self.client.refresh()
         said = [a for a in self.client.nodes if a.digest == self.client.model.digest]
         terminal = self.screen.terminal
-        join = next((addr for a in said for addr in a.addrs[:1]), "ADDRESS")
         weights = {self.client.model.digest: self.client.weights}
         for coverage in by_model(said, self.client.rtt_ms, weights):
-            terminal.show(*render(coverage, terminal, join, self.screen.news.names))
+            terminal.show(*render(coverage, terminal, a_door(self.client), self.screen.news.names))
 
     def reset(self) -> None:
         """/reset"""
@@ -133,7 +139,7 @@ class _Chat:
 
     def help(self) -> None:
         """/help"""
-        self.screen.terminal.remark(_HELP)
+        self.screen.terminal.remark(*_HELP)
 
 
 Commands = dict[str, Callable[[], object]]
@@ -193,7 +199,7 @@ def _greet(screen: Screen, client: Client) -> None:
     said = [a for a in client.nodes if a.digest == client.model.digest]
     model = client.model
     where = f"{count(model.blocks, 'layer')} on {count(len(said), 'node')}"
-    screen.terminal.remark(f"{harmless(model.name)} · {where} · /help for commands, Ctrl-D leaves", "bold")
+    screen.terminal.remark(f"{plain(model.name)} · {where} · /help for commands, Ctrl-D leaves", style="bold")
     if not client.text.chats:
         screen.terminal.remark("this model has no chat template: it continues text rather than answers")
 
@@ -201,7 +207,7 @@ def _greet(screen: Screen, client: Client) -> None:
 def _read(person: bool) -> str | None:
     """The next line; None at the end of the input. Raises: KeyboardInterrupt."""
     if not person:
-        return sys.stdin.readline() or None
+        return read_input(line=True) or None
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - lets input() edit and recall lines
     try:

@@ -8,11 +8,14 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
+
 from protocol.errors import NoRoute, SwarmError
+from protocol.plain import one_line, plain
 from swarm import blocking
 from swarm.cli import joined, local
 from swarm.cli.options import Where
-from swarm.cli.terminal import Terminal, harmless
+from swarm.cli.terminal import Terminal
 from swarm.events import OnEvent
 
 
@@ -35,8 +38,7 @@ def open_client(where: Where, terminal: Terminal, on_event: OnEvent) -> Iterator
     with ExitStack() as stack:
         with doors.knocking(), working(terminal, "entering the swarm"):
             client = stack.enter_context(blocking.connect(*doors.addrs, **how))
-        others = (addr for said in client.nodes for addr in said.addrs[:1])
-        joined.remember(doors.addrs, others)
+        joined.remember(doors.addrs, joined.places(client.book))
         try:
             yield client
         except NoRoute as error:
@@ -45,10 +47,14 @@ def open_client(where: Where, terminal: Terminal, on_event: OnEvent) -> Iterator
 
 def copyable(error: SwarmError, client: blocking.Client) -> str:
     """The error with commands that can be copied: this model and a node's address in place of the words for them."""
+    text = str(error).replace("--model MODEL ", f"--model {shlex.quote(plain(client.model.name))} ")
+    return text.replace("--join ADDRESS", f"--join {shlex.quote(a_door(client))}")
+
+
+def a_door(client: blocking.Client) -> str:
+    """For a command: where a node of this model was met; what is only announced may be anybody's place."""
     said = (a for a in client.nodes if a.digest == client.model.digest)
-    door = next((addr for a in said for addr in a.addrs[:1]), "ADDRESS")
-    text = str(error).replace("--model MODEL ", f"--model {shlex.quote(harmless(client.model.name))} ")
-    return text.replace("--join ADDRESS", f"--join {door}")
+    return next((addr for a in said for addr in client.book.proven(a.peer)), "ADDRESS")
 
 
 def working(terminal: Terminal, what: str) -> AbstractContextManager[object]:
@@ -56,5 +62,5 @@ def working(terminal: Terminal, what: str) -> AbstractContextManager[object]:
     if not terminal.err.is_terminal:
         return nullcontext()
     return terminal.err.status(
-        f"[dim]{what}[/]", spinner="dots" if "utf" in terminal.err.encoding else "line"
+        Text(one_line(what), style="dim"), spinner="dots" if "utf" in terminal.err.encoding else "line"
     )

@@ -10,9 +10,11 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from protocol import limits
 from protocol.model import Span, describe_stages
+from protocol.plain import plain
 from protocol.records import Announcement
-from swarm.cli.terminal import Terminal, harmless
+from swarm.cli.terminal import Terminal
 from swarm.cli.words import Names, count, name_of, span_fields
 from swarm.route import missing_stages, serve_command
 from swarm.weights import PIN_DIGITS
@@ -36,6 +38,11 @@ class Coverage:
         return self.nodes[0]
 
     @property
+    def name(self) -> str:
+        """What the model is called, to be shown."""
+        return plain(self.one.model, limits.NAME_CELLS)
+
+    @property
     def spans(self) -> list[Span]:
         """What is served now, by nodes that answer."""
         return [node.span for node in self.nodes if self.state(node) == "serving"]
@@ -51,7 +58,7 @@ class Coverage:
 
     def fill(self, hole: Span, join: str) -> str:
         """The command that fills a hole."""
-        return serve_command(hole, self.one.blocks, shlex.quote(harmless(self.one.model)), join)
+        return serve_command(hole, self.one.blocks, shlex.quote(self.name), shlex.quote(join))
 
 
 def by_model(
@@ -93,7 +100,7 @@ def render(
         cells += [what, *_details(coverage, node)][: len(headers)]
         table.add_row(*cells)
     table.add_row(Text("nodes", style="dim"), scale.counts(coverage))
-    heading = f"{harmless(one.model)} · {count(one.blocks, 'layer')} · {count(len(coverage.nodes), 'node')}"
+    heading = f"{coverage.name} · {count(one.blocks, 'layer')} · {count(len(coverage.nodes), 'node')}"
     lines: list[Table | Text] = [
         Text.assemble((terminal.glyphs(heading), "bold"), (f"  {one.digest.hex()[:8]}", "dim")),
         table,
@@ -171,7 +178,7 @@ def coverage_fields(coverage: Coverage, join: str) -> dict[str, Any]:
     """A model for --json."""
     one = coverage.one
     return {
-        "model": one.model,
+        "model": coverage.name,
         "digest": one.digest.hex(),
         "weights": coverage.weights,
         "layers": one.blocks,

@@ -24,7 +24,7 @@ from swarm.blocking import Client, Conversation
 from swarm.cli.chat import converse
 from swarm.cli.connection import working
 from swarm.cli.coverage import by_model, render
-from swarm.cli.options import Verbose
+from swarm.cli.options import Verbose, readable
 from swarm.cli.screen import Screen
 from swarm.cli.terminal import Terminal, open_terminal
 from swarm.cli.words import count, describe_answer
@@ -100,7 +100,7 @@ class Show:
         self._coverage()
         with self.client.conversation(max_new_tokens=MAX_NEW_TOKENS) as talk:
             if prompt is not None:
-                self._ask(talk, prompt)
+                self._ask(talk, readable(prompt))
             else:
                 for question, answer in QUESTIONS:
                     text = self._ask(talk, question)
@@ -164,14 +164,14 @@ class Show:
         node.kill()
         first, stop = node.layers
         self.screen.printer.remark(
-            f"kill -9 {node.process.pid}: {node.name} with layers {first}:{stop} is dead", "bold red"
+            f"kill -9 {node.process.pid}: {node.name} with layers {first}:{stop} is dead", style="bold red"
         )
         return node
 
     def _judge(self, right: bool, what: str) -> None:
         if not right:
             raise DemoWrong(f"the answer is wrong: it should have been {what}")
-        self.screen.terminal.remark(f"✓ {what}\n", "green")
+        self.screen.terminal.remark(f"✓ {what}", "", style="green")
 
 
 class DemoWrong(SwarmError):
@@ -182,13 +182,13 @@ def _wait_until_ready(running: Demo, terminal: Terminal) -> None:
     began = time.monotonic()
     doing = {node.name: "starting" for node in running.nodes}
     say = f"starting {count(len(running.nodes), 'node')} with layers of the model in {running.model.name}"
-    terminal.remark(say, "bold")
+    terminal.remark(say, style="bold")
     with Live(console=terminal.out, refresh_per_second=10, transient=True) as live:
         for node, line in running.progress():
             doing[node.name] = _in_short(line) or doing[node.name]
             if terminal.out.is_terminal:
                 live.update(_progress(running, doing, terminal))
-    terminal.remark(f"✓ all ready after {time.monotonic() - began:.1f} s\n", "green")
+    terminal.remark(f"✓ all ready after {time.monotonic() - began:.1f} s", "", style="green")
 
 
 def _progress(running: Demo, doing: dict[str, str], terminal: Terminal) -> Table:

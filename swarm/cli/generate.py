@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import Annotated
 
 import typer
@@ -25,8 +24,10 @@ from swarm.cli.options import (
     Wait,
     Weights,
     Where,
+    readable,
 )
 from swarm.cli.screen import Screen
+from swarm.cli.streams import read_input
 from swarm.cli.terminal import open_terminal
 from swarm.cli.words import answer_fields, describe_answer
 from swarm.decoding import Sampling
@@ -72,10 +73,10 @@ def generate(
     ```
     """
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
-    text = sys.stdin.read() if prompt == "-" else prompt
+    screen = Screen(open_terminal())
+    text = read_input() if prompt == "-" else readable(prompt)
     if not text:
         raise ConfigError("the prompt is empty: there is nothing to answer")
-    screen = Screen(open_terminal())
     terminal, printer = screen.terminal, screen.printer
     where = Where(tuple(join or ()), model, wait, weights)
     with open_client(where, terminal, screen.event) as client:
@@ -84,7 +85,7 @@ def generate(
             text,
             max_new_tokens=max_new_tokens,
             sampling=sampling,
-            stop=tuple(stop or ()),
+            stop=tuple(map(readable, stop or ())),
             chat=client.text.chats and not raw,
         )
         try:

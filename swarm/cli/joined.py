@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,11 +14,15 @@ from typing import Final
 
 import platformdirs
 
-from protocol import limits
+from protocol.book import RecordBook
 from protocol.errors import ConfigError, Unreachable
+from protocol.files import write_whole
+from protocol.transport.addresses import sound_addresses
 
 # Doors kept of the swarm entered last: one that is still open is enough.
 DOORS: Final = 8
+# Eight addresses take 4 KiB at most; whatever is longer, others have put there.
+_FILE_BYTES: Final = 64 * 1024
 _NOWHERE: Final = (
     "no swarm to join: give --join ADDRESS (every node prints its own), set SWARM_JOIN, or try `swarm demo`"
 )
@@ -58,22 +62,37 @@ def find_doors(given: Sequence[str]) -> Doors:
 
 def remember(entered: Sequence[str], others: Iterable[str] = ()) -> None:
     """Keep these doors for the next time, those that were used first. A disk that does not take them is no error."""
-    kept = list(dict.fromkeys([*entered, *others]))[:DOORS]
+    kept = list(dict.fromkeys(sound_addresses([*entered, *others])))[:DOORS]
     path = _path()
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-            json.dump({"join": kept}, file)
-        os.replace(file.name, path)
+        write_whole(path, json.dumps({"join": kept}).encode())
+
+
+def places(book: RecordBook) -> Iterator[str]:
+    """Doors to keep: where nodes were met. What is only announced may be anybody's place."""
+    for record in book:
+        yield from book.proven(record.peer)[:1]
 
 
 def _remembered() -> tuple[str, ...]:
+    """What the file holds of doors; whatever else it is or holds counts as nothing."""
     try:
-        value = json.loads(_path().read_text(encoding="utf-8"))["join"]
-    except (OSError, ValueError, KeyError, TypeError):
+        value = json.loads(_read(_path()))
+    except (OSError, ValueError, RecursionError):
         return ()
-    sound = [a for a in value if isinstance(a, str) and len(a) <= limits.ADDRESS_BYTES] if value else []
-    return tuple(sound[:DOORS])
+    said = value.get("join") if isinstance(value, dict) else None
+    texts = said[: 2 * DOORS] if isinstance(said, list) else []
+    return sound_addresses(text for text in texts if isinstance(text, str))[:DOORS]
+
+
+def _read(path: Path) -> bytes:
+    """A small file. Raises: OSError, also for what only looks like a file and might never end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(f"{path} is no file")
+        return file.read(_FILE_BYTES)
 
 
 def _path() -> Path:

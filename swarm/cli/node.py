@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import queue
 import re
 import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
+from rich.text import Text
 
 from protocol.errors import ConfigError
+from protocol.plain import one_line
 from swarm.cli import joined, local
 from swarm.cli.options import NETWORK, Verbose
+from swarm.cli.streams import OutputLost
 from swarm.cli.terminal import Terminal, open_terminal
 
 _ENGINE = "The engine"
+# A node says some twenty lines as it starts, and then one an hour; more than this waits only where nobody reads.
+LINES_WAITING: Final = 256
+# How long the end of a node waits for its last lines to be written.
+LAST_LINES_S: Final = 1.0
 
 
 def node(
@@ -148,26 +157,52 @@ def node(
         options["home"] = home or Path(os.environ["SWARM_HOME"])
     if stop_on_eof:
         threading.Thread(target=_stop_at_eof, daemon=True).start()
-    local.serve(options, _Lines(open_terminal()).say)
+    with _Lines(open_terminal()) as lines:
+        local.serve(options, lines.say)
 
 
 class _Lines:
-    """The daemon's lines on standard output; its addresses are kept, so that a chat on this machine finds it."""
+    """The daemon's lines on standard output; its addresses are kept, so that a chat on this machine finds it.
+
+    Written by a thread of their own: a terminal that is stopped, or a pipe that nobody empties, holds no node up.
+    """
 
     def __init__(self, terminal: Terminal) -> None:
         self._terminal = terminal
         self._addrs: list[str] = []
+        self._said: queue.Queue[str | None] = queue.Queue(LINES_WAITING)
+        self._writer = threading.Thread(target=self._write, name="lines", daemon=True)
+
+    def __enter__(self) -> _Lines:
+        self._writer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """What was said is written, if it can be; what went wrong is said after it."""
+        self._put(None)
+        self._writer.join(LAST_LINES_S)
 
     def say(self, line: str) -> None:
-        first, _, rest = line.partition(" ")
-        if first == "address":
-            self._addrs.append(rest)
-        if first == "ready":
-            joined.remember(self._addrs)
-        style = {"ready": "bold green", "address": "dim", "warning:": "yellow", "note:": "yellow"}.get(
-            first, ""
-        )
-        self._terminal.out.print(line, style=style, markup=False, soft_wrap=True)
+        """Write the line soon. Never blocks: where too many wait already, it is dropped."""
+        self._put(line)
+
+    def _put(self, line: str | None) -> None:
+        with contextlib.suppress(queue.Full):
+            self._said.put_nowait(line)
+
+    def _write(self) -> None:
+        while (line := self._said.get()) is not None:
+            first, _, rest = line.partition(" ")
+            if first == "address":
+                self._addrs.append(rest)
+            if first == "ready":
+                joined.remember(self._addrs)
+            with contextlib.suppress(OutputLost):  # a node serves on when nobody reads what it says
+                self._show(first, line)
+
+    def _show(self, first: str, line: str) -> None:
+        styles = {"ready": "bold green", "address": "dim", "warning:": "yellow", "note:": "yellow"}
+        self._terminal.out.print(Text(one_line(line), style=styles.get(first, "")), soft_wrap=True)
 
 
 def parse_layers(text: str | None) -> tuple[int, int] | None:
@@ -192,5 +227,7 @@ def parse_size(text: str | None) -> int | None:
 
 def _stop_at_eof() -> None:
     """Leave when standard input ends: whoever started this node has ended, however it did."""
-    sys.stdin.read()
+    with contextlib.suppress(OSError):
+        while os.read(sys.stdin.fileno(), 4096):
+            pass
     os.kill(os.getpid(), signal.SIGTERM)

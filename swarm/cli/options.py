@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import Annotated, Final
 
 import typer
-from rich.logging import RichHandler
 
-from swarm.cli.terminal import open_terminal
+from swarm.cli.logs import show_logs
 
 NETWORK: Final = "Where"
 ANSWER: Final = "The answer"
 OUTPUT: Final = "Output"
 
 
+def readable(argument: str) -> str:
+    """An argument as text: bytes that are no UTF-8 become question marks, as they do in what is typed."""
+    return argument.encode(errors="surrogateescape").decode(errors="replace")
+
+
 def _set_verbosity(level: int) -> int:
-    if level:
-        handler = RichHandler(console=open_terminal().err, show_path=False)
-        logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
-        for ours in ("protocol", "node", "swarm"):
-            logging.getLogger(ours).setLevel(logging.INFO if level == 1 else logging.DEBUG)
+    show_logs(level)
     return level
-
-
-def wants_tracebacks() -> bool:
-    """Whether -vv was given."""
-    return logging.getLogger("swarm").isEnabledFor(logging.DEBUG)
 
 
 Verbose = Annotated[

@@ -7,11 +7,12 @@ import json
 from rich.table import Table
 
 from protocol.model import describe_stages
+from protocol.plain import plain
 from swarm.blocking import Client
 from swarm.cli.connection import open_client
 from swarm.cli.options import Join, Json, Model, Verbose, Wait, Weights, Where
 from swarm.cli.screen import Screen
-from swarm.cli.terminal import Terminal, harmless, open_terminal
+from swarm.cli.terminal import Terminal, open_terminal
 from swarm.cli.words import Names, hop_fields, name_of
 from swarm.route import Route
 
@@ -44,7 +45,7 @@ def route(
 def route_table(planned: Route, client: Client, terminal: Terminal, names: Names | None = None) -> Table:
     """The hops with their parts and expected times."""
     blocks = client.model.blocks
-    title = terminal.glyphs(f"{harmless(client.model.name)} · {planned.expected_ms:.1f} ms a token expected")
+    title = terminal.glyphs(f"{plain(client.model.name)} · {planned.expected_ms:.1f} ms a token expected")
     table = Table(
         box=None, padding=(0, 1), show_edge=False, header_style="dim", title=title, title_justify="left"
     )
@@ -62,7 +63,7 @@ def route_table(planned: Route, client: Client, terminal: Terminal, names: Names
 def _fields(planned: Route, client: Client) -> dict[str, object]:
     hops = [hop_fields(hop, client.model.blocks) for hop in planned.hops]
     return {
-        "model": client.model.name,
+        "model": plain(client.model.name),
         "weights": client.weights,
         "expected_ms": round(planned.expected_ms, 3),
         "hops": hops,

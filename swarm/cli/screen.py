@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+
+from swarm.cli.streams import OutputLost
 from swarm.cli.terminal import Printer, Terminal
 from swarm.cli.words import Names, News
 from swarm.events import Event
@@ -18,4 +21,5 @@ class Screen:
     def event(self, event: Event) -> None:
         """Show what happened beside the answer; may be called in another thread."""
         if line := self.news.line(event):
-            self.printer.remark(line, "yellow")
+            with contextlib.suppress(OutputLost):  # the thread that writes the answer finds out by itself
+                self.printer.remark(line, style="yellow")

@@ -13,12 +13,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from protocol.plain import one_line
 from swarm.cli import joined
 from swarm.cli.connection import working
 from swarm.cli.coverage import by_model, coverage_fields, render
 from swarm.cli.options import OUTPUT, Join, Json, Verbose
 from swarm.cli.survey import Survey, enter
-from swarm.cli.terminal import Terminal, harmless, open_terminal
+from swarm.cli.terminal import Terminal, open_terminal
 
 WATCH_EVERY_S = 2.0
 
@@ -49,9 +50,7 @@ async def _status(doors: joined.Doors, terminal: Terminal, as_json: bool, watch:
         with doors.knocking(), working(terminal, "entering the swarm"):
             surveyor = await stack.enter_async_context(enter(addrs))
             found = await surveyor.survey()
-        joined.remember(
-            addrs, (addr for a in found.announcements if a.peer in found.rtt_ms for addr in a.addrs[:1])
-        )
+        joined.remember(addrs, found.doors)
         if complaint := surveyor.complaint():
             terminal.remark(complaint)
         if as_json:
@@ -78,5 +77,5 @@ def _picture(found: Survey, terminal: Terminal, join: str) -> list[Table | Text]
     for model in by_model(found.announcements, found.rtt_ms, found.weights):
         parts += [*([Text()] if parts else []), *render(model, terminal, join)]
         if (dispute := found.disputes.get(model.one.digest)) is not None:
-            parts.append(Text(terminal.glyphs(harmless(dispute)), style="yellow"))
+            parts.append(Text(terminal.glyphs(one_line(dispute)), style="yellow"))
     return parts

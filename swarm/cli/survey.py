@@ -11,6 +11,7 @@ from protocol import identity
 from protocol.hints import RecordRule
 from protocol.records import Announcement
 from protocol.transport.background import background_tasks
+from swarm.cli.joined import places
 from swarm.discovery import View
 
 # Nodes that are shown though they do not answer; an announcement outlives a node that died by up to a minute.
@@ -25,6 +26,7 @@ class Survey:
     rtt_ms: dict[str, float]
     weights: dict[bytes, str | None]  # by model: the digest of what is served, where that is the whole
     disputes: dict[bytes, str]  # by model: a line about nodes that differ about its weights
+    doors: tuple[str, ...]  # where some of them were met
 
 
 class Surveyor:
@@ -48,7 +50,13 @@ class Surveyor:
             weights[one.digest] = whole.hex() if whole is not None else None
             if line is not None:
                 disputes[one.digest] = line
-        return Survey((*said, *view.silent(SILENT_SHOWN)), dict(view.rtt_ms), weights, disputes)
+        return Survey(
+            (*said, *view.silent(SILENT_SHOWN)),
+            dict(view.rtt_ms),
+            weights,
+            disputes,
+            tuple(places(view.book)),
+        )
 
     def complaint(self) -> str:
         """One line on whose clock is wrong; empty if nobody's is."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, TextIO
 
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.text import Text
+
+from protocol.plain import one_line, printable
 
 # Drawn where the terminal's encoding has them, else what stands beside.
 _PLAIN: Final = {"█": "#", "·": "-", "…": "...", "↻": "*", "✓": "+", "—": "-", "░": ".", "▒": "="}
@@ -37,14 +39,21 @@ class Terminal:
             return "".join(_PLAIN.get(char, char) for char in text)
         return text
 
-    def remark(self, line: str, style: str = "dim") -> None:
-        """One line about the answer or the swarm; for a person it is broken between words."""
+    def remark(self, *lines: str, style: str = "dim") -> None:
+        """About the answer or the swarm; for a person lines are broken between words."""
         soft = not self.beside.is_terminal
-        self.beside.print(Text(self.glyphs(harmless(line)), style=style), soft_wrap=soft)
+        for line in lines:
+            text = self.glyphs(one_line(line)) if line else ""
+            self.beside.print(Text(text, style=style), soft_wrap=soft)
 
     def fail(self, line: str) -> None:
         """One line on standard error: what went wrong."""
-        self.err.print(Text.assemble(("error: ", "bold red"), self.glyphs(harmless(line))), soft_wrap=True)
+        self.err.print(Text.assemble(("error: ", "bold red"), self.glyphs(one_line(line))), soft_wrap=True)
+
+    def explain(self, lines: Iterable[str]) -> None:
+        """Lines on standard error, under what went wrong."""
+        for line in lines:
+            self.err.print(Text(self.glyphs(one_line(line)), style="dim"), soft_wrap=True)
 
     def show(self, *things: RenderableType) -> None:
         """Tables and bars, on standard output."""
@@ -55,23 +64,22 @@ class Terminal:
 
 def open_terminal() -> Terminal:
     """The process's terminal. A character it cannot show becomes a question mark, never an error."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
         _forgive(stream)
-    if hasattr(sys.stdin, "reconfigure"):
-        sys.stdin.reconfigure(errors="replace")
     # A pipe has no width; tables for it are whole.
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120
-    return Terminal(Console(highlight=False, width=width), Console(stderr=True, highlight=False))
+    return Terminal(_console(width=width), _console(stderr=True))
+
+
+def _console(*, stderr: bool = False, width: int | None = None) -> Console:
+    """Text is text: what looks like rich's markup or the name of an emoji may be a stranger's."""
+    return Console(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
 
 
 def _forgive(stream: TextIO) -> None:
-    if hasattr(stream, "reconfigure"):
+    # Changing a stream flushes it, which one that is broken does not survive; our own forgive already.
+    if stream.errors != "replace" and hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="replace")
-
-
-def harmless(text: str) -> str:
-    """Text of strangers without control characters: it cannot move the cursor or change the terminal."""
-    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) != "Cc")
 
 
 class Printer:
@@ -90,7 +98,7 @@ class Printer:
         """More of the answer, at once on the screen."""
         with self._lock:
             if self._terminal.out.is_terminal:
-                text = harmless(text).expandtabs(4)
+                text = printable(text).expandtabs(4)
             self._put(text)
             self._line = (self._line + text).rpartition("\n")[2]
 
@@ -101,21 +109,21 @@ class Printer:
                 self._put("\n")
             self._line = ""
 
-    def remark(self, line: str, style: str = "dim") -> None:
+    def remark(self, line: str, *, style: str = "dim") -> None:
         """A line that does not tear the text."""
         with self._lock:
             if not self._line or not self._terminal.out.is_terminal:
-                self._terminal.remark(line, style)
+                self._terminal.remark(line, style=style)
                 return
             rows = max(1, -(-cell_len(self._line) // self._terminal.out.width))
             if self._moves and rows < self._terminal.out.height:
                 # Up to the line's first row, clear from there, and write it again below the remark.
                 self._put((f"\x1b[{rows - 1}A" if rows > 1 else "") + "\r\x1b[J")
-                self._terminal.remark(line, style)
+                self._terminal.remark(line, style=style)
                 self._put(self._line)
             else:
                 self._put("\n")
-                self._terminal.remark(line, style)
+                self._terminal.remark(line, style=style)
 
     def _put(self, text: str) -> None:
         file = self._terminal.out.file

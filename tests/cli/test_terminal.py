@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 
 import pytest
 from rich.console import Console
+from rich.table import Table
 
-from swarm.cli.terminal import Printer, Terminal, harmless
+from swarm.cli.logs import PlainFormatter
+from swarm.cli.terminal import Printer, Terminal, open_terminal
 
 
 class Screen:
@@ -88,12 +91,41 @@ def test_a_pipe_gets_the_text_alone() -> None:
 
 def test_strangers_cannot_steer_the_terminal() -> None:
     """Escape sequences lose their escape; a model's markup is text."""
-    assert harmless("a\x1b]0;title\x07b\x9b2J\r\x00c\n\td") == "a]0;titleb2Jc\n\td"
     terminal, out, _ = a_terminal(80)
-    Printer(terminal).write("\x1b[2Jhi")
+    printer = Printer(terminal)
+    printer.write("\x1b[2Jhi")
     terminal.remark("[bold]not[/] markup \x1b[2J")
     assert "\x1b[2J" not in out.getvalue()
     assert "[bold]not[/] markup" in out.getvalue()
+    printer.write("\u202eabc\u2066\u200b\x9b2J\r👩\u200d🚀")
+    assert out.getvalue().endswith("abc2J👩\u200d🚀")
+
+
+def test_text_is_no_markup(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """In tables and their titles neither: what looks like it may be a stranger's name."""
+    monkeypatch.setenv("COLUMNS", "80")
+    table = Table("[red]head[/]", title="[/]title[bold] :smile:")
+    table.add_row("[/]cell")
+    open_terminal().show(table, "[/]line")
+    shown = capsys.readouterr().out
+    for text in ("[red]head[/]", "[/]title[bold]", ":smile:", "[/]cell", "[/]line"):
+        assert text in shown
+
+
+def test_a_log_record_is_one_line() -> None:
+    """Whatever a library put into it; a traceback stands indented below."""
+    formatter = PlainFormatter()
+    try:
+        raise ValueError("one\nERROR two \x1b[2J\u202e")
+    except ValueError as error:
+        trace = (ValueError, error, error.__traceback__)
+    record = logging.LogRecord("swarm", logging.INFO, "", 0, "from %s", ("x\nready\x1b[2J\u2066",), trace)
+    first, *rest = formatter.format(record).split("\n")
+    assert first == "from x ready[2J"
+    assert len(rest) > 3
+    for line in rest:
+        assert line.startswith("  ")
+        assert line.isprintable()
 
 
 def test_glyphs_fit_the_encoding() -> None:

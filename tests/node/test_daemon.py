@@ -10,10 +10,10 @@ import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from node.config import NodeConfig
-from node.daemon import READ_BYTES, SUSPECTS_NAMED, Node, named_error
+from node.daemon import READ_BYTES, SUSPECTS_NAMED, Node
 from node.interfaces import Engine
 from protocol.candidates import Want
-from protocol.errors import BadCheckpoint, ConfigError, SwarmError, Unreachable
+from protocol.errors import BadCheckpoint, ConfigError, SwarmError, Unreachable, unwrapped
 from protocol.hints import RecordRule
 from protocol.identity import generate
 from protocol.messages import Error, NextHop, Output, Refused
@@ -170,7 +170,8 @@ class House:
                 try:
                     await node.run()
                 except (SwarmError, ExceptionGroup) as raised:
-                    running.error = named_error(raised)
+                    error = unwrapped(raised)
+                    running.error = error if isinstance(error, SwarmError) else None
             await node.leave()
             running.left.set()
             await trio.sleep_forever()

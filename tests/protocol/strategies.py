@@ -36,13 +36,23 @@ from protocol.messages import (
     Step,
 )
 from protocol.model import Manifest, ManifestFile, Span
+from protocol.plain import plain
 from protocol.records import Announcement, Link
 from protocol.tensors import ITEM_BYTES, Tensor
+from protocol.transport.addresses import Address
+from tests.protocol.samples import IDENTITY
 
 
 def texts(most_bytes: int = limits.TEXT_BYTES) -> st.SearchStrategy[str]:
     """Text that fits in `most_bytes` of UTF-8."""
     return st.text(st.characters(codec="utf-8"), max_size=min(most_bytes, 200) // 4)
+
+
+def remarks(
+    most_cells: int = limits.SAID_CELLS, most_bytes: int = limits.TEXT_BYTES
+) -> st.SearchStrategy[str]:
+    """What `texts` give, as it comes in: the rest comes in changed."""
+    return texts(most_bytes).map(lambda text: plain(text, most_cells))
 
 
 def uints(most: int) -> st.SearchStrategy[int]:
@@ -66,7 +76,10 @@ stages = uints(limits.STAGES)
 milliseconds = reals(0.0, 1e9)
 dtypes = st.sampled_from(["f32", "f16", "bf16"])
 blobs = st.binary(max_size=100)
-addresses = st.lists(texts(limits.ADDRESS_BYTES), max_size=limits.ADDRESSES).map(tuple)
+address = st.builds(
+    Address.of, st.ip_addresses().map(str), st.integers(0, 65535), st.none() | st.just(IDENTITY.peer)
+)
+addresses = st.lists(address.map(str), max_size=limits.ADDRESSES).map(tuple)
 hops = st.none() | st.builds(NextHop, peer=texts(limits.PEER_ID_BYTES), session=session_ids)
 
 
@@ -114,7 +127,7 @@ FIELDS: dict[type[Message], dict[str, st.SearchStrategy[Any]]] = {
     Opened: {"dtype": dtypes},
     Refused: {
         "code": st.sampled_from(["busy", "model", "span", "capacity", "draining"]),
-        "reason": texts(),
+        "reason": remarks(),
         "retry_after_s": reals(0.0, 3600.0),
     },
     Attach: {"session": session_ids, "stage": st.integers(0, limits.STAGES)},
@@ -133,11 +146,11 @@ FIELDS: dict[type[Message], dict[str, st.SearchStrategy[Any]]] = {
     },
     Ack: {"number": numbers, "queue_ms": milliseconds, "compute_ms": milliseconds},
     Relink: {"next": hops, "bridged": st.booleans(), "live_from": numbers, "fill_until": stages},
-    LinkDown: {"next": session_ids, "reason": texts()},
+    LinkDown: {"next": session_ids, "reason": remarks()},
     Ping: {"nonce": numbers},
     Pong: {"nonce": numbers, "received": numbers, "computed": numbers},
     Close: {},
-    Error: {"code": texts(64), "message": texts(), "elsewhere": st.booleans()},
+    Error: {"code": remarks(64, 64), "message": remarks(), "elsewhere": st.booleans()},
     MapRequest: {"records": st.lists(blobs, max_size=20).map(tuple)},
     MapReply: {"records": st.lists(blobs, max_size=20).map(tuple)},
     ManifestRequest: {"model": digests},
@@ -159,7 +172,7 @@ def announcements(draw: st.DrawFn, identity: Identity, now: float) -> Announceme
     return Announcement(
         peer=identity.peer,
         addrs=draw(addresses),
-        model=draw(texts(256)),
+        model=draw(remarks(limits.NAME_CELLS, 256)),
         digest=draw(digests),
         blocks=blocks,
         hidden_size=draw(uints(limits.HIDDEN_SIZE)),

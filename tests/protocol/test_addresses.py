@@ -10,10 +10,11 @@ from protocol.errors import ConfigError
 from protocol.transport.addresses import MAX_ADDR_CHARS, Address, parse_address, with_peer
 from tests.protocol.samples import IDENTITY
 
+NAME = r"[A-Za-z0-9]([a-z0-9-]{0,20}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?){0,3}"
 hosts = st.one_of(
     st.tuples(st.just("ip4"), st.ip_addresses(v=4).map(str)),
     st.tuples(st.just("ip6"), st.ip_addresses(v=6).map(str)),
-    st.tuples(st.sampled_from(["dns", "dns4", "dns6"]), st.from_regex(r"[a-z0-9.-]{1,60}", fullmatch=True)),
+    st.tuples(st.sampled_from(["dns", "dns4", "dns6"]), st.from_regex(NAME, fullmatch=True)),
 )
 
 
@@ -54,6 +55,14 @@ def test_other_text_is_a_config_error(text: str) -> None:
         "/unix/x/udp/1/quic-v1",
         "/dns//udp/1/quic-v1",
         "/dns/é.example/udp/1/quic-v1",
+        "/dns/$(touch x);id #/udp/1/quic-v1",
+        "/dns/a b/udp/1/quic-v1",
+        "/dns/a\n/udp/1/quic-v1",
+        "/dns/-a.example/udp/1/quic-v1",
+        "/dns/a..example/udp/1/quic-v1",
+        "/dns/" + "x" * 64 + "/udp/1/quic-v1",
+        "/ip6/fe80::1%$(touch x)/udp/1/quic-v1",
+        "/ip6/fe80::1%a\n/udp/1/quic-v1",
         "/dns/" + "x" * 254 + "/udp/1/quic-v1",
         "/ip4/192.0.2.7/tcp/1/quic-v1",
         "/ip4/192.0.2.7/udp/1/quic",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import multiprocessing
 import os
 import stat
@@ -14,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.errors import BadSignature, ConfigError, Malformed
-from protocol.identity import KEY_BYTES, generate, load_or_create, peer_id, public_key, verify
+from protocol.identity import KEY_BYTES, generate, hold, load_or_create, peer_id, public_key, verify
 from tests.protocol.samples import IDENTITY, OTHER, SMALL_ORDER
 
 
@@ -135,6 +137,46 @@ def test_many_processes_at_once_have_one_key(tmp_path: Path) -> None:
     for process in processes:
         process.join()
     assert len(peers) == 1
+
+
+def _hold(path: Path, said: multiprocessing.Queue[str]) -> None:
+    try:
+        hold(path)
+        said.put("")
+    except ConfigError as error:
+        said.put(str(error))
+
+
+def test_a_key_has_one_holder(tmp_path: Path) -> None:
+    """A second process is told who it is, until the first has let go, also by dying. Reading is not holding."""
+    path, context = tmp_path / "key", multiprocessing.get_context("fork")
+    said: multiprocessing.Queue[str] = context.Queue()
+    with hold(path) as held:
+        assert held.sure
+        assert load_or_create(path).peer == held.identity.peer
+        other = context.Process(target=_hold, args=(path, said))
+        other.start()
+        complaint = said.get(timeout=30)
+        other.join(30)
+    assert f"the key {path} is in use by another node" in complaint
+    assert complaint.endswith("give each node its own --home")
+    for _ in range(2):  # the first of these ends without letting go
+        other = context.Process(target=_hold, args=(path, said))
+        other.start()
+        assert said.get(timeout=30) == ""
+        other.join(30)
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF])
+def test_a_file_system_without_locks(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key is used all the same, by somebody who knows that nobody can be sure."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with hold(tmp_path / "key") as held:
+        assert not held.sure
 
 
 def test_printing_shows_no_secret() -> None:

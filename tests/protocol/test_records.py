@@ -175,10 +175,13 @@ def test_too_long() -> None:
 
 def test_the_largest_announcement_fits() -> None:
     """Every field at its limit at once."""
+    name = "x" * (limits.ADDRESS_BYTES - len("/dns/....") - 4 * 50 - len("/udp/65535/quic-v1"))
+    address = f"/dns/{'.'.join([name, *['x' * 50] * 4])}/udp/65535/quic-v1"
+    assert len(address) == limits.ADDRESS_BYTES
     said = announcement(
-        addrs=tuple("x" * limits.ADDRESS_BYTES for _ in range(limits.ADDRESSES)),
+        addrs=(address,) * limits.ADDRESSES,
         links=tuple(Link("x" * limits.PEER_ID_BYTES, 1.0) for _ in range(limits.LINKS)),
-        model="x" * 256,
+        model="é" * limits.NAME_CELLS,  # two bytes each
         blocks=limits.STAGES - 2,
         hidden_size=limits.HIDDEN_SIZE,
         span=Span(0, limits.STAGES),

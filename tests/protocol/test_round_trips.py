@@ -93,7 +93,7 @@ def test_long_text_is_cut_at_a_character() -> None:
     sent = Error("x", "é" * 2000, True)
     received = decode(encode(sent)[LENGTH_BYTES:])
     assert isinstance(received, Error)
-    assert received.message == "é" * (limits.TEXT_BYTES // 2)
+    assert received.message == "é" * (limits.SAID_CELLS - 1) + "…"
 
 
 def test_regression_text_with_surrogates_can_be_sent() -> None:
