@@ -10,9 +10,43 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
+from typing import IO, Protocol
 
 REAP_S = 10.0  # SIGKILL needs no more, unless the kernel itself hangs
 TAIL_LINES = 40  # of output, shown when a wait fails
+
+
+class Launched(Protocol):
+    """What is needed of a `subprocess.Popen`."""
+
+    pid: int
+    stdout: IO[bytes] | None
+
+    def poll(self) -> int | None:
+        """Its exit status, or None while it runs."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit status, once there is one."""
+
+
+class Launch(Protocol):
+    """Starts a process that leads a group of its own."""
+
+    def __call__(self, argv: Sequence[str], *, env: Mapping[str, str], cwd: Path | None) -> Launched:
+        """`env` is added to this process's environment."""
+
+
+def run_program(argv: Sequence[str], *, env: Mapping[str, str], cwd: Path | None) -> Launched:
+    """A subprocess like any other."""
+    return subprocess.Popen(
+        list(argv),
+        env={**os.environ, **env},
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
 
 
 class Process:
@@ -29,21 +63,15 @@ class Process:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         name: str = "",
+        launch: Launch = run_program,
     ) -> None:
         """Start `argv` at once. `env` is added to this process's environment."""
         self.name = name or Path(argv[0]).name
         self._lines: list[str] = []
         self._changed = threading.Condition()
         self._ended = False
-        self._popen = subprocess.Popen(
-            [str(word) for word in argv],
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
-            cwd=cwd,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        words = [str(word) for word in argv]
+        self._popen = launch(words, env={"PYTHONUNBUFFERED": "1", **(env or {})}, cwd=cwd)
         self._reader = threading.Thread(target=self._collect, name=f"output of {self.name}", daemon=True)
         self._reader.start()
 
@@ -135,8 +163,9 @@ class Process:
 class Processes:
     """Starts processes and owns them: every one is killed and reaped when it closes."""
 
-    def __init__(self) -> None:
+    def __init__(self, launch: Launch = run_program) -> None:
         self._running = ExitStack()
+        self._launch = launch
 
     def start(
         self,
@@ -147,7 +176,7 @@ class Processes:
         name: str = "",
     ) -> Process:
         """A new `Process`, started."""
-        return self._running.enter_context(Process(argv, env=env, cwd=cwd, name=name))
+        return self._running.enter_context(Process(argv, env=env, cwd=cwd, name=name, launch=self._launch))
 
     def close(self) -> None:
         """End them all, the newest first. Safe to call again."""

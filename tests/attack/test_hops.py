@@ -1,0 +1,33 @@
+"""A node in the route that lies at every step: the answer is right all the same, and no honest peer pays for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.attack.arena import Arena
+from tests.attack.attacks import hops
+from tests.attack.conftest import running
+from tests.support.forge import Forge
+from tests.support.local_swarm import LocalSwarm
+
+pytestmark = [pytest.mark.attack, pytest.mark.timeout(240)]
+
+
+@pytest.fixture
+def nodes(forge: Forge, model: Path, layers: tuple[str, ...]) -> Iterator[LocalSwarm]:
+    """New ones for each attack: what strangers have said is remembered for a minute."""
+    with running(forge, model, layers) as started:
+        yield started
+
+
+@pytest.mark.parametrize("attack", [each.__name__ for each in hops.ATTACKS])
+async def test_the_answer_is_right_all_the_same(attack: str, arena: Arena) -> None:
+    """The liar was asked, was found out or failed, and honest nodes are not banned for what it said."""
+    harm = await arena.endure(attack, seconds=6.0)
+    harm.check()
+    assert "met" in harm.notes, "nobody has asked the liar anything"
+    honest = {node.peer for node in arena.nodes.nodes}
+    assert [asked for asked in (*harm.during, *harm.after) if honest & {*asked.banned}] == []

@@ -1,0 +1,35 @@
+"""Processes of a forge are processes like any other, and end with it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import psutil
+import pytest
+
+from tests.support.forge import Forge
+from tests.support.processes import Processes
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.net
+
+
+def test_a_forged_process_is_one_like_any_other(deadline: Callable[[float], float]) -> None:
+    """It has its own pid and group, prints, exits with a status, is killed; none outlives the forge."""
+    swarm = [sys.executable, "-m", "swarm"]
+    serving = [*swarm, "node", "--model", "swarm/models/tiny", "--listen", "/ip4/127.0.0.1/udp/0/quic-v1"]
+    with Forge() as forge, Processes(launch=forge.start) as processes:
+        asked = processes.start([*swarm, "--version"])
+        assert asked.wait(deadline(60)) == 0
+        asked.wait_for_line(r"\d+\.\d+", deadline(5))
+        wrong = processes.start([*swarm, "node", "--model", "/nowhere"])
+        assert wrong.wait(deadline(20)) == 2
+        killed, left = processes.start(serving), processes.start(serving)
+        assert len({asked.pid, wrong.pid, killed.pid, left.pid}) == 4
+        killed.wait_for_line("^opening", deadline(20))
+        killed.kill9()
+        assert killed.returncode == -9
+        left.wait_for_line("^opening", deadline(20))
+        forge.close()
+        wait_until(lambda: not psutil.pid_exists(left.pid), deadline(10))
