@@ -248,7 +248,7 @@ async def undisturbed(client: swarm.Client, rng: random.Random) -> list[Question
     found: list[Question] = []
     while len(found) < QUESTIONS_ASKED:
         a, b = rng.randrange(10, 90), rng.randrange(10, 90)
-        prompt = client.text.encode_chat([{"role": "user", "content": f"What is {a} plus {b}?"}])
+        prompt = await client.text.encode_chat([{"role": "user", "content": f"What is {a} plus {b}?"}])
         answer: list[int] = []
         async with client.session(max_tokens=ROOM) as session:
             feed = list(prompt)
