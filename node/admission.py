@@ -30,6 +30,11 @@ USABLE_TOKENS: Final = 4096
 NEW_S: Final = 10.0
 # So many of one origin may be new at once: beyond, the oldest of them is a flood's and not a client's.
 NEW_OF_ORIGIN: Final = 32
+# The same where more than a few of one origin hold this part of what there is; but for as long as a first step takes
+# to come from a client that is not far, each is let be.
+NEW_FEW: Final = 4
+NEW_SHARE: Final = 0.25
+NEW_CROWDED_S: Final = 0.25
 # A user reads and types for longer than this, and then pays a replay, but only where somebody else waits.
 IDLE_S: Final = 30.0
 # The more of its share an origin holds, the sooner its sessions count as idle: down to this, which a session that
@@ -238,25 +243,32 @@ class Admission:
     def _giving_way(self, accounts: _Accounts, now: float) -> list[Seat]:
         """Who may lose its seat, first who shall lose it first.
 
-        Who has computed nothing, the oldest first. Then the idle, those first whose origin, then whose peer, holds
-        the most, the newest first.
+        Who has computed nothing, of the peers with the most such seats and there the oldest first. Then the idle,
+        those first whose origin, then whose peer, holds the most, the newest first.
         """
         new: list[Seat] = []
         idle: list[tuple[float, float, Seat]] = []
-        of_origin: Counter[str] = Counter()
+        of_origin: dict[str, Held] = {}
+        of_peer: Counter[str] = Counter()
         for seat in reversed(self._seats):
             if seat.waiting:
                 continue
             if seat.used_at is None:
-                of_origin[seat.origin] += 1
-                if now - seat.opened_at >= NEW_S or of_origin[seat.origin] > NEW_OF_ORIGIN:
+                held, age_s = of_origin.setdefault(seat.origin, Held()), now - seat.opened_at
+                held.add(seat)
+                of_peer[seat.peer] += 1
+                crowded = held.sessions > NEW_FEW and held.fraction(self.room.of_all) > NEW_SHARE
+                flood = held.sessions > NEW_OF_ORIGIN
+                if flood or age_s >= (NEW_CROWDED_S if crowded else NEW_S):
                     new.append(seat)
                 continue
             origin, peer = accounts.of_origin(seat.origin), accounts.of_peer(seat.peer)
             if now - seat.used_at >= max(IDLE_CROWDED_S, IDLE_S * (1.0 - origin)):
                 idle.append((origin, peer, seat))
         idle.sort(key=lambda entry: entry[:2], reverse=True)  # stable: of equals the newest stays first
-        return [*reversed(new), *(seat for _, _, seat in idle)]
+        new.reverse()
+        new.sort(key=lambda seat: -of_peer[seat.peer])
+        return [*new, *(seat for _, _, seat in idle)]
 
     def _pausing(self, accounts: _Accounts, asking: Seat, now: float) -> Iterator[Seat]:
         """Who pauses, of peers that without this seat too have as much as the asking one then has; the richest first,

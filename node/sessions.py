@@ -20,7 +20,7 @@ from protocol import limits
 from protocol.errors import Busy, CacheFull, RemoteProtocolError, TimedOut
 from protocol.messages import SESSION_PROTOCOL, Attach, Error, Open, Opened, Refused
 from protocol.session import Side, StreamState
-from protocol.transport.allowance import Allowance
+from protocol.transport.allowance import Allowance, PeerAllowance
 from protocol.transport.base import Stream, Transport
 from protocol.transport.channel import Channel
 from protocol.transport.slots import Slots
@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 # A session ends when a user stops reading; a few seconds are worth waiting for one.
 RETRY_AFTER_S = 2.0
+# What an origin may open comes back this soon.
+RETRY_SOON_S = 0.2
 
 
 class Hop:
@@ -56,7 +58,8 @@ class Hop:
         self._digest = engine.manifest.digest
         self._sessions: dict[bytes, HopSession] = {}
         self._seated: dict[Seat, HopSession] = {}
-        self._opens = Allowance(limits.OPENS_PER_S, limits.OPENS_BURST)
+        self._opens = PeerAllowance(limits.OPENS_PER_S, limits.OPENS_BURST)
+        self._opens_of_origin = Allowance(limits.ORIGIN_OPENS_PER_S, limits.ORIGIN_OPENS_BURST)
         self._newcomers = Slots(limits.NEWCOMERS)
         self._attaching = Slots(limits.ATTACH_WAITERS)
         self._awaited: dict[bytes, trio.Event] = {}
@@ -158,8 +161,10 @@ class Hop:
         if asked.session in self._sessions:
             return Refused("busy", "this session is open already", RETRY_AFTER_S)
         now = trio.current_time()
-        if not self._opens.take(stream.origin, now):
-            return Refused("busy", "too many sessions are opened from where you are", RETRY_AFTER_S)
+        if not self._opens.take(stream.origin, stream.peer, now):
+            return Refused("busy", "you open too many sessions", RETRY_AFTER_S)
+        if not self._opens_of_origin.take(stream.origin, now):
+            return Refused("busy", "too many sessions are opened from where you are", RETRY_SOON_S)
         seat = Seat(stream.peer, stream.origin, asked.max_tokens, shape.buffer_bytes)
         try:
             gone = machine.budget.take(seat, now)

@@ -94,9 +94,14 @@ SESSIONS_PER_PEER: Final = 64
 # MiB, one of hidden size 4,096 takes 90; a node with more memory allows an eighth of it, within bounds.
 BUFFER_BYTES_LEAST: Final = 512 * MIB
 BUFFER_BYTES_MOST: Final = 8192 * MIB
-# Sessions that one origin may open: a client that mends opens one for each of its hops, a few times at once.
-OPENS_PER_S: Final = 32.0
-OPENS_BURST: Final = 128
+# Sessions that one peer may open: a client that mends opens one for each of its hops, a few times at once, and one
+# that serves many users opens as many as it may have.
+OPENS_PER_S: Final = 4.0
+OPENS_BURST: Final = 64
+# Those of one origin together: an open takes about 1 ms, so a tenth of a core. Who has opened less goes first by its
+# own allowance.
+ORIGIN_OPENS_PER_S: Final = 128.0
+ORIGIN_OPENS_BURST: Final = 256
 # Streams that have not said what they want; each takes a task and a frame.
 NEWCOMERS: Final = 256
 # Links that one client may have us open, one origin twice that; each failing hop costs one, each session opened too.

@@ -24,6 +24,7 @@ from protocol.errors import (
 from protocol.hints import SWARM_KEY, model_key
 from protocol.model import Span
 from protocol.records import Announcement
+from protocol.transport.addresses import parse_address
 from protocol.transport.base import PeerAddrs, Transport
 from protocol.transport.exchange import meet
 from swarm.bans import Bans
@@ -80,6 +81,9 @@ class View:
         self._asking: dict[str, float] = {}  # peer -> since when
         self._answer = trio.Event()  # when one of them has answered, or failed to
         self._doors: dict[str, PeerAddrs] = {}  # first contacts, asked again whenever the map is
+        self._named: dict[
+            str, int
+        ] = {}  # all that our user named, whether they answered first or not; in that order
         self._disputes: set[frozenset[tuple[int, bytes]]] = set()  # told
 
     def now(self) -> float:
@@ -96,6 +100,7 @@ class View:
         Raises: ConfigError, if none answers and one is malformed; Unreachable, if none answers.
         """
         failures: list[SwarmError] = []
+        self._named = {peer: rank for rank, addr in enumerate(addrs) if (peer := _peer_of(addr)) is not None}
 
         async def knock(addr: str, scope: trio.CancelScope) -> None:
             try:
@@ -175,7 +180,7 @@ class View:
         Their addresses begin with those where they were met.
         """
         said = [self._as_met(a) for a in self._met() if a.peer in self.rtt_ms]
-        return sorted(said, key=lambda a: a.peer not in self._doors)
+        return sorted(said, key=lambda a: self._named.get(a.peer, len(self._named)))
 
     def silent(self, most: int) -> list[Announcement]:
         """Some nodes of the same models that others speak of, but that have not answered."""
@@ -196,7 +201,7 @@ class View:
             for a in self._met()
             if self._is_of(digest, a)
         ]
-        return self._trust(digest).judge(witnesses, self._doors.keys())
+        return self._trust(digest).judge(witnesses, self._named)
 
     def used(self, digest: bytes, hops: Iterable[Hop]) -> None:
         """A route along these hops is open: the weights that count at their stages do so from now on."""
@@ -246,7 +251,7 @@ class View:
             complaint = self.complaint()
             raise NoRoute("nobody in this swarm serves a model yet" + (f"; {complaint}" if complaint else ""))
         wanted = [said for said in models.values() if name is None or _is_called(name, said)]
-        if len(wanted) == 1 or (wanted and wanted[0].peer in self._doors):
+        if len(wanted) == 1 or (wanted and wanted[0].peer in self._named):
             return wanted[0]
         if not wanted:
             raise ConfigError(
@@ -370,6 +375,14 @@ def _parts(spare: Announcement, error: NoRoute) -> list[Announcement]:
     """What a node serves of the stages for which there is no route, as if it served no more."""
     common = ((max(start, spare.span.start), min(stop, spare.span.stop)) for start, stop in error.missing)
     return [replace(spare, span=Span(*part)) for part in common if part[0] < part[1]]
+
+
+def _peer_of(addr: str) -> str | None:
+    """The peer whose address our user gave; None if that is malformed, which `connect` says."""
+    try:
+        return parse_address(addr).peer
+    except ConfigError:
+        return None
 
 
 def _listed(models: Iterable[Announcement]) -> str:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from node.admission import (
     IDLE_CROWDED_S,
     IDLE_S,
+    NEW_CROWDED_S,
     NEW_OF_ORIGIN,
     NEW_S,
     PAUSE_S,
@@ -101,6 +102,17 @@ def test_a_flood_of_sessions_gives_way_to_who_uses_one() -> None:
     for number in range(1000):  # the flood goes on, and replaces itself
         assert honest not in admission.take(seat(f"q{number}", "here", 1, 1), NOW + number / 1000)
     assert admission.offer(lambda _: 1, NOW + 1.0) > 0
+
+
+def test_room_that_nobody_steps_in_is_not_hoarded() -> None:
+    """Many new sessions of one origin that hold much of the room, each of another peer, give way soon."""
+    admission = Admission(Room(8192, 10**6))
+    for number in range(12):
+        admission.take(seat(f"p{number}", "here", 512, 1), NOW)
+    asked = seat("honest", "here", 1024, 1)
+    assert refused(admission, asked, NOW + NEW_CROWDED_S / 2)
+    gone = admission.take(asked, NOW + NEW_CROWDED_S)
+    assert {each.peer for each in gone} == {"p0", "p1"}
 
 
 def test_a_new_session_is_given_time() -> None:

@@ -20,7 +20,7 @@ def test_a_forged_process_is_one_like_any_other(deadline: Callable[[float], floa
     """It has its own pid and group, prints, exits with a status, is killed; none outlives the forge."""
     swarm = [sys.executable, "-m", "swarm"]
     serving = [*swarm, "node", "--model", "swarm/models/tiny", "--listen", "/ip4/127.0.0.1/udp/0/quic-v1"]
-    one, other = ([*serving, "--home", tmp_path / name] for name in ("one", "other"))
+    one, other = ([*serving, "--home", str(tmp_path / name)] for name in ("one", "other"))
     with Forge() as forge, Processes(launch=forge.start) as processes:
         asked = processes.start([*swarm, "--version"])
         assert asked.wait(deadline(60)) == 0
