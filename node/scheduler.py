@@ -1,9 +1,9 @@
 """Which steps run next. Pure: moves numbers, never tensors.
 
-A step of few rows (a decode step, a draft to check) goes before a long one, and after a few short ones a long one has
-its turn. While other sessions decode, a long step is cut into pieces, so that it holds them up for no longer than a
-piece takes; when it is alone it runs whole, which is faster. Origins take turns, then the peers of one origin, then
-the sessions of one peer, so that whoever has many sessions holds up nobody else. Inside a session everything is in
+A step of few rows (a decode step, a draft to check, a short question) goes before a long one, and after a few short
+ones a long one has its turn. While other sessions decode, a long step is cut into pieces, so that it holds them up for
+no longer than a piece takes; when it is alone it runs whole, which is faster. Origins take turns, then the peers of one
+origin, then the sessions of one peer, so that whoever has many sessions holds up nobody else. Inside a session all is in
 order of arrival, and one piece runs at a time. `now` is in seconds, on any clock that does not jump.
 """
 
@@ -18,6 +18,9 @@ from protocol import limits
 
 # Steps of up to this many rows cost a node about what one row costs: the weights are read once.
 SHORT_ROWS = 8
+# So does a step that takes this part of what a piece of a long one may hold decode steps up for: a question of a few
+# words need not wait behind the long prompts of others.
+SHORT_PIECE = 1 / 8
 # Short steps that may pass a waiting long one: it gets at least one turn in nine.
 SHORT_BEFORE_LONG = 8
 # A session that has had a short step this recently is decoding, and its next step is on its way.
@@ -167,5 +170,6 @@ class Scheduler:
         return now - next(latest, -math.inf) < DECODING_S
 
     def _line_up(self, session: int) -> None:
-        line = self._short if self._jobs[session][0].rows <= SHORT_ROWS else self._long
+        short_rows = max(SHORT_ROWS, int(self.piece_rows * SHORT_PIECE))
+        line = self._short if self._jobs[session][0].rows <= short_rows else self._long
         line.add(session, self._owners[session])

@@ -69,11 +69,14 @@ class Bans:
         known.until = max(known.until, now + length_s)
         self._keep(peer, known, honest=honest and peer not in self._others)
 
-    def pause(self, peer: str, now: float, seconds: float) -> None:
-        """`peer` has no room and wants to be asked again after `seconds`: that is no failure."""
+    def pause(self, peer: str, now: float, seconds: float, *, alone_s: float | None = None) -> None:
+        """`peer` has no room, or no time, and is to be asked again after `seconds`: that is no failure.
+
+        Where nobody else serves what it does, after `alone_s`, or sooner than the longest such wait anyway.
+        """
         known = self._find(peer, now) or _Standing(now)
         known.busy_until = now + min(max(seconds, PAUSE_S), LONGEST_BAN_S)
-        known.busy_try_at = now + min(max(seconds, PAUSE_S), FIRST_BAN_S)
+        known.busy_try_at = now + min(max(seconds if alone_s is None else alone_s, PAUSE_S), FIRST_BAN_S)
         self._keep(peer, known, honest=peer not in self._others)
 
     def answered(self, peer: str, now: float) -> None:

@@ -36,6 +36,8 @@ ACCUSED_BRIDGED: Final = 2
 ACCUSED_REPLACED: Final = 4
 # Patience doubles for a peer that was too slow; this often reaches the longest that `watch` waits from its shortest.
 MOST_DOUBLINGS: Final = 5
+# A hop that was too slow is left alone for this long where others serve what it does: its load may have passed then.
+SLOW_REST_S: Final = 30.0
 # Nodes whose reasons are in one error's line.
 REASONS_SHOWN: Final = 4
 # Then the pause of a banned peer may have to pass that alone serves what is missing; not that of one that lied.
@@ -98,6 +100,15 @@ class Mender:
             if before.accused == ACCUSED_REPLACED:
                 self.lose(before, "those whom it feeds fail", honest=True)
         self.lose(link, reason, honest=True)
+
+    def leave_slow(self, link: HopLink, reason: str, *, honest: bool) -> None:
+        """A hop that answers does not get on. That it answers is no sign that it would if it were asked again."""
+        self._chain.slow[link.hop.peer] += 1
+        if honest and not link.fed_by_us:
+            self.doubt(link, reason)
+        else:
+            self.lose(link, reason, honest=honest)
+        self._view.bans.pause(link.hop.peer, trio.current_time(), SLOW_REST_S, alone_s=PAUSE_S)
 
     # -- finding and opening hops
 

@@ -431,11 +431,7 @@ class Session:
                 case GiveUp(link, reason, honest):
                     self._mender.lose(link, reason, honest=honest)
                 case Slow(link, reason, honest):
-                    self._chain.slow[link.hop.peer] += 1
-                    if honest and not link.fed_by_us:
-                        self._mender.doubt(link, reason)
-                    else:
-                        self._mender.lose(link, reason, honest=honest)
+                    self._mender.leave_slow(link, reason, honest=honest)
                 case Unlinked(link):
                     link.link_down = "what it sends on does not arrive"
                     self._chain.notify()

@@ -31,8 +31,9 @@ MIB: Final = 1 << 20
 
 # A stranger may make others wait, but no longer than a busy machine does anyway.
 TTFT_TIMES: Final = 3.0
-# The machines that run this are shared; below this nobody calls it slow.
-TTFT_FLOOR_S: Final = 1.5
+# The machines that run this are shared, and the attacker takes its part of the same two cores; below this nobody
+# calls it slow.
+TTFT_FLOOR_S: Final = 2.0
 # Windows, unfinished frames, journals and caches of what one block of addresses may hold at a node.
 MEMORY: Final = 128 * MIB
 # What the allocator keeps of it.
@@ -107,16 +108,17 @@ class Harm:
         """Questions without an answer."""
         return [asked for asked in (*self.before, *self.during, *self.after) if asked.failure is not None]
 
-    def check(self, *, idle: bool = False) -> None:
+    def check(self, *, idle: bool = False, stall_s: float = 0.0) -> None:
         """Raises AssertionError, with all that was measured, unless the harm is bounded (see the package).
 
-        `idle`: of an attack that sends next to nothing, so the nodes have next to nothing to do.
+        `idle`: of an attack that sends next to nothing, so the nodes have next to nothing to do. `stall_s`: what it
+        takes a client to find a hop out that does nothing, which whoever meets it for the first time has to wait.
         """
         found = [*self.ended, *self.tracebacks]
         found += [f"wrong: {asked}" for asked in self.wrong] + [f"failed: {asked}" for asked in self.failed]
         for newcomer in (False, True):
             usual, now = ttft(self.before, newcomer=newcomer), ttft(self.during, newcomer=newcomer)
-            if now > max(TTFT_TIMES * usual, TTFT_FLOOR_S):
+            if now > max(TTFT_TIMES * usual, TTFT_FLOOR_S) + stall_s:
                 found.append(
                     f"TTFT of {'new' if newcomer else 'staying'} clients: {usual:.2f} s -> {now:.2f} s"
                 )
