@@ -18,6 +18,13 @@ settings.register_profile("swarm", deadline=None, print_blob=True)
 settings.load_profile("swarm")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--thorough`: what takes long, or judges times and so wants a machine to itself."""
+    parser.addoption(
+        "--thorough", action="store_true", help="all shapes of the attacks, and what they cost in time"
+    )
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_home_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Whatever a fixture of a module starts neither reads nor writes the user's own folders."""

@@ -44,7 +44,7 @@ IDLE_CORES: Final = 0.3
 
 # An honest client waits this long for a free slot, and an answer that takes longer has failed.
 PATIENCE_S: Final = 8.0
-ANSWER_WITHIN_S: Final = 20.0
+ANSWER_WITHIN_S: Final = 40.0
 BASELINE_ROUNDS: Final = 3
 # After the attack: until what it held is given back and the honest are served as before.
 CALM_WITHIN_S: Final = 25.0
@@ -82,6 +82,7 @@ class Harm:
     ended: list[str] = field(default_factory=list)  # nodes that are gone
     tracebacks: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what the attacker says it achieved
+    timed: bool = False  # whether times count
 
     def __str__(self) -> str:
         medians = "  ".join(
@@ -118,7 +119,7 @@ class Harm:
         found += [f"wrong: {asked}" for asked in self.wrong] + [f"failed: {asked}" for asked in self.failed]
         for newcomer in (False, True):
             usual, now = ttft(self.before, newcomer=newcomer), ttft(self.during, newcomer=newcomer)
-            if now > max(TTFT_TIMES * usual, TTFT_FLOOR_S) + stall_s:
+            if self.timed and now > max(TTFT_TIMES * usual, TTFT_FLOOR_S) + stall_s:
                 found.append(
                     f"TTFT of {'new' if newcomer else 'staying'} clients: {usual:.2f} s -> {now:.2f} s"
                 )
@@ -142,7 +143,11 @@ def ttft(asked: Sequence[Asked], *, newcomer: bool) -> float:
 class Arena:
     """Node processes, one honest client that stays, and attackers one after another."""
 
-    def __init__(self, nodes: LocalSwarm, attackers: Processes, client: swarm.Client) -> None:
+    def __init__(
+        self, nodes: LocalSwarm, attackers: Processes, client: swarm.Client, *, timed: bool = False
+    ) -> None:
+        """`timed`: the machine is ours, so how long the honest wait says something."""
+        self._timed = timed
         self.nodes = nodes
         self.client = client
         self._attackers = attackers
@@ -171,7 +176,7 @@ class Arena:
         base = {node.peer: memory_of(node) for node in self.nodes.nodes}
         argv = [sys.executable, "-m", "tests.attack.attacker", attack]
         argv += [json.dumps(list(addrs or self.addrs)), json.dumps(options)]
-        harm = Harm(attack, before, [])
+        harm = Harm(attack, before, [], timed=self._timed)
         with self._attackers.start(argv, name=attack, cwd=Path(__file__).parents[2]) as process:
             await trio.to_thread.run_sync(process.wait_for_line, "^begun", 30.0)
             async with trio.open_nursery() as nursery:

@@ -17,6 +17,46 @@ from tests.support.processes import Processes
 
 SHIPPED = Path(swarm.__file__).parent / "models" / "tiny"
 HALVES = ("0:4", "4:8")
+# One shape or two of each kind of attack, for every run; `--thorough` runs all.
+USUAL = (
+    "relinks_to_a_victim",
+    "records_then_links",
+    "test_a_link_that_fails_tells_nothing_of_the_place",
+    "link_down_then_nan",
+    "link_down_then_another_width",
+    "pongs_without_computing",
+    "blames_the_client",
+    "unsorted_candidates",
+    "unread_candidates",
+    "half_frames_before",
+    "sessions_opened_and_closed",
+    "proven_half_open_handshakes",
+    "listening_voters",
+    "another_model",
+    "dead_records",
+    "nasty_records",
+    "ring_of_two",
+    "relinked_ring",
+    "silent_maps",
+    "idle_model_conversations",
+    "many_sessions",
+    "hoarded_cache",
+    "many_connections",
+    "rapid_reset",
+    "test_strangers_who_listen_do_not_either",
+)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is not usual, unless all is asked for."""
+    if config.getoption("--thorough"):
+        return
+    here = Path(__file__).parent
+    others = [i for i in items if here in i.path.parents and not any(name in i.name for name in USUAL)]
+    items[:] = [item for item in items if item not in others]
+    config.hook.pytest_deselected(items=others)
+
+
 KV_TOKENS = 8192
 
 
@@ -59,10 +99,12 @@ def nodes(forge: Forge, model: Path, layers: tuple[str, ...]) -> Iterator[LocalS
 
 
 @pytest.fixture
-async def arena(nodes: LocalSwarm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Arena]:
+async def arena(
+    nodes: LocalSwarm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> AsyncIterator[Arena]:
     """The nodes, an honest client that has been there before, and nobody else yet."""
     monkeypatch.setenv("SWARM_HOME", str(tmp_path))
     with Processes() as attackers:
         addrs = [node.addr for node in nodes.nodes]
         async with swarm.connect(*addrs, wait_s=PATIENCE_S) as client:
-            yield Arena(nodes, attackers, client)
+            yield Arena(nodes, attackers, client, timed=request.config.getoption("--thorough"))
