@@ -3,8 +3,8 @@
 A step of few rows (a decode step, a draft to check, a short question) goes before a long one, and after a few short
 ones a long one has its turn. While other sessions decode, a long step is cut into pieces, so that it holds them up
 for no longer than a piece takes; when it is alone it runs whole, which is faster. Origins take turns, then the peers
-of one origin, then the sessions of one peer, so that whoever has many holds up nobody else. Inside a session all is in
-order of arrival, and one piece runs at a time. `now` is in seconds, on any clock that does not jump.
+of one origin, then the sessions of one peer, so that whoever has many holds up nobody else. Inside a session all is
+in order of arrival, and one piece runs at a time. `now` is in seconds, on any clock that does not jump.
 """
 
 from __future__ import annotations
