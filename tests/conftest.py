@@ -1,6 +1,7 @@
 """What every test may use: a deadline for slow machines, and processes that are always reaped."""
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 
@@ -12,6 +13,9 @@ from tests.support.processes import Processes
 # Before torch is imported anywhere: OpenMP threads that spin while they wait starve the other processes.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+# Where the tests run in the background of a shell, Ctrl-C is ignored, and so it would be by all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A machine that is busy with other tests is no bug: only pytest's own time limit counts.
 settings.register_profile("swarm", deadline=None, print_blob=True)

@@ -51,9 +51,10 @@ def assert_harmless(text: str) -> None:
 
 
 def at(hostile: tuple[str, str], args: list[str]) -> list[str]:
-    """Where the swarm is, and which of its models, for the commands that ask."""
+    """Where the swarm is, and which of its models, for the commands that ask; nobody waits for a better one."""
     addr, digest = hostile
-    return ["--join", addr, *([] if "status" in args or "--model" in args else ["--model", digest[:12]])]
+    which = [] if "status" in args or "--model" in args else ["--model", digest[:12]]
+    return ["--join", addr, *which, *([] if "status" in args else ["--wait", "0"])]
 
 
 COMMANDS = [
@@ -124,8 +125,7 @@ def test_what_a_terminal_gets(
     args: list[str], columns: str, hostile: tuple[str, str], tmp_path: Path
 ) -> None:
     """The same, with colours and spinners of our own."""
-    waits = [] if args == ["status"] else ["--wait", "0"]
-    person, text = Person(*args, *at(hostile, args), *waits, home=tmp_path, COLUMNS=columns), ""
+    person, text = Person(*args, *at(hostile, args), home=tmp_path, COLUMNS=columns), ""
     try:
         if args == ["chat"]:
             for line in ("/status\r", "/route\r", "hello\r", "\x04"):
