@@ -96,7 +96,7 @@ BUFFER_BYTES_LEAST: Final = 512 * MIB
 BUFFER_BYTES_MOST: Final = 8192 * MIB
 # Sessions that one peer may open: a client that mends opens one for each of its hops, a few times at once, and one
 # that serves many users opens as many as it may have.
-OPENS_PER_S: Final = 4.0
+OPENS_PER_S: Final = 32.0
 OPENS_BURST: Final = 64
 # Those of one origin together: an open takes about 1 ms, so a tenth of a core. Who has opened less goes first by its
 # own allowance.
