@@ -98,8 +98,7 @@ BUFFER_BYTES_MOST: Final = 8192 * MIB
 # that serves many users opens as many as it may have.
 OPENS_PER_S: Final = 32.0
 OPENS_BURST: Final = 64
-# Those of one origin together: an open takes about 1 ms, so a tenth of a core. Who has opened less goes first by its
-# own allowance.
+# Those of one origin together: four peers that open as fast as they may. Whoever invents identities opens no faster.
 ORIGIN_OPENS_PER_S: Final = 128.0
 ORIGIN_OPENS_BURST: Final = 256
 # Streams that have not said what they want; each takes a task and a frame.

@@ -81,9 +81,8 @@ class View:
         self._asking: dict[str, float] = {}  # peer -> since when
         self._answer = trio.Event()  # when one of them has answered, or failed to
         self._doors: dict[str, PeerAddrs] = {}  # first contacts, asked again whenever the map is
-        self._named: dict[
-            str, int
-        ] = {}  # all that our user named, whether they answered first or not; in that order
+        # Whom our user named, in that order, whoever answered first.
+        self._named: dict[str, int] = {}
         self._disputes: set[frozenset[tuple[int, bytes]]] = set()  # told
 
     def now(self) -> float:
