@@ -22,7 +22,6 @@ from node.compute import EngineLoop, Outcome
 from node.interfaces import Engine, KvCache
 from node.meter import Meter, StepTime
 from node.neighbours import Neighbours
-from node.pace import Pace
 from node.scheduler import Owner, Piece
 from node.sender import Sender
 from node.steps import (
@@ -58,6 +57,7 @@ from protocol.messages import (
     Relink,
     Step,
 )
+from protocol.transport.allowance import Allowance
 from protocol.transport.base import Stream
 from protocol.transport.channel import Channel
 
@@ -127,7 +127,7 @@ class HopSession:
         self._computed = 0  # the highest number plus one
         bridged = opened.bridged and opened.next is None
         self._sender = Sender(shape, self._open_stream, self._tell, self._tell_later, bridged=bridged)
-        self._relinks = Pace(limits.RELINKS_PER_S, limits.RELINKS_BURST)
+        self._relinks = Allowance(limits.RELINKS_PER_S, limits.RELINKS_BURST)
         self._pending: dict[int, _Pending] = {}
         self._backlog = Backlog(shape)
         self._cache: KvCache | None = None
@@ -207,7 +207,7 @@ class HopSession:
         if self.shape.has_head and relink.next is not None:
             raise Malformed("there is no hop after the head")
         await self._relink_taken.wait()  # one at a time: what waits is bounded
-        await trio.sleep(self._relinks.wait_s(1, trio.current_time()))
+        await trio.sleep(self._relinks.wait_s(self.peer, trio.current_time(), 1))
         self._relink_taken = trio.Event()
         self._sender.drop_link()  # at once: the sender may be waiting for it
         self._outbox.send_nowait(relink)

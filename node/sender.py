@@ -10,17 +10,19 @@ from typing import Protocol
 import trio
 
 from node.link import Link, OpenStream
-from node.pace import Pace
 from node.steps import JOURNAL_IDS, Computed, KeptOutputs, Shape, output_of, size_of
 from protocol import limits
 from protocol.errors import Lost
 from protocol.journal import Entry, Journal
 from protocol.messages import Ack, LinkDown, Message, NextHop, Output, Relink, Step
 from protocol.tensors import Tensor
+from protocol.transport.allowance import Allowance
 from protocol.transport.base import Stream
 
 logger = logging.getLogger(__name__)
 
+# The one key of a session's allowance.
+REPLAYS = "replays"
 # All that a client hears of how a link fails, whatever it was.
 LINK_FAILED = "the link to the next hop does not work"
 
@@ -59,7 +61,7 @@ class Sender:
         self._journal = None if shape.has_head else Journal(shape.max_tokens, JOURNAL_IDS)
         self._kept = KeptOutputs(shape.answer_bytes)
         replay_bytes = float(shape.journal_bytes)
-        self._again = Pace(replay_bytes / limits.REPLAY_EVERY_S, limits.REPLAYS_BURST * replay_bytes)
+        self._again = Allowance(replay_bytes / limits.REPLAY_EVERY_S, limits.REPLAYS_BURST * replay_bytes)
         self._link: Link | None = None
 
     def start_link(self, nursery: trio.Nursery, target: NextHop) -> Link:
@@ -180,7 +182,7 @@ class Sender:
             await self._tell(LinkDown(link.target.session, LINK_FAILED))
 
     async def _pause(self, again_bytes: int) -> None:
-        await trio.sleep(self._again.wait_s(again_bytes, trio.current_time()))
+        await trio.sleep(self._again.wait_s(REPLAYS, trio.current_time(), again_bytes))
 
 
 async def _tell_nobody(*_: Message) -> None:

@@ -41,6 +41,11 @@ class Allowance:
         self.spend(key, now, cost if allowed else 0.0)
         return allowed
 
+    def wait_s(self, key: str, now: float, cost: float) -> float:
+        """Take `cost` whatever there is; how long to wait until it is paid for."""
+        self.spend(key, now, cost)
+        return max(0.0, -self.left(key, now) / self._per_s)
+
     def spend(self, key: str, now: float, cost: float) -> None:
         """Take `cost` without asking."""
         self._left[key] = (self.left(key, now) - cost, now)

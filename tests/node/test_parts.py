@@ -11,7 +11,6 @@ from node.casting import cast_hidden
 from node.config import NodeConfig
 from node.kv import ENTRY_BYTES, MOST_DEFAULT_TOKENS, buffer_bytes, default_kv_tokens
 from node.meter import QUIET_S, Meter, StepTime
-from node.pace import Pace
 from node.steps import KeptOutputs, Result, join, piece_want
 from protocol import limits
 from protocol.candidates import NOTHING, Candidates, Want
@@ -19,6 +18,7 @@ from protocol.errors import ConfigError
 from protocol.messages import Output
 from protocol.model import Span
 from protocol.tensors import Tensor, from_numpy
+from protocol.transport.allowance import Allowance
 
 ADDR = "/ip4/127.0.0.1/udp/4001/quic-v1"
 
@@ -157,9 +157,9 @@ def test_pieces_of_a_step() -> None:
 
 def test_a_pace_is_kept_on_average() -> None:
     """A burst at once, then as long a wait as the amount takes; what was asked for is owed."""
-    pace = Pace(per_s=2.0, burst=10.0)
-    assert pace.wait_s(10.0, 100.0) == 0.0
-    assert pace.wait_s(4.0, 100.0) == 2.0
-    assert pace.wait_s(2.0, 102.0) == 1.0
-    assert pace.wait_s(1.0, 1000.0) == 0.0
-    assert pace.wait_s(13.0, 1000.0) == 2.0
+    pace = Allowance(per_s=2.0, burst=10.0)
+    assert pace.wait_s("a", 100.0, 10.0) == 0.0
+    assert pace.wait_s("a", 100.0, 4.0) == 2.0
+    assert pace.wait_s("a", 102.0, 2.0) == 1.0
+    assert pace.wait_s("a", 1000.0, 1.0) == 0.0
+    assert pace.wait_s("a", 1000.0, 13.0) == 2.0
