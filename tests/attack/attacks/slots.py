@@ -42,6 +42,17 @@ async def crowd(field: Field, count: int, act: Session, every_s: float = 0.05) -
             nursery.start_soon(persist, one)
 
 
+def at_once(count: int, act: Session, how: Callable[..., Awaitable[object]]) -> Session:
+    """`act`, so many times beside each other, each run by `how`."""
+
+    async def many(who: Stranger, node: Announcement) -> None:
+        async with trio.open_nursery() as nursery:
+            for _ in range(count):
+                nursery.start_soon(how, partial(act, who, node))
+
+    return many
+
+
 async def silent_maps(field: Field) -> None:
     """Streams that ask for the map and do not say so."""
 
@@ -104,12 +115,7 @@ async def many_sessions(field: Field) -> None:
             await talk.send(Ping(1))
             await trio.sleep(1.0)
 
-    async def many(who: Stranger, node: Announcement) -> None:
-        async with trio.open_nursery() as nursery:
-            for _ in range(80):
-                nursery.start_soon(try_to, partial(act, who, node))
-
-    await crowd(field, 5, many)
+    await crowd(field, 5, at_once(80, act, try_to))
 
 
 async def hoarded_cache(field: Field) -> None:
@@ -124,12 +130,7 @@ async def hoarded_cache(field: Field) -> None:
             print(f"{granted} times 512 tokens granted", flush=True)
         await talk.drain()
 
-    async def many(who: Stranger, node: Announcement) -> None:
-        async with trio.open_nursery() as nursery:
-            for _ in range(20):
-                nursery.start_soon(persist, partial(act, who, node), 0.2)
-
-    await crowd(field, 3, many)
+    await crowd(field, 3, at_once(20, act, partial(persist, every_s=0.2)))
 
 
 async def hoarded_cache_in_use(field: Field) -> None:
@@ -143,12 +144,7 @@ async def hoarded_cache_in_use(field: Field) -> None:
                 await talk.step(1)
                 await trio.sleep(1.0)
 
-    async def many(who: Stranger, node: Announcement) -> None:
-        async with trio.open_nursery() as nursery:
-            for _ in range(20):
-                nursery.start_soon(persist, partial(act, who, node), 0.2)
-
-    await crowd(field, 3, many)
+    await crowd(field, 3, at_once(20, act, partial(persist, every_s=0.2)))
 
 
 async def attach_waiters(field: Field) -> None:
@@ -160,12 +156,7 @@ async def attach_waiters(field: Field) -> None:
         while await stream.receive():
             pass
 
-    async def many(who: Stranger, node: Announcement) -> None:
-        async with trio.open_nursery() as nursery:
-            for _ in range(40):
-                nursery.start_soon(persist, partial(act, who, node))
-
-    await crowd(field, 4, many)
+    await crowd(field, 4, at_once(40, act, persist))
 
 
 async def busy_peer(field: Field) -> None:
