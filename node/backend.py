@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import Protocol
 
+from node.compute.interfaces import Engine, Speed
 from node.config import NodeConfig
-from node.interfaces import Engine, Speed
 from protocol.model import Manifest, Span
 
 

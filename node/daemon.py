@@ -13,18 +13,18 @@ from typing import TypeVar
 
 import trio
 
-from node.admission import Admission, Room
-from node.announce import Announcer, Load, Served, disagreeing
 from node.backend import Backend, Model, TorchBackend
+from node.compute.interfaces import Engine, Speed
+from node.compute.kv import buffer_bytes, default_kv_tokens
+from node.compute.meter import Meter
 from node.config import NodeConfig
-from node.gossip import Gossip
-from node.interfaces import Engine, Speed
-from node.kv import buffer_bytes, default_kv_tokens
-from node.meter import Meter
-from node.modelfiles import ModelFiles
-from node.neighbours import Neighbours
-from node.placement import choose_span, coverage
-from node.sessions import Hop
+from node.hop.admission import Admission, Room
+from node.hop.neighbours import Neighbours
+from node.hop.server import HopServer
+from node.presence.announce import Announcer, Load, Served, disagreeing
+from node.presence.gossip import Gossip
+from node.presence.modelfiles import ModelFiles
+from node.presence.placement import choose_span, coverage
 from protocol import limits
 from protocol.errors import ConfigError, EngineError, SwarmError, Unreachable, unwrapped
 from protocol.hints import RecordRule
@@ -79,7 +79,7 @@ class Node:
         self._announcer = Announcer(identity, transport, rng=self._rng)
         self._gossip = Gossip(self._announcer, transport, self._refresh, rng=self._rng)
         self._served: Served | None = None
-        self._hop: Hop | None = None
+        self._hop: HopServer | None = None
         self._budget = Admission(Room(0))
         self._suspects: set[str] = set()
         self.ready = trio.Event()  # once it serves
@@ -192,7 +192,9 @@ class Node:
         tokens = config.kv_tokens or self._kv_tokens(engine, free_bytes)
         self._budget = Admission(Room(tokens, buffer_bytes(free_bytes)))
         neighbours = Neighbours(self._transport, self._announcer.book.proven)
-        hop = Hop(engine, self._transport, self._budget, neighbours=neighbours, meter=Meter.measured(speed))
+        hop = HopServer(
+            engine, self._transport, self._budget, neighbours=neighbours, meter=Meter.measured(speed)
+        )
         hop.scheduler.piece_rows = _piece_rows(speed, len(span))
         ModelFiles(manifest, contents).serve(self._transport)
         hop.serve()

@@ -14,11 +14,11 @@ from itertools import islice, zip_longest
 from typing import Final, TypeVar
 
 from protocol import limits
-from protocol.dialling import DIAL_BYTES
 from protocol.errors import ConfigError, RemoteProtocolError
 from protocol.records import Announcement, Record, newer, parse_record
 from protocol.transport.addresses import parse_address
 from protocol.transport.base import PeerAddrs
+from protocol.transport.dialling import DIAL_BYTES
 from protocol.transport.origin import HERE, origin_of
 
 # A third party whom records name gets at most this many times the bytes that it cost to bring them.

@@ -41,7 +41,7 @@ _TIME = real(0.0, 1e11)
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
+class RoundTrip:
     """The round-trip time that a node measured to another."""
 
     peer: str = wire(text(limits.PEER_ID_BYTES))
@@ -69,7 +69,7 @@ class Announcement:
     queue_ms: float = wire(_PER_STEP_MS)
     kv_tokens: int = wire(uint(1 << 40))  # free
     kv_tokens_total: int = wire(uint(1 << 40))
-    links: tuple[Link, ...] = wire(sequence(struct(Link), limits.LINKS))
+    links: tuple[RoundTrip, ...] = wire(sequence(struct(RoundTrip), limits.LINKS))
     sequence: int = wire(uint(1 << 53))  # a later statement of the same peer has a higher number
     issued: float = wire(_TIME)
     expires: float = wire(_TIME)

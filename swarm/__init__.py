@@ -6,8 +6,8 @@ from swarm.client import Client, Conversation, connect
 from swarm.decoding import Sampling
 from swarm.events import Event
 from swarm.generation import Answer, Piece
-from swarm.route import Hop, Route
-from swarm.session import Session
+from swarm.routing.route import Hop, Route
+from swarm.session.session import Session
 
 __all__ = [
     "Answer",

@@ -16,12 +16,12 @@ from typing import Any
 from protocol.book import RecordBook
 from protocol.records import Announcement
 from swarm import client as trio_client
-from swarm import text as trio_text
 from swarm.client import Model
 from swarm.decoding import Sampling
 from swarm.generation import Answer, Piece
 from swarm.portal import Portal
-from swarm.route import Route
+from swarm.routing.route import Route
+from swarm.text import text as trio_text
 
 
 class Client:

@@ -28,24 +28,24 @@ from protocol.model import Manifest, Span
 from protocol.records import Announcement
 from protocol.transport.background import background_tasks
 from protocol.transport.base import Transport
-from swarm.chain import SessionSpec
 from swarm.decoding import Sampling
-from swarm.discovery import View
 from swarm.events import Event, Noticed, OnEvent, Waiting
 from swarm.generation import Answer, Generation, Piece, Request
-from swarm.mender import RETRY_EVERY_S
-from swarm.modelfiles import model_files
-from swarm.route import Route
-from swarm.session import Ends, Session
-from swarm.text import Text, load_text
-from swarm.text_process import TextProcess
-from swarm.weights import Pin, Trust, parse_pin
-from swarm.weightstore import FolderStore, WeightStore
+from swarm.routing.route import Route
+from swarm.routing.view import View
+from swarm.routing.weights import Pin, Trust, parse_pin
+from swarm.routing.weightstore import FolderStore, WeightStore
+from swarm.session.chain import SessionSpec
+from swarm.session.mender import RETRY_EVERY_S
+from swarm.session.session import Ends, Session
+from swarm.text.modelfiles import model_files
+from swarm.text.process import TextProcess
+from swarm.text.text import Text, load_text
 
 # What stands for a pin where the weights used so far are to be forgotten.
 ANEW: Final = "new"
 # KV that a session of unknown length reserves at every hop, where the model's context is not shorter.
-SESSION_TOKENS: Final = 4096
+DEFAULT_SESSION_TOKENS: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,9 +150,9 @@ class Client:
         """A sequence with its KV caches at the hops of `route` (default: the best one).
 
         `max_tokens` bounds its length and is reserved at every hop (default: the model's context, at most
-        SESSION_TOKENS). Raises: NoRoute; ConfigError.
+        DEFAULT_SESSION_TOKENS). Raises: NoRoute; ConfigError.
         """
-        session = await self._open(route, max_tokens or min(self.model.context, SESSION_TOKENS))
+        session = await self._open(route, max_tokens or min(self.model.context, DEFAULT_SESSION_TOKENS))
         try:
             yield session
         finally:
@@ -292,7 +292,9 @@ class Conversation:
 
     async def _ready(self) -> Session:
         if self._session is None:
-            self._session = await self._client._open(None, min(self._client.model.context, SESSION_TOKENS))
+            self._session = await self._client._open(
+                None, min(self._client.model.context, DEFAULT_SESSION_TOKENS)
+            )
         return self._session
 
     async def _drop(self) -> None:

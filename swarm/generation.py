@@ -10,10 +10,10 @@ import trio
 from protocol.errors import ConfigError
 from swarm.decoding import Ask, Sampling, decode
 from swarm.events import Rerouted
-from swarm.route import Route
-from swarm.session import Session
-from swarm.text import Text
-from swarm.text_stream import StopStrings
+from swarm.routing.route import Route
+from swarm.session.session import Session
+from swarm.text.stream import StopStrings
+from swarm.text.text import Text
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -26,15 +26,50 @@ class Rule:
     allowed: frozenset[str]
 
 
+@dataclass(frozen=True)
+class Room:
+    """What the modules of a folder may import of ours beside one another: modules or folders, by dotted name."""
+
+    where: str
+    beside: tuple[str, ...]
+
+
 # The longest `where` that contains a file is the one that holds for it.
 RULES = [
     Rule(PurePosixPath("protocol"), FORMATS | {"protocol"}),
+    Rule(PurePosixPath("protocol/talk"), frozenset({"trio", "protocol"})),
     Rule(PurePosixPath("protocol/transport"), FORMATS | TRANSPORT | {"protocol"}),
     Rule(PurePosixPath("node"), DAEMON | {"protocol", "node"}),
     Rule(PurePosixPath("node/engine"), DAEMON | ENGINE | {"protocol", "node"}),
     Rule(PurePosixPath("swarm"), CLIENT | {"protocol", "swarm"}),
     # The one bridge: it starts the daemon and the ends that run on the client's own machine.
     Rule(PurePosixPath("swarm/cli/local.py"), CLIENT | {"protocol", "swarm", "node"}),
+]
+
+
+# The room of a module is the longest `where` that its name begins with. In "protocol." the dot at the end stands for
+# the modules of that folder alone, without those of its inner folders.
+ROOMS = [
+    Room(
+        "protocol",
+        tuple(f"protocol.transport.{name}" for name in ("addresses", "base", "dialling", "origin")),
+    ),
+    Room("protocol.transport", ("protocol.errors", "protocol.keys")),
+    Room("protocol.talk", ("protocol.", "protocol.transport")),
+    Room("node", ("node", "protocol")),
+    Room("node.compute", ("protocol.",)),
+    Room("node.engine", ("node.compute.interfaces", "protocol.")),
+    Room("node.hop", ("node.compute", "protocol.", "protocol.talk", "protocol.transport")),
+    Room("node.presence", ("protocol.", "protocol.talk", "protocol.transport")),
+    Room("swarm", ("protocol", "swarm.decoding", "swarm.routing", "swarm.session", "swarm.text")),
+    Room("swarm.decoding", ("protocol.",)),
+    Room("swarm.text", ("protocol.", "protocol.talk", "protocol.transport")),
+    Room("swarm.routing", ("swarm.events", "protocol.", "protocol.talk", "protocol.transport")),
+    Room(
+        "swarm.session", ("swarm.events", "swarm.routing", "protocol.", "protocol.talk", "protocol.transport")
+    ),
+    Room("swarm.cli", ("node", "protocol", "swarm")),
+    Room("swarm.__main__", ("swarm.cli",)),
 ]
 
 
@@ -71,6 +106,70 @@ def offences(path: PurePosixPath, source: str) -> list[str]:
     ]
 
 
+def modules() -> dict[str, Path]:
+    """Every module of ours by its dotted name, packages included."""
+    found = {}
+    for package in ("protocol", "node", "swarm"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imported_modules(source: str, known: Collection[str]) -> set[str]:
+    """The modules of `known` that `source` names in its imports; `from package import module` names the module."""
+    found = set()
+    for statement in ast.walk(ast.parse(source)):
+        match statement:
+            case ast.Import(names=names):
+                found |= {alias.name for alias in names}
+            case ast.ImportFrom(module=str(module), level=0, names=names):
+                inner = {f"{module}.{alias.name}" for alias in names} & set(known)
+                found |= inner
+                if len(inner) < len(names):
+                    found.add(module)
+    return found & set(known)
+
+
+def room_of(module: str) -> Room:
+    """The room that `module` is in."""
+    return max((r for r in ROOMS if f"{module}.".startswith(f"{r.where}.")), key=lambda r: len(r.where))
+
+
+def may_import(module: str, other: str) -> bool:
+    """Whether the room of `module` lets it import `other`."""
+    room = room_of(module)
+    if room_of(other) is room:
+        return True
+    for name in room.beside:
+        if name.endswith("."):
+            if other.startswith(name) and "." not in other.removeprefix(name):
+                return True
+        elif f"{other}.".startswith(f"{name}."):
+            return True
+    return False
+
+
+def circles(graph: Mapping[str, Collection[str]]) -> list[set[str]]:
+    """The sets of modules that import one another, directly or not."""
+    reached: dict[str, set[str]] = {}
+    for start in graph:
+        seen: set[str] = set()
+        ahead = list(graph[start])
+        while ahead:
+            module = ahead.pop()
+            if module not in seen:
+                seen.add(module)
+                ahead += graph[module]
+        reached[start] = seen
+    found: list[set[str]] = []
+    for module in graph:
+        circle = {other for other in reached[module] if module in reached[other]}
+        if circle and circle not in found:
+            found.append(circle)
+    return found
+
+
 def sources(package: str) -> list[PurePosixPath]:
     """Every Python file of a package, relative to the root."""
     return [PurePosixPath(p.relative_to(ROOT).as_posix()) for p in sorted((ROOT / package).rglob("*.py"))]
@@ -88,11 +187,11 @@ def test_packages_import_only_what_they_may(package: str) -> None:
     [
         ("protocol/codec.py", "import trio"),
         ("protocol/codec.py", "def f():\n    from node.engine import loader"),
-        ("node/serve.py", "import swarm.route"),
-        ("node/kv.py", "from torch import nn"),
-        ("swarm/route.py", "import node"),
+        ("node/serve.py", "import swarm.routing.route"),
+        ("node/compute/kv.py", "from torch import nn"),
+        ("swarm/routing/route.py", "import node"),
         ("swarm/cli/chat.py", "from node import daemon"),
-        ("swarm/session.py", "import importlib\nimportlib.import_module('node.daemon')"),
+        ("swarm/session/session.py", "import importlib\nimportlib.import_module('node.daemon')"),
     ],
 )
 def test_a_forbidden_import_is_found(path: str, source: str) -> None:
@@ -113,6 +212,46 @@ def test_a_forbidden_import_is_found(path: str, source: str) -> None:
 def test_an_allowed_import_passes(path: str, source: str) -> None:
     """The checker itself: relative imports and the named exceptions are no offence."""
     assert offences(PurePosixPath(path), source) == []
+
+
+def test_the_rooms_keep_to_themselves() -> None:
+    """Every module imports only what its room may; and no module imports itself by way of others."""
+    known = modules()
+    graph = {name: imported_modules(path.read_text("utf-8"), known) for name, path in known.items()}
+    offences = [
+        f"{module} imports {other}"
+        for module, others in graph.items()
+        for other in sorted(others)
+        if not may_import(module, other)
+    ]
+    assert not offences, "\n" + "\n".join(offences)
+    assert not [circle for circle in circles(graph) if not any("transport" in module for module in circle)]
+
+
+@pytest.mark.parametrize(
+    ("module", "other", "may"),
+    [
+        ("protocol.transport.quic.stream", "protocol.transport.base", True),
+        ("protocol.transport.base", "protocol.messages", False),
+        ("protocol.codec", "protocol.talk.channel", False),
+        ("node.hop.session", "node.presence.gossip", False),
+        ("node.engine.span", "node.compute.loop", False),
+        ("swarm.session.mender", "swarm.routing.view", True),
+        ("swarm.routing.view", "swarm.session.session", False),
+        ("swarm.text.text", "swarm.events", False),
+        ("swarm.client", "swarm.cli.words", False),
+    ],
+)
+def test_a_room_is_told_from_its_neighbours(module: str, other: str, may: bool) -> None:
+    """The checker itself: what a room may import and what it may not."""
+    assert may_import(module, other) is may
+
+
+def test_a_circle_is_found() -> None:
+    """The checker itself: modules that import one another are named together, what they use is not."""
+    source = "from a import b, name\nimport c"
+    assert imported_modules(source, {"a", "a.b", "c", "d"}) == {"a", "a.b", "c"}
+    assert circles({"a": ["b"], "b": ["c"], "c": ["a", "d"], "d": []}) == [{"a", "b", "c"}]
 
 
 def test_the_client_loads_without_torch() -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from node.compute.interfaces import KvCache
 from node.engine import convert, head
 from node.engine.cache import SpanCache
 from node.engine.checkpoint import Checkpoint
 from node.engine.skeleton import probing
 from node.engine.split import SplitModel
-from node.interfaces import KvCache
 from protocol.candidates import Candidates, Want
 from protocol.errors import ConfigError, LocalProtocolError, Malformed, UnsupportedModel
 from protocol.model import Manifest, Span

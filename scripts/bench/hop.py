@@ -22,7 +22,7 @@ from pingpong import ECHO, other_process, ping
 import swarm
 from protocol.transport.libp2p import open_transport
 from protocol.transport.validator import AcceptAll
-from swarm.session import Session
+from swarm.session.session import Session
 
 SMALL = Shape(layers=4, hidden=896, heads=14, kv_heads=2, intermediate=1024, vocabulary=1024)
 PROMPT = [1, 2, 3, 4, 5, 6, 7, 8]

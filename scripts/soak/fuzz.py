@@ -53,7 +53,7 @@ from protocol.model import Span
 from protocol.records import Announcement
 from protocol.transport.base import Stream
 from scripts.soak.mutations import EXTREMES, Fields, pack, tensor, wild
-from swarm.demo import shipped_model
+from swarm.cli.demo_nodes import shipped_model
 from tests.attack import wire
 from tests.attack.arena import Asked, ask, memory_of, tracebacks
 from tests.attack.stranger import Stranger, stranger

@@ -16,8 +16,8 @@ from protocol.plain import plain
 from protocol.records import Announcement
 from swarm.cli.terminal import Terminal
 from swarm.cli.words import Names, count, name_of, span_fields
-from swarm.route import missing_stages, serve_command
-from swarm.weights import PIN_DIGITS
+from swarm.routing.route import missing_stages, serve_command
+from swarm.routing.weights import PIN_DIGITS
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,16 +19,16 @@ from rich.text import Text
 
 from protocol.errors import ConfigError, SwarmError
 from swarm import blocking
-from swarm import demo as swarm_demo
 from swarm.blocking import Client, Conversation
+from swarm.cli import demo_nodes as swarm_demo
 from swarm.cli.chat import converse
 from swarm.cli.connection import working
 from swarm.cli.coverage import by_model, render
+from swarm.cli.demo_nodes import Demo, DemoNode
 from swarm.cli.options import Verbose, readable
 from swarm.cli.screen import Screen
 from swarm.cli.terminal import Terminal, open_terminal
 from swarm.cli.words import count, describe_answer
-from swarm.demo import Demo, DemoNode
 
 LAYERS: Final = 8  # of the model that ships
 QUESTIONS: Final = (("What is 12 + 30?", "42"), ("What is the capital of France?", "Paris"))

@@ -15,7 +15,7 @@ import trio
 from protocol.errors import ConfigError
 
 if TYPE_CHECKING:
-    from swarm.session import Ends
+    from swarm.session.session import Ends
 
 _INSTALL: Final = 'pip install "inference-swarm[node]"'
 _NEEDED: Final = ("torch", "transformers", "safetensors", "huggingface_hub", "psutil")

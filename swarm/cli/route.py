@@ -14,7 +14,7 @@ from swarm.cli.options import Join, Json, Model, Verbose, Wait, Weights, Where
 from swarm.cli.screen import Screen
 from swarm.cli.terminal import Terminal, open_terminal
 from swarm.cli.words import Names, hop_fields, name_of
-from swarm.route import Route
+from swarm.routing.route import Route
 
 
 def route(

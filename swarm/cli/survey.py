@@ -12,7 +12,7 @@ from protocol.hints import RecordRule
 from protocol.records import Announcement
 from protocol.transport.background import background_tasks
 from swarm.cli.joined import places
-from swarm.discovery import View
+from swarm.routing.view import View
 
 # Nodes that are shown though they do not answer; an announcement outlives a node that died by up to a minute.
 SILENT_SHOWN = 16

@@ -9,7 +9,7 @@ from typing import Any
 from protocol.model import Span, describe_stages
 from swarm.events import Bridged, Event, Noticed, Rerouted, Waiting
 from swarm.generation import Answer
-from swarm.route import Hop
+from swarm.routing.route import Hop
 
 Names = Mapping[str, str]  # peer id -> what the user knows it by
 

@@ -35,7 +35,7 @@ class Row:
 def read_row(
     candidates: Candidates, want: Want, window: tuple[int, ...], sampling: Sampling, vocab_size: int
 ) -> Row:
-    """The row that answers `want`, as `swarm.outputs` has checked; ids in `window` are penalised.
+    """The row that answers `want`, as `swarm.session.outputs` has checked; ids in `window` are penalised.
 
     `want.ids` is the window, or empty where the whole vocabulary is asked for (`want.top` is 0).
     """

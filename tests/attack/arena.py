@@ -21,7 +21,7 @@ from protocol.errors import SwarmError
 from protocol.hints import RecordRule
 from protocol.identity import generate
 from protocol.records import parse_record
-from protocol.transport.exchange import exchange_maps
+from protocol.talk.exchange import exchange_maps
 from protocol.transport.libp2p import open_transport
 from tests.support.local_swarm import LocalSwarm, RunningNode
 from tests.support.processes import Processes

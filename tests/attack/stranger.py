@@ -20,9 +20,9 @@ from protocol.identity import Identity, generate
 from protocol.messages import SESSION_PROTOCOL, Message, NextHop, Opened, Refused, Step
 from protocol.model import Span
 from protocol.records import Announcement, sign_record
+from protocol.talk.exchange import exchange_maps
 from protocol.transport.addresses import parse_address
 from protocol.transport.base import Stream, Transport
-from protocol.transport.exchange import exchange_maps
 from protocol.transport.libp2p import open_transport
 from tests.attack import wire
 

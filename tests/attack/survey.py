@@ -11,8 +11,8 @@ from typing import Any
 import trio
 
 from protocol.records import Announcement, parse_record
+from protocol.talk.exchange import exchange_maps
 from protocol.transport.addresses import parse_address
-from protocol.transport.exchange import exchange_maps
 from tests.attack.stranger import Field, stranger
 
 

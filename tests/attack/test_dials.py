@@ -12,7 +12,7 @@ import trio
 
 from protocol.messages import LinkDown
 from protocol.model import Span
-from protocol.transport.channel import Channel
+from protocol.talk.channel import Channel
 from tests.attack import wire
 from tests.attack.arena import REFLECTED_TIMES, Arena
 from tests.attack.attacks import dials

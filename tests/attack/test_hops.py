@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from swarm.watch import LINK_STALL_S, PROGRESS_FLOOR_S
+from swarm.session.watch import LINK_STALL_S, PROGRESS_FLOOR_S
 from tests.attack.arena import Arena
 from tests.attack.attacks import hops
 from tests.attack.conftest import running
 from tests.support.forge import Forge
 from tests.support.local_swarm import LocalSwarm
 
-# Who answers and does nothing is told from who is busy by time alone (`swarm.watch`): the deadline of a hop that says
+# Who answers and does nothing is told from who is busy by time alone: the deadline of a hop that says
 # it is quick, and before it that of the boundary that has to be bridged to see which of two it is.
 STALLS = ("acks_without_sending_on", "pongs_without_computing", "link_down_for_ever")
 STALL_S = PROGRESS_FLOOR_S + LINK_STALL_S + 1.0

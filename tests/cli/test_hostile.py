@@ -18,7 +18,7 @@ import pytest
 
 from protocol.identity import load_or_create
 from protocol.transport.addresses import parse_address
-from swarm.demo import _free_port, shipped_model
+from swarm.cli.demo_nodes import _free_port, shipped_model
 from swarm.portal import Portal
 from tests.cli.test_net import Person
 from tests.cli.test_streams import redirected

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from swarm import blocking
-from swarm.demo import Demo, shipped_model, start
+from swarm.cli.demo_nodes import Demo, shipped_model, start
 from tests.cli.test_usage import run
 
 pytestmark = [pytest.mark.net, pytest.mark.timeout(240)]

@@ -17,7 +17,7 @@ from swarm.cli.terminal import Terminal
 from swarm.cli.words import News, answer_fields, describe_answer, describe_event
 from swarm.events import Bridged, Event, Noticed, Rerouted, Waiting
 from swarm.generation import Answer
-from swarm.route import Hop, Route
+from swarm.routing.route import Hop, Route
 
 A, B = "12D3KooWaaaaaa", "12D3KooWbbbbbb"
 RTT_MS = {A: 3.25, B: 1.0, B[:-1] + "c": 1.0}

@@ -48,10 +48,10 @@ from protocol.messages import (
 from protocol.model import Span
 from protocol.records import Announcement, parse_record, sign_record
 from protocol.session import Side, StreamState
+from protocol.talk.channel import Channel
+from protocol.talk.exchange import exchange_maps
 from protocol.tensors import from_numpy
 from protocol.transport.base import Handler, Stream, Transport
-from protocol.transport.channel import Channel
-from protocol.transport.exchange import exchange_maps
 from protocol.transport.libp2p import open_transport
 from swarm.cli import main
 from tests.support.local_swarm import LOOPBACK, LocalSwarm

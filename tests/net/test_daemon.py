@@ -25,10 +25,10 @@ from protocol.messages import SESSION_PROTOCOL, Ack, Error, NextHop, Open, Opene
 from protocol.model import Span
 from protocol.records import Announcement, parse_record
 from protocol.session import Side, StreamState
+from protocol.talk.channel import Channel
+from protocol.talk.exchange import exchange_maps, fetch_model
 from protocol.tensors import from_numpy
 from protocol.transport.base import Transport
-from protocol.transport.channel import Channel
-from protocol.transport.exchange import exchange_maps, fetch_model
 from protocol.transport.libp2p import open_transport
 from tests.support.models import make_model
 from tests.support.processes import Process, Processes

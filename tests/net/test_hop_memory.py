@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import trio
 
-from node.steps import Shape
+from node.hop.steps import Shape
 from protocol import limits
 from protocol.candidates import NOTHING, Want
 from protocol.errors import SwarmError
@@ -24,10 +24,10 @@ from protocol.messages import SESSION_PROTOCOL, Ack, Close, Error, Open, Opened,
 from protocol.model import Manifest, Span
 from protocol.records import parse_record
 from protocol.session import Side, StreamState
+from protocol.talk.channel import Channel
+from protocol.talk.exchange import exchange_maps, fetch_model
 from protocol.tensors import from_numpy
 from protocol.transport.base import Transport
-from protocol.transport.channel import Channel
-from protocol.transport.exchange import exchange_maps, fetch_model
 from protocol.transport.libp2p import open_transport
 from tests.support.local_swarm import LocalSwarm, RunningNode
 from tests.support.models import make_model

@@ -10,22 +10,22 @@ from collections.abc import Iterator
 import pytest
 import trio
 
-from node.announce import Announcer, Load, Served
-from node.gossip import Gossip
+from node.presence.announce import Announcer, Load, Served
+from node.presence.gossip import Gossip
 from protocol import limits
-from protocol.dialling import HOST_DATAGRAMS, PLACE_DATAGRAMS, REFILL_S
 from protocol.errors import PeerUnavailable
 from protocol.hints import RecordRule
 from protocol.identity import Identity, generate
 from protocol.messages import MAP_PROTOCOL, MapReply, MapRequest
 from protocol.model import Span
 from protocol.records import Announcement, sign_record
+from protocol.talk.channel import Channel
+from protocol.talk.exchange import exchange_maps
 from protocol.transport.background import background_tasks
 from protocol.transport.base import Stream
-from protocol.transport.channel import Channel
-from protocol.transport.exchange import exchange_maps
+from protocol.transport.dialling import HOST_DATAGRAMS, PLACE_DATAGRAMS, REFILL_S
 from protocol.transport.libp2p import open_transport
-from swarm.discovery import View
+from swarm.routing.view import View
 
 LISTEN = ["/ip4/127.0.0.1/udp/0/quic-v1"]
 DATAGRAM = 1200

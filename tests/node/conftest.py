@@ -8,10 +8,10 @@ import pytest
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from node.admission import Admission, Room
-from node.compute import Executor
-from node.neighbours import AddressesOf, Neighbours
-from node.sessions import Hop
+from node.compute.loop import Executor
+from node.hop.admission import Admission, Room
+from node.hop.neighbours import AddressesOf, Neighbours
+from node.hop.server import HopServer
 from protocol.messages import NextHop
 from protocol.model import Span
 from protocol.transport.memory import Network
@@ -34,7 +34,7 @@ class Node:
         self.engine = FakeEngine(span)
         self.budget = Admission(Room(kv_tokens))
         neighbours = Neighbours(transport, addresses_of)
-        self.hop = Hop(self.engine, transport, self.budget, neighbours=neighbours, executor=executor)
+        self.hop = HopServer(self.engine, transport, self.budget, neighbours=neighbours, executor=executor)
         self.hop.serve()
 
     def as_next(self, client: Client) -> NextHop:

@@ -12,15 +12,15 @@ import numpy as np
 import trio
 from numpy.typing import NDArray
 
-from node.compute import Done, Work, attempt
+from node.compute.loop import Done, Work, attempt
 from protocol.candidates import NOTHING, Candidates, Want
 from protocol.errors import Malformed
 from protocol.messages import SESSION_PROTOCOL, Ack, Attach, Message, NextHop, Open, Opened, Output, Step
 from protocol.model import Manifest, Span
 from protocol.session import Side, StreamState
+from protocol.talk.channel import Channel
 from protocol.tensors import Tensor, check_finite, from_numpy
 from protocol.transport.base import Transport
-from protocol.transport.channel import Channel
 
 HIDDEN = 8
 VOCAB = 32
@@ -92,7 +92,7 @@ class FakeEngine:
         return cache
 
     def step(self, cache: Any, position: int, inputs: Tensor, want: Want) -> Tensor | Candidates | None:
-        """See `node.interfaces.Engine`."""
+        """See `node.compute.interfaces.Engine`."""
         assert isinstance(cache, FakeCache)
         assert not cache.closed
         assert position <= cache.length
@@ -162,7 +162,7 @@ class InlineExecutor:
         self._queue: deque[tuple[Work, Done]] = deque()
 
     def submit(self, work: Work, done: Done) -> None:
-        """See `node.compute.Executor`."""
+        """See `node.compute.loop.Executor`."""
         self._queue.append((work, done))
         if len(self._queue) == 1:
             trio.lowlevel.spawn_system_task(self._run)
@@ -183,7 +183,7 @@ class ManualExecutor:
         self.held = True
 
     def submit(self, work: Work, done: Done) -> None:
-        """See `node.compute.Executor`."""
+        """See `node.compute.loop.Executor`."""
         self.queue.append((work, done))
         if not self.held:
             self.release()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.admission import (
+from node.hop.admission import (
     IDLE_CROWDED_S,
     IDLE_S,
     NEW_CROWDED_S,

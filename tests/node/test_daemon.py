@@ -9,16 +9,16 @@ import pytest
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from node.compute.interfaces import Engine
 from node.config import NodeConfig
 from node.daemon import READ_BYTES, SUSPECTS_NAMED, Node
-from node.interfaces import Engine
 from protocol.candidates import Want
 from protocol.errors import BadCheckpoint, ConfigError, SwarmError, Unreachable, unwrapped
 from protocol.hints import RecordRule
 from protocol.identity import generate
 from protocol.messages import Error, NextHop, Output, Refused
 from protocol.model import Manifest, Span, weights_digest
-from protocol.transport.exchange import exchange_maps, fetch_model
+from protocol.talk.exchange import exchange_maps, fetch_model
 from protocol.transport.memory import Network
 from protocol.transport.memory.transport import MemoryTransport
 from tests.node.fakes import (

@@ -11,8 +11,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from node.announce import MAPS_BURST, REFUSED_RECORDS, Announcer, Load, Served, disagreeing
-from node.gossip import EXCHANGE_EVERY_S, LOOKUP_EVERY_S, Gossip
+from node.presence.announce import MAPS_BURST, REFUSED_RECORDS, Announcer, Load, Served, disagreeing
+from node.presence.gossip import EXCHANGE_EVERY_S, LOOKUP_EVERY_S, Gossip
 from protocol import limits
 from protocol.book import OURS, STRANGERS_PASSED_ON
 from protocol.errors import BadSignature, Lost, Unreachable
@@ -21,9 +21,9 @@ from protocol.identity import Identity, generate
 from protocol.messages import MAP_PROTOCOL, MapReply, MapRequest
 from protocol.model import Span
 from protocol.records import Announcement, Record, parse_record, sign_record
+from protocol.talk.channel import Channel
+from protocol.talk.exchange import exchange_maps
 from protocol.transport.base import PeerAddrs
-from protocol.transport.channel import Channel
-from protocol.transport.exchange import exchange_maps
 from protocol.transport.memory import Network
 from protocol.transport.memory.transport import MemoryTransport
 

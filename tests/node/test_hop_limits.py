@@ -15,9 +15,9 @@ import pytest
 import trio
 import trio.testing
 
-from node.admission import NEW_S
-from node.sender import LINK_FAILED
-from node.steps import Shape
+from node.hop.admission import NEW_S
+from node.hop.sender import LINK_FAILED
+from node.hop.steps import Shape
 from protocol import limits
 from protocol.candidates import HIDDEN, NOTHING, Want
 from protocol.errors import Lost
@@ -283,7 +283,7 @@ async def test_nothing_of_a_session_waits_for_a_collection(
     end: str, swarm: Swarm, no_collector: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its cache, its journal's rows and its frames are gone when it is over."""
-    caplog.set_level(logging.CRITICAL, "node.hop_session")  # what pytest records has the tracebacks
+    caplog.set_level(logging.CRITICAL, "node.hop.session")  # what pytest records has the tracebacks
     front, back = await swarm.node(FRONT), await swarm.node(BACK)
     second = await opened(await swarm.client(back), BACK)
     first = await opened(await swarm.client(front), FRONT, next=back.as_next(second))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from node.sender import LINK_FAILED
+from node.hop.sender import LINK_FAILED
 from protocol.candidates import HIDDEN, NOTHING, Want
 from protocol.messages import Ack, Error, LinkDown, NextHop, Output, Ping, Pong, Relink
 from protocol.model import Span

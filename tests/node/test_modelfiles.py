@@ -10,13 +10,13 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from node.modelfiles import STREAMS_BURST, STREAMS_PER_S, ModelFiles
+from node.presence.modelfiles import STREAMS_BURST, STREAMS_PER_S, ModelFiles
 from protocol import limits
 from protocol.errors import Lost
 from protocol.messages import MODEL_PROTOCOL, Error, FileRequest, ManifestReply, ManifestRequest
 from protocol.model import ManifestFile
-from protocol.transport.channel import Channel
-from protocol.transport.exchange import fetch_model
+from protocol.talk.channel import Channel
+from protocol.talk.exchange import fetch_model
 from protocol.transport.memory.transport import MemoryTransport
 from tests.node.conftest import Swarm
 from tests.node.fakes import MANIFEST

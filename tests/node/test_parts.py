@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.casting import cast_hidden
+from node.compute.kv import ENTRY_BYTES, MOST_DEFAULT_TOKENS, buffer_bytes, default_kv_tokens
+from node.compute.meter import QUIET_S, Meter, StepTime
 from node.config import NodeConfig
-from node.kv import ENTRY_BYTES, MOST_DEFAULT_TOKENS, buffer_bytes, default_kv_tokens
-from node.meter import QUIET_S, Meter, StepTime
-from node.steps import KeptOutputs, Result, join, piece_want
+from node.hop.casting import cast_hidden
+from node.hop.steps import KeptOutputs, Result, join, piece_want
 from protocol import limits
 from protocol.candidates import NOTHING, Candidates, Want
 from protocol.errors import ConfigError

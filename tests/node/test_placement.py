@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.placement import choose_span, coverage
+from node.presence.placement import choose_span, coverage
 from protocol.model import Span
 
 RNG = random.Random(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.scheduler import DECODING_S, SHORT_BEFORE_LONG, SHORT_ROWS, Owner, Piece, Scheduler
+from node.compute.scheduler import DECODING_S, SHORT_BEFORE_LONG, SHORT_ROWS, Owner, Piece, Scheduler
 
 
 def drain(scheduler: Scheduler) -> list[Piece]:

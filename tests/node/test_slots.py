@@ -15,16 +15,16 @@ import pytest
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from node.announce import Announcer, Load, Served
-from node.modelfiles import STREAMS, ModelFiles
+from node.presence.announce import Announcer, Load, Served
+from node.presence.modelfiles import STREAMS, ModelFiles
 from protocol import limits
 from protocol.codec import encode
 from protocol.errors import Lost
 from protocol.identity import generate
 from protocol.messages import MAP_PROTOCOL, MODEL_PROTOCOL, FileRequest, ManifestRequest, MapReply
 from protocol.model import ManifestFile, Span
+from protocol.talk.exchange import exchange_maps, fetch_model
 from protocol.transport.base import Stream, Transport
-from protocol.transport.exchange import exchange_maps, fetch_model
 from protocol.transport.libp2p import open_transport
 from protocol.transport.slots import PIECE_BYTES
 from protocol.transport.validator import AcceptAll
@@ -78,7 +78,7 @@ async def strangers(
 
 async def test_silent_map_streams_lock_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """More than there are places for say half a request; the map comes to who asks for it, and they give way."""
-    monkeypatch.setattr("node.announce.MAPS_ASKED", 8)
+    monkeypatch.setattr("node.presence.announce.MAPS_ASKED", 8)
     async with (
         node() as (target, announcer, _),
         strangers(target, MAP_PROTOCOL, b"\0\0", peers=4, streams=12) as silent,
@@ -132,7 +132,7 @@ async def test_a_map_is_made_once_for_all_who_ask(monkeypatch: pytest.MonkeyPatc
             return page()
 
         monkeypatch.setattr(announcer, "page", counted)
-        monkeypatch.setattr("node.announce.MAP_FRESH_S", 60.0)
+        monkeypatch.setattr("node.presence.announce.MAP_FRESH_S", 60.0)
         for _ in range(5):
             await exchange_maps(one, target.peer, target.addrs)
         assert made == 1

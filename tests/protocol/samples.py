@@ -34,7 +34,7 @@ from protocol.messages import (
     Step,
 )
 from protocol.model import Manifest, ManifestFile, Span
-from protocol.records import Announcement, Link
+from protocol.records import Announcement, RoundTrip
 from protocol.tensors import Tensor, from_numpy
 
 IDENTITY = Identity(Ed25519PrivateKey.from_private_bytes(bytes(range(32))))
@@ -89,7 +89,7 @@ def announcement(**changes: Any) -> Announcement:
         "queue_ms": 2.0,
         "kv_tokens": 1000,
         "kv_tokens_total": 4096,
-        "links": (Link(OTHER.peer, 12.5),),
+        "links": (RoundTrip(OTHER.peer, 12.5),),
         "sequence": 5,
         "issued": NOW - 1.0,
         "expires": NOW + 59.0,

@@ -37,7 +37,7 @@ from protocol.messages import (
 )
 from protocol.model import Manifest, ManifestFile, Span
 from protocol.plain import plain
-from protocol.records import Announcement, Link
+from protocol.records import Announcement, RoundTrip
 from protocol.tensors import ITEM_BYTES, Tensor
 from protocol.transport.addresses import Address
 from tests.protocol.samples import IDENTITY
@@ -191,7 +191,7 @@ def announcements(draw: st.DrawFn, identity: Identity, now: float) -> Announceme
         links=tuple(
             draw(
                 st.lists(
-                    st.builds(Link, peer=texts(limits.PEER_ID_BYTES), rtt_ms=reals(0.0, 60_000.0)),
+                    st.builds(RoundTrip, peer=texts(limits.PEER_ID_BYTES), rtt_ms=reals(0.0, 60_000.0)),
                     max_size=limits.LINKS,
                 )
             )

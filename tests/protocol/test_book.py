@@ -11,10 +11,10 @@ import pytest
 from protocol import limits
 from protocol.book import DIALLED_PER_BROUGHT, NEWS, STRANGERS_PASSED_ON, RecordBook, Source
 from protocol.codec import encode
-from protocol.dialling import DIAL_BYTES
 from protocol.identity import generate
 from protocol.messages import MapReply, MapRequest
 from protocol.records import Record, parse_record, sign_record
+from protocol.transport.dialling import DIAL_BYTES
 from tests.protocol.samples import IDENTITY, NOW, OTHER, announcement
 
 

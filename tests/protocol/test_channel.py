@@ -12,9 +12,9 @@ from protocol.codec import encode
 from protocol.errors import LocalProtocolError, Lost, Malformed, SwarmError, TimedOut, TooLarge
 from protocol.messages import Ack, Attach, Close, Error, Message, Opened, Ping, Pong, Step
 from protocol.session import Side, State, StreamState
+from protocol.talk.channel import Channel
 from protocol.tensors import Tensor
 from protocol.transport.base import Handler, Stream
-from protocol.transport.channel import Channel
 from protocol.transport.memory.transport import MemoryTransport
 from tests.protocol.network import say_nothing, two_peers
 from tests.protocol.samples import MESSAGES, OTHER, same

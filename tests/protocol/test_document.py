@@ -12,12 +12,17 @@ import pytest
 from protocol import limits, records
 from protocol.candidates import Want
 from protocol.messages import BY_TAG, MAP_PROTOCOL, MODEL_PROTOCOL, SESSION_PROTOCOL, NextHop
-from protocol.records import Announcement, Link
+from protocol.records import Announcement, RoundTrip
 from protocol.session import TRANSITIONS, Side, State
 from tests.protocol.golden import parse_golden, read_golden
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
-STRUCTS: dict[str, type[Any]] = {"NextHop": NextHop, "Want": Want, "Announcement": Announcement, "Link": Link}
+STRUCTS: dict[str, type[Any]] = {
+    "NextHop": NextHop,
+    "Want": Want,
+    "Announcement": Announcement,
+    "RoundTrip": RoundTrip,
+}
 
 
 def tables() -> dict[str, list[list[str]]]:

@@ -27,9 +27,9 @@ from protocol.messages import (
     Ping,
 )
 from protocol.model import Manifest, ManifestFile
+from protocol.talk.channel import Channel
+from protocol.talk.exchange import exchange_maps, fetch_model
 from protocol.transport.base import Handler, Stream
-from protocol.transport.channel import Channel
-from protocol.transport.exchange import exchange_maps, fetch_model
 from tests.protocol.network import say_nothing, two_peers
 from tests.protocol.samples import manifest
 from tests.protocol.test_model import FILES

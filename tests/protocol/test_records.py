@@ -13,7 +13,7 @@ from protocol.errors import BadSignature, LocalProtocolError, Malformed, RemoteP
 from protocol.fields import pack_fields
 from protocol.identity import Identity, verify
 from protocol.model import Span
-from protocol.records import DOMAIN, VERSION, Link, newer, parse_record, sign_record
+from protocol.records import DOMAIN, VERSION, RoundTrip, newer, parse_record, sign_record
 from tests.protocol.samples import IDENTITY, NOW, OTHER, announcement
 
 
@@ -180,7 +180,7 @@ def test_the_largest_announcement_fits() -> None:
     assert len(address) == limits.ADDRESS_BYTES
     said = announcement(
         addrs=(address,) * limits.ADDRESSES,
-        links=tuple(Link("x" * limits.PEER_ID_BYTES, 1.0) for _ in range(limits.LINKS)),
+        links=tuple(RoundTrip("x" * limits.PEER_ID_BYTES, 1.0) for _ in range(limits.LINKS)),
         model="é" * limits.NAME_CELLS,  # two bytes each
         blocks=limits.STAGES - 2,
         hidden_size=limits.HIDDEN_SIZE,

@@ -12,8 +12,8 @@ import psutil
 import pytest
 import trio
 
+from node.compute.interfaces import Engine
 from node.config import NodeConfig
-from node.interfaces import Engine
 from protocol.errors import RemoteProtocolError, TooLarge
 from protocol.model import ManifestFile, Span
 from swarm.client import Client, Options, enter
@@ -65,7 +65,7 @@ async def client_of(files: dict[str, bytes], cache: Path) -> AsyncIterator[Clien
 
 def text_processes() -> list[psutil.Process]:
     """Those of this process that are there."""
-    return [child for child in psutil.Process().children() if "swarm.text_worker" in str(child.cmdline())]
+    return [child for child in psutil.Process().children() if "swarm.text.worker" in str(child.cmdline())]
 
 
 async def continued(client: Client, prompt: str | list[int], chat: bool = False) -> str:

@@ -11,7 +11,7 @@ import trio.testing
 
 from protocol.errors import NoRoute
 from protocol.model import Span
-from swarm.session import Session
+from swarm.session.session import Session
 from tests.node.fakes import MANIFEST
 from tests.sim.world import ALL, World, greedy, greedy_reference, start_node, swarm_of
 

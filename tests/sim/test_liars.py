@@ -28,8 +28,8 @@ from protocol.messages import (
     Step,
 )
 from protocol.tensors import Tensor, from_numpy
-from swarm.bans import Bans
-from swarm.session import REPAIRS, Session
+from swarm.routing.bans import Bans
+from swarm.session.session import REPAIRS, Session
 from tests.node.fakes import HIDDEN, VOCAB
 from tests.sim.liars import Lie, honest
 from tests.sim.world import World, greedy, greedy_reference, swarm_of

@@ -16,8 +16,8 @@ from protocol.candidates import Candidates, Want
 from protocol.errors import ConfigError, NoRoute
 from protocol.model import Span
 from protocol.transport.background import background_tasks
-from swarm.discovery import View
 from swarm.events import Bridged, Rerouted
+from swarm.routing.view import View
 from tests.node.fakes import MANIFEST
 from tests.sim.world import ALL, World, greedy, greedy_reference, start_node, swarm_of
 from tests.support.waiting import eventually

@@ -16,9 +16,9 @@ from protocol.errors import NoRoute
 from protocol.model import Span, weights_digest
 from protocol.transport.background import background_tasks
 from protocol.transport.memory import Network
-from swarm.discovery import View
 from swarm.events import Noticed
-from swarm.weights import Pin, Trust
+from swarm.routing.view import View
+from swarm.routing.weights import Pin, Trust
 from tests.node.fakes import MANIFEST, STAGES
 from tests.sim.world import ALL, FakeNode, World, greedy, greedy_reference, start_node
 
@@ -50,11 +50,11 @@ class Store:
     kept: dict[int, bytes] = field(default_factory=dict)
 
     def load(self, model: bytes) -> dict[int, bytes]:
-        """See `swarm.weightstore.WeightStore`."""
+        """See `swarm.routing.weightstore.WeightStore`."""
         return dict(self.kept)
 
     def save(self, model: bytes, stages: Mapping[int, bytes], anew: bool) -> None:
-        """See `swarm.weightstore.WeightStore`."""
+        """See `swarm.routing.weightstore.WeightStore`."""
         self.kept = dict(stages) if anew else {**stages, **self.kept}
 
 

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
-from node.admission import Admission, Room
-from node.neighbours import Neighbours
-from node.sessions import Hop as HopServer
+from node.hop.admission import Admission, Room
+from node.hop.neighbours import Neighbours
+from node.hop.server import HopServer
 from protocol import identity as identities
 from protocol import limits
 from protocol.candidates import Want
@@ -18,15 +18,15 @@ from protocol.identity import Identity
 from protocol.messages import MAP_PROTOCOL, MapReply, MapRequest
 from protocol.model import Span
 from protocol.records import Announcement, Record, sign_record
+from protocol.talk.channel import Channel
 from protocol.transport.background import background_tasks
 from protocol.transport.base import Stream
-from protocol.transport.channel import Channel
 from protocol.transport.memory import Network
 from protocol.transport.memory.transport import MemoryTransport
-from swarm.chain import SessionSpec
-from swarm.discovery import View
 from swarm.events import Event
-from swarm.session import Session
+from swarm.routing.view import View
+from swarm.session.chain import SessionSpec
+from swarm.session.session import Session
 from tests.node.fakes import HIDDEN, MANIFEST, STAGES, VOCAB, FakeEngine, InlineExecutor, token_rows
 from tests.sim.liars import Mouth
 

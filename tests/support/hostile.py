@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from node.modelfiles import ModelFiles
+from node.presence.modelfiles import ModelFiles
 from protocol.hints import RecordRule
 from protocol.identity import Identity, generate
 from protocol.messages import (
@@ -24,10 +24,10 @@ from protocol.messages import (
 )
 from protocol.model import Manifest, ManifestFile, Span
 from protocol.records import Announcement, sign_record
+from protocol.talk.channel import Channel
 from protocol.transport.base import Stream
-from protocol.transport.channel import Channel
 from protocol.transport.libp2p import open_transport
-from swarm.demo import shipped_model
+from swarm.cli.demo_nodes import shipped_model
 from tests.support.local_swarm import LOOPBACK
 
 # A title, a cleared screen, markup, turned and hidden text, forged lines, a command, marks that climb.

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm.bans import (
+from swarm.routing.bans import (
     FIRST_BAN_S,
     LIFTED_STRIKES,
     LONGEST_BAN_S,

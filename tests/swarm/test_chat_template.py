@@ -8,7 +8,7 @@ import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from protocol.errors import ConfigError, Malformed
-from swarm.chat_template import ChatTemplate
+from swarm.text.chat_template import ChatTemplate
 
 TALK = [
     {"role": "system", "content": " Be brief. "},

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from protocol.errors import Malformed
 from protocol.messages import Ack, Pong
-from swarm.claims import Claims
+from swarm.session.claims import Claims
 
 
 @given(st.lists(st.sampled_from(["send", "ping", "receive", "compute", "ack", "pong"]), max_size=80))

@@ -10,7 +10,7 @@ import pytest
 
 from protocol.errors import ConfigError
 from protocol.model import Span
-from swarm.demo import Demo, DemoNode, replaceable, shipped_model, spread
+from swarm.cli.demo_nodes import Demo, DemoNode, replaceable, shipped_model, spread
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 8, 12, 33])

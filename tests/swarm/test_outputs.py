@@ -14,7 +14,7 @@ from protocol.errors import Malformed
 from protocol.journal import Entry
 from protocol.messages import Output
 from protocol.tensors import from_numpy
-from swarm.outputs import Asked, Misfit, check_candidates, fit_rows
+from swarm.session.outputs import Asked, Misfit, check_candidates, fit_rows
 
 VOCAB = 40
 HIDDEN = 4

@@ -11,8 +11,16 @@ from hypothesis import strategies as st
 
 from protocol.errors import NoRoute
 from protocol.model import Span
-from protocol.records import Announcement, Link
-from swarm.route import HOP_MS, SCATTER, Network, compute_ms, missing_stages, plan_route, serve_command
+from protocol.records import Announcement, RoundTrip
+from swarm.routing.route import (
+    HOP_MS,
+    SCATTER,
+    Network,
+    compute_ms,
+    missing_stages,
+    plan_route,
+    serve_command,
+)
 
 BLOCKS = 10
 ALL = Span(0, BLOCKS + 2)
@@ -71,8 +79,8 @@ def test_distance_counts() -> None:
 
 def test_announced_links_count() -> None:
     """Round-trip times that nodes measured to each other decide between equal pairs."""
-    near = node("a1", 0, 6, links=(Link("b1", 1.0),))
-    nodes = [near, node("a2", 0, 6, links=(Link("b1", 300.0),)), node("b1", 6, 12)]
+    near = node("a1", 0, 6, links=(RoundTrip("b1", 1.0),))
+    nodes = [near, node("a2", 0, 6, links=(RoundTrip("b1", 300.0),)), node("b1", 6, 12)]
     assert plan(nodes).peers == ("a1", "b1")
 
 

@@ -14,9 +14,9 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from protocol.errors import ConfigError, Malformed, RemoteProtocolError
-from swarm.demo import shipped_model
-from swarm.text_model import TextModel
-from swarm.text_stream import WINDOW, StopStrings, TextStream
+from swarm.cli.demo_nodes import shipped_model
+from swarm.text.model import TextModel
+from swarm.text.stream import WINDOW, StopStrings, TextStream
 from tests.swarm.tokenizers import byte_level, metaspace, model_files
 
 BYTE_LEVEL, METASPACE = TextModel(model_files(byte_level())), TextModel(model_files(metaspace()))

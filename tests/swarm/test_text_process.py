@@ -29,12 +29,12 @@ from protocol.errors import (
     TooLarge,
 )
 from protocol.fields import parse_fields
-from swarm import text_process
 from swarm.portal import Portal
-from swarm.text import About, Text, load_text
-from swarm.text_model import TextModel
-from swarm.text_process import Bounds, TextProcess
-from swarm.text_wire import MIB, REQUEST_BYTES, SILENT_IDS, pack_ids, parse_ids
+from swarm.text import process as text_process
+from swarm.text.model import TextModel
+from swarm.text.process import Bounds, TextProcess
+from swarm.text.text import About, Text, load_text
+from swarm.text.wire import MIB, REQUEST_BYTES, SILENT_IDS, pack_ids, parse_ids
 from tests.support.waiting import eventually, wait_until
 from tests.swarm.tokenizers import metaspace, model_files
 
@@ -375,8 +375,8 @@ def test_ctrl_c_ends_a_hostile_request_at_once() -> None:
 
 _SCRIPT = """
 import json, os, sys, trio
-from swarm.text import load_text
-from swarm.text_process import Bounds, TextProcess
+from swarm.text.text import load_text
+from swarm.text.process import Bounds, TextProcess
 from tests.swarm.test_text_process import TALK, TEMPLATES, templated
 from tests.swarm.tokenizers import model_files
 BEFORE

@@ -13,11 +13,11 @@ from protocol.candidates import NOTHING
 from protocol.journal import Journal
 from protocol.messages import Open, Pong
 from protocol.model import Span
+from protocol.talk.channel import Channel
 from protocol.tensors import from_numpy
-from protocol.transport.channel import Channel
-from swarm.hop import HopLink
-from swarm.route import Hop
-from swarm.watch import PROGRESS_FLOOR_S, STEP_STALL_S, Ask, Slow, Watch
+from swarm.routing.route import Hop
+from swarm.session.hop_stream import HopStream
+from swarm.session.watch import PROGRESS_FLOOR_S, STEP_STALL_S, Probe, Slow, Watch
 
 ROWS = 64
 MS = st.floats(0.0, 1e6)
@@ -33,7 +33,7 @@ def slow_after_s(hop: Hop, steps: int, patience: int) -> float:
     """How long a hop that answers all pings and computes nothing is waited for, to a quarter of a second."""
 
     async def main() -> float:
-        link = HopLink(hop, Open(bytes(16), bytes(32), hop.span, 9999, None), "f32", Channel(NoStream()))  # type: ignore[arg-type]
+        link = HopStream(hop, Open(bytes(16), bytes(32), hop.span, 9999, None), "f32", Channel(NoStream()))  # type: ignore[arg-type]
         link.patience = patience
         journal = Journal()
         rows = from_numpy(np.zeros(ROWS, np.int32))
@@ -46,7 +46,7 @@ def slow_after_s(hop: Hop, steps: int, patience: int) -> float:
             for verdict in watch.look([link], now, 0.0):
                 if isinstance(verdict, Slow):
                     return now
-                assert isinstance(verdict, Ask), verdict
+                assert isinstance(verdict, Probe), verdict
                 ping = link.claims.ping(now)
                 link.claims.pong(Pong(ping.nonce, steps, 0), steps, now)
         raise AssertionError("it is waited for for ever")

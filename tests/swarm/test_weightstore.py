@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from protocol import limits
 from protocol.errors import ConfigError
-from swarm.weightstore import FolderStore, _parse
+from swarm.routing.weightstore import FolderStore, _parse
 
 MODEL = bytes(range(32))
 ONE, OTHER = b"weights1", b"weights2"

@@ -9,14 +9,6 @@ from typing import TypeVar
 
 import trio
 
-from protocol.dialling import (
-    REFUSED_DATAGRAMS,
-    SILENT_DATAGRAMS,
-    Budget,
-    Verdict,
-    dialable_places,
-    is_dialable,
-)
 from protocol.errors import (
     ConfigError,
     LocalProtocolError,
@@ -28,6 +20,14 @@ from protocol.errors import (
 )
 from protocol.transport.addresses import Address, parse_address
 from protocol.transport.base import Handler, Stream
+from protocol.transport.dialling import (
+    REFUSED_DATAGRAMS,
+    SILENT_DATAGRAMS,
+    Budget,
+    Verdict,
+    dialable_places,
+    is_dialable,
+)
 from protocol.transport.libp2p.dht import KadDht
 from protocol.transport.libp2p.host import Host
 from protocol.transport.libp2p.multistream import (

@@ -14,7 +14,7 @@ from protocol.transport.addresses import parse_address
 from protocol.transport.background import background_tasks
 from protocol.transport.base import PeerAddrs
 from protocol.transport.limits import IDLE_TIMEOUT_S
-from protocol.transport.memory.pipe import Link
+from protocol.transport.memory.pipe import Line
 from protocol.transport.memory.stream import AT_ONCE, Connection
 from protocol.transport.memory.transport import MemoryTransport
 from protocol.transport.peer_id import peer_id_of
@@ -44,7 +44,7 @@ class Network:
         self._idle_timeout_s = idle_timeout_s
         self._places: dict[str, str] = {}  # peer -> its address, kept over restarts
         self._transports: dict[str, MemoryTransport] = {}
-        self._links: dict[frozenset[str], Link] = {}
+        self._lines: dict[frozenset[str], Line] = {}
         self._connections: dict[frozenset[str], Connection] = {}
         self._cut: set[frozenset[str]] = set()
         self._paused: set[str] = set()
@@ -79,7 +79,7 @@ class Network:
             )
             self._transports[peer] = transport
             self._silent.discard(peer)
-            self._update_links()
+            self._update_lines()
             try:
                 yield transport
             finally:
@@ -91,22 +91,22 @@ class Network:
     def cut(self, a: str, b: str) -> None:
         """Let nothing pass between `a` and `b`; their streams become Lost after the idle time-out."""
         self._cut.add(frozenset((a, b)))
-        self._update_links()
+        self._update_lines()
 
     def heal(self, a: str, b: str) -> None:
         """Undo `cut`."""
         self._cut.discard(frozenset((a, b)))
-        self._update_links()
+        self._update_lines()
 
     def pause(self, peer: str) -> None:
         """Let nothing pass to or from `peer`, as when its process is stopped."""
         self._paused.add(peer)
-        self._update_links()
+        self._update_lines()
 
     def resume(self, peer: str) -> None:
         """Undo `pause`."""
         self._paused.discard(peer)
-        self._update_links()
+        self._update_lines()
 
     def kill(self, peer: str, *, silently: bool = False) -> None:
         """End `peer` without a goodbye: its streams become Lost, its handlers are cancelled.
@@ -123,20 +123,20 @@ class Network:
             transport.stop()
             for connection in self._connections_of(peer):
                 connection.lose(transport, "this peer was killed")
-            self._update_links()
+            self._update_lines()
         else:
             self._remove(transport, "the peer is dead", "this peer was killed")
 
     # --- what the transports ask
 
-    def link(self, a: str, b: str) -> Link:
+    def line(self, a: str, b: str) -> Line:
         """What lies between `a` and `b`."""
         pair = frozenset((a, b))
-        if pair not in self._links:
+        if pair not in self._lines:
             latency_s = self._latency(*sorted(pair)) if self._latency else self.latency_s
-            self._links[pair] = Link(latency_s, self._loss)
-            self._update_link(pair)
-        return self._links[pair]
+            self._lines[pair] = Line(latency_s, self._loss)
+            self._update_line(pair)
+        return self._lines[pair]
 
     def connection(self, a: str, b: str) -> Connection | None:
         """Their connection, if they have one."""
@@ -150,7 +150,7 @@ class Network:
             return known
         self._dials += 1
         rng = random.Random(f"{self._seed}/{dialler.peer}/{peer}/{self._dials}")
-        connection = Connection(self.link(dialler.peer, peer), dialler, self._transports[peer], rng)
+        connection = Connection(self.line(dialler.peer, peer), dialler, self._transports[peer], rng)
         self._connections[pair] = connection
         dialler.meet(peer)
         self._transports[peer].meet(dialler.peer)
@@ -201,21 +201,21 @@ class Network:
         transport.stop()
         for connection in self._connections_of(transport.peer):
             connection.lose(transport, it_hears)
-            self.drop(connection, others_hear, trio.current_time() + connection.link.latency_s)
+            self.drop(connection, others_hear, trio.current_time() + connection.line.latency_s)
 
-    def _update_links(self) -> None:
-        for pair in self._links:
-            self._update_link(pair)
+    def _update_lines(self) -> None:
+        for pair in self._lines:
+            self._update_line(pair)
 
-    def _update_link(self, pair: frozenset[str]) -> None:
-        link = self._links[pair]
+    def _update_line(self, pair: frozenset[str]) -> None:
+        line = self._lines[pair]
         blocked = pair in self._cut or bool(pair & self._paused) or bool(pair & self._silent)
-        if blocked == (link.blocked_since is not None):
+        if blocked == (line.blocked_since is not None):
             return
         if blocked:
-            link.block(trio.current_time())
+            line.block(trio.current_time())
         else:
-            link.heal()
+            line.heal()
         connection = self._connections.get(pair)
         if connection is not None:
             connection.notify()

@@ -19,7 +19,7 @@ _PIECE = 64 * 1024
 
 
 @dataclass(slots=True)
-class Link:
+class Line:
     """What lies between two peers; blocked while they are cut off or one of them is paused."""
 
     latency_s: float
@@ -56,8 +56,8 @@ class _Failure:
 class Pipe:
     """Bytes from one end of a stream to the other, in order, at most a window of them unread."""
 
-    def __init__(self, link: Link, rng: random.Random) -> None:
-        self._link = link
+    def __init__(self, line: Line, rng: random.Random) -> None:
+        self._line = line
         self._rng = rng
         self._arriving: deque[tuple[float, bytes]] = deque()  # b"" is the end
         self._unread_bytes = 0
@@ -139,9 +139,9 @@ class Pipe:
 
     def arrival(self) -> float:
         """When something sent now arrives: after the latency, and after each loss a retransmission."""
-        delay_s = self._link.latency_s
-        while self._link.loss and self._rng.random() < self._link.loss:
-            delay_s += max(_RETRANSMIT_FLOOR_S, 2 * _RETRANSMIT_ROUND_TRIPS * self._link.latency_s)
+        delay_s = self._line.latency_s
+        while self._line.loss and self._rng.random() < self._line.loss:
+            delay_s += max(_RETRANSMIT_FLOOR_S, 2 * _RETRANSMIT_ROUND_TRIPS * self._line.latency_s)
         self._last_at = max(self._last_at, trio.current_time() + delay_s)
         return self._last_at
 
@@ -156,7 +156,7 @@ class Pipe:
         self.notify()
 
     def _has_arrived(self, at: float) -> bool:
-        return self._link.has_arrived(at, trio.current_time())
+        return self._line.has_arrived(at, trio.current_time())
 
     def _end_has_arrived(self) -> bool:
         return bool(self._arriving) and not self._arriving[-1][1] and self._has_arrived(self._arriving[-1][0])
@@ -168,7 +168,7 @@ class Pipe:
     async def _wait(self, failure: _Failure | None, until: float = math.inf) -> None:
         if failure is not None:
             until = min(until, failure.at)
-        if self._link.blocked_since is not None:
+        if self._line.blocked_since is not None:
             until = math.inf  # nothing arrives before `heal` notifies
         with trio.move_on_at(until):
             await self._changed.wait()

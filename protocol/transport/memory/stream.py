@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from protocol.errors import Lost, PeerUnavailable
-from protocol.transport.memory.pipe import Link, Pipe
+from protocol.transport.memory.pipe import Line, Pipe
 
 if TYPE_CHECKING:
     from protocol.transport.memory.transport import MemoryTransport
@@ -85,7 +85,7 @@ class MemoryStream:
         self.inbox.fail(Lost, why, send_at=math.inf, receive_at=at)
 
     def notify(self) -> None:
-        """Look again: the link has changed."""
+        """Look again: the line has changed."""
         self.inbox.notify()
         self._outbox.notify()
 
@@ -98,9 +98,9 @@ class Connection:
     """Two peers that know each other, and their open streams."""
 
     def __init__(
-        self, link: Link, dialler: MemoryTransport, listener: MemoryTransport, rng: random.Random
+        self, line: Line, dialler: MemoryTransport, listener: MemoryTransport, rng: random.Random
     ) -> None:
-        self.link = link
+        self.line = line
         self.ends = (dialler, listener)
         self._rngs = {
             dialler.peer: random.Random(rng.getrandbits(64)),
@@ -116,7 +116,7 @@ class Connection:
         """The opener's end of a new stream, and the other."""
         a, b = (end.peer for end in self.ends)
         other = b if opener == a else a
-        there, back = Pipe(self.link, self._rngs[opener]), Pipe(self.link, self._rngs[other])
+        there, back = Pipe(self.line, self._rngs[opener]), Pipe(self.line, self._rngs[other])
         ours = MemoryStream(self, other, inbox=back, outbox=there)
         theirs = MemoryStream(self, opener, inbox=there, outbox=back)
         self._streams[ours] = self._streams[theirs] = None
@@ -124,11 +124,11 @@ class Connection:
 
     def forget(self, stream: MemoryStream) -> None:
         """`stream` has ended by itself."""
-        # The link's changes still matter to what is on its way to the other end, which is notified itself.
+        # The line's changes still matter to what is on its way to the other end, which is notified itself.
         self._streams.pop(stream, None)
 
     def notify(self) -> None:
-        """The link has changed."""
+        """The line has changed."""
         for stream in list(self._streams):
             stream.notify()
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from protocol.dialling import REFUSED_DATAGRAMS, SILENT_DATAGRAMS, Budget, Verdict, dialable_places
 from protocol.errors import (
     ConfigError,
     LocalProtocolError,
@@ -20,6 +19,7 @@ from protocol.errors import (
 )
 from protocol.transport.addresses import Address, parse_address
 from protocol.transport.base import Handler, PeerAddrs, Stream
+from protocol.transport.dialling import REFUSED_DATAGRAMS, SILENT_DATAGRAMS, Budget, Verdict, dialable_places
 from protocol.transport.limits import DIAL_TIMEOUT_S, HINT_DIAL_TIMEOUT_S
 from protocol.transport.memory.stream import Connection, MemoryStream
 from protocol.transport.origin import origin_of
@@ -116,11 +116,11 @@ class MemoryTransport:
             scope.cancel()
 
     def watch(self, connection: Connection, idle_timeout_s: float) -> None:
-        """Give `connection` up at this end unless its link heals within `idle_timeout_s`."""
+        """Give `connection` up at this end unless its line heals within `idle_timeout_s`."""
         self._nursery.start_soon(self._watch, connection, idle_timeout_s)
 
     async def _watch(self, connection: Connection, idle_timeout_s: float) -> None:
-        healed = connection.link.healed
+        healed = connection.line.healed
         with trio.move_on_after(idle_timeout_s):
             await healed.wait()
         if not healed.is_set():
@@ -190,13 +190,13 @@ class MemoryTransport:
             self._dial_ended = trio.Event()
 
     async def _reach(self, peer: str, addrs: Sequence[str], within_s: float) -> Connection:
-        link = self._network.link(self._peer, peer)
+        line = self._network.line(self._peer, peer)
         listens = any(self._network.listens(peer, addr) for addr in addrs)
         with trio.move_on_after(within_s):
             if listens or self._network.is_silent(peer):
-                while link.blocked_since is not None:
-                    await link.healed.wait()
-            await trio.sleep(2 * link.latency_s)
+                while line.blocked_since is not None:
+                    await line.healed.wait()
+            await trio.sleep(2 * line.latency_s)
             if not listens or self._network.living(peer) is None:
                 raise Unreachable(f"nobody answers as {peer} at {', '.join(addrs) or 'no address'}")
             if not self.alive:

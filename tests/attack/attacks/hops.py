@@ -37,9 +37,9 @@ from protocol.messages import (
     Step,
 )
 from protocol.records import Announcement
+from protocol.talk.channel import Channel
 from protocol.tensors import from_numpy
 from protocol.transport.base import Stream
-from protocol.transport.channel import Channel
 from tests.attack.stranger import Field, Stranger, stranger, try_to
 
 FAST = {"decode_ms": 0.0, "prefill_ms": 0.0, "head_ms": 0.0, "queue_ms": 0.0}

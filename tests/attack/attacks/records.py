@@ -12,9 +12,9 @@ import trio
 
 from protocol import limits
 from protocol.messages import MAP_PROTOCOL, SESSION_PROTOCOL, MapReply, MapRequest
-from protocol.records import Announcement, Link
+from protocol.records import Announcement, RoundTrip
+from protocol.talk.channel import Channel
 from protocol.transport.base import Stream
-from protocol.transport.channel import Channel
 from tests.attack.stranger import Field, Ghost, Stranger, persist, stranger, try_to
 
 VOTERS = 9
@@ -173,7 +173,7 @@ async def nasty_records(field: Field) -> None:
     def make() -> list[bytes]:
         return [
             ghost.says(
-                field.first, model=text, addrs=(text, *field.first.addrs), links=(Link(text[:60], 1.0),)
+                field.first, model=text, addrs=(text, *field.first.addrs), links=(RoundTrip(text[:60], 1.0),)
             )
             for ghost, text in zip(ghosts, NASTY, strict=True)
         ]

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from node.compute.interfaces import Engine
 from node.engine import head
 from node.engine.checkpoint import Checkpoint
 from node.engine.ends import LocalEnds
 from node.engine.measure import measure
 from node.engine.span import SpanEngine
-from node.interfaces import Engine
 from protocol.candidates import HIDDEN, NOTHING, Candidates, Want
 from protocol.errors import LocalProtocolError, Malformed
 from protocol.model import Span

@@ -1,0 +1,100 @@
+"""A hop's stream to the next hop."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from protocol import limits
+from protocol.errors import LocalProtocolError, PeerUnavailable, SwarmError
+from protocol.messages import Attach, Error, NextHop, Step
+from protocol.session import Side, StreamState
+from protocol.talk.channel import Channel
+from protocol.transport.base import Stream
+
+logger = logging.getLogger(__name__)
+
+OpenStream = Callable[[str], Awaitable[Stream]]
+
+
+class Link:
+    """Opened in the background by `run`; `send` waits until it is up, and is a no-op once it is down.
+
+    `stage`: where what it carries enters, the end of our span.
+    """
+
+    def __init__(self, target: NextHop, stage: int) -> None:
+        self.target = target
+        self._stage = stage
+        self._channel: Channel | None = None
+        self._settled = trio.Event()  # up or down
+        self._scope = trio.CancelScope()
+        self._reason: str | None = None
+
+    async def run(self, open_stream: OpenStream) -> str | None:
+        """Open the stream and watch it: why it is down, for our log; None if it was abandoned."""
+        try:
+            with self._scope:
+                await self._open_and_watch(open_stream)
+        except SwarmError as error:
+            self._reason = self._reason or str(error)
+        except Exception:
+            # The peer comes from a client; whatever opening a stream to it does is its link's failure, nobody else's.
+            logger.exception("the link to %s failed", self.target.peer)
+            self._reason = "internal error"
+        finally:
+            self._channel = None
+            self._settled.set()
+        return self._reason
+
+    async def send(self, step: Step) -> bool:
+        """Send a step once the link is up; False if it is down."""
+        if not self._settled.is_set():
+            await self._settled.wait()
+        channel = self._channel
+        if channel is None:
+            return False
+        with trio.move_on_after(limits.TAKE_WITHIN_S) as taking:
+            try:
+                await channel.send(step)
+            except PeerUnavailable as error:
+                self._break(str(error))
+                return False
+            except LocalProtocolError:
+                if self._channel is channel:  # else the next hop ended it while this waited its turn
+                    raise
+                return False
+        if taking.cancelled_caught:
+            self._break(f"the next hop took nothing for {limits.TAKE_WITHIN_S:g} s")
+            return False
+        return True
+
+    def abandon(self) -> None:
+        """Drop the stream; a `send` that waits gives up. Not reported as down."""
+        self._channel = None
+        self._settled.set()
+        self._scope.cancel()
+
+    def _break(self, reason: str) -> None:
+        self._reason = self._reason or reason
+        self._scope.cancel()
+
+    async def _open_and_watch(self, open_stream: OpenStream) -> None:
+        stream = await open_stream(self.target.peer)
+        state = StreamState(Side.OPENER)
+        async with Channel(stream, state=state, frame_limit=limits.FIRST_FRAME_BYTES) as channel:
+            with trio.move_on_after(limits.LINK_TIMEOUT_S) as attaching:
+                await channel.send(Attach(self.target.session, self._stage))
+            if attaching.cancelled_caught:
+                raise PeerUnavailable(f"not attached within {limits.LINK_TIMEOUT_S:g} s")
+            self._channel = channel
+            self._settled.set()
+            try:
+                answer = await channel.receive()  # a hop that is attached to says nothing but how it fails
+            finally:
+                self._channel = None
+            if isinstance(answer, Error):
+                raise PeerUnavailable(f"{answer.code}: {answer.message}")
+            raise PeerUnavailable("the next hop closed the stream")

@@ -1,0 +1,202 @@
+"""Where a session's results go: into the journal, then to the next hop or back to the client."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable
+from dataclasses import replace
+from typing import Protocol
+
+import trio
+
+from node.hop.next_hop import Link, OpenStream
+from node.hop.steps import JOURNAL_IDS, Computed, KeptOutputs, Shape, output_of, size_of
+from protocol import limits
+from protocol.errors import Lost
+from protocol.journal import Entry, Journal
+from protocol.messages import Ack, LinkDown, Message, NextHop, Output, Relink, Step
+from protocol.tensors import Tensor
+from protocol.transport.allowance import Allowance
+from protocol.transport.base import Stream
+
+logger = logging.getLogger(__name__)
+
+# The one key of a session's allowance.
+REPLAYS = "replays"
+# All that a client hears of how a link fails, whatever it was.
+LINK_FAILED = "the link to the next hop does not work"
+
+
+class Tell(Protocol):
+    """Sends messages to the client, together."""
+
+    def __call__(self, *messages: Message) -> Awaitable[None]:
+        """Returns when they are sent, or the client is gone."""
+
+
+class TellLater(Protocol):
+    """Sends messages to the client soon, with others."""
+
+    def __call__(self, *messages: Message) -> None:
+        """Returns at once."""
+
+
+class Sender:
+    """Used by one task, which emits in the order of computing; `drop_link` alone may be called by another.
+
+    What is sent again, to whomever, is paced: a client cannot have a long journal replayed over and over.
+    """
+
+    def __init__(
+        self, shape: Shape, open_stream: OpenStream, tell: Tell, tell_later: TellLater, *, bridged: bool
+    ) -> None:
+        self.emitted = 0  # the highest number plus one
+        self._shape = shape
+        self._open_stream = open_stream
+        self._tell = tell
+        self._tell_later = tell_later
+        self._bridged = bridged
+        self._live_from = 0  # steps before this number were fills, which nobody waits for
+        self._relink: Relink | None = None
+        self._journal = None if shape.has_head else Journal(shape.max_tokens, JOURNAL_IDS)
+        self._kept = KeptOutputs(shape.answer_bytes)
+        replay_bytes = float(shape.journal_bytes)
+        self._again = Allowance(replay_bytes / limits.REPLAY_EVERY_S, limits.REPLAYS_BURST * replay_bytes)
+        self._link: Link | None = None
+
+    def start_link(self, nursery: trio.Nursery, target: NextHop) -> Link:
+        """From now on results go to `target`; the stream is opened in the background."""
+        self._link = link = Link(target, self._shape.span.stop)
+        nursery.start_soon(self._run_link, link)
+        return link
+
+    def drop_link(self) -> None:
+        """Close the stream to the next hop; results are kept in the journal until `relink`."""
+        if self._link is not None:
+            self._link.abandon()
+
+    def forget(self) -> None:
+        """The session is over: give back what is kept, and know the session no more."""
+        self._link = None
+        self._kept = KeptOutputs(0)
+        if self._journal is not None:
+            self._journal.truncate(0)
+        self._tell, self._tell_later, self._open_stream = _tell_nobody, _tell_nobody_later, _open_nothing
+
+    async def emit(self, done: Computed, ack: Ack) -> None:
+        """Keep a result, send it on, then acknowledge the step.
+
+        Raises: Malformed, if the client wants what this hop does not have.
+        """
+        if self._journal is not None and isinstance(done.result, Tensor):
+            self._journal.append(done.number, done.position, done.result, done.want)
+        self.emitted = done.number + 1
+        if done.fill_until is not None:
+            self._live_from = self.emitted
+        await self._deliver(done, ack)
+
+    async def emit_again(self, number: int) -> None:
+        """What step `number` gave goes to the client again, if results go there; nothing is computed."""
+        if number < self._live_from or self._link is not None:
+            return
+        if self._journal is None:
+            output = self._kept.find(number)
+        else:
+            entry = self._journal.find(number)
+            output = None if entry is None else output_of(_live(entry), bridged=self._bridged)
+        if output is not None:
+            await self._pause(size_of(output))
+            await self._tell(output)
+
+    async def relink(self, nursery: trio.Nursery, relink: Relink) -> None:
+        """Turn to another next hop, or to the client, and bring it up to date. Raises: Malformed, as `emit`."""
+        self._relink = relink
+        self._bridged = relink.bridged and relink.next is None
+        if relink.next is not None:
+            await self._replay_to(self.start_link(nursery, relink.next), relink)
+        else:
+            self._link = None
+            await self._replay_to_client(relink)
+
+    async def _deliver(self, done: Computed, *after: Message) -> None:
+        """Send a result where results go now, and `after` to the client."""
+        done = self._as_relinked(done)
+        if self._link is None:
+            await self._deliver_to_client(done, *after)
+            return
+        if isinstance(done.result, Tensor):
+            step = Step(done.number, done.position, done.result, done.want, done.fill_until)
+            if self._goes_on(step):
+                await self._link.send(step)
+        self._tell_later(*after)
+
+    def _as_relinked(self, done: Computed) -> Computed:
+        """A hop may be relinked while it is itself being filled: what it computes then belongs to the journal that
+        the relink asked for, and goes to the new place like the rest of it."""
+        if self._relink is None or done.number >= self._relink.live_from:
+            return done
+        if self._bridged:
+            return replace(done, fill_until=None)
+        return replace(done, fill_until=max(done.fill_until or 0, self._relink.fill_until))
+
+    def _goes_on(self, step: Step) -> bool:
+        return step.fill_until is None or self._shape.span.stop < step.fill_until
+
+    async def _deliver_to_client(self, done: Computed, *after: Message) -> None:
+        if self._bridged and done.fill_until is not None and self._shape.span.stop < done.fill_until:
+            done = replace(done, fill_until=None)  # the client fills the hop behind with it
+        output = output_of(done, bridged=self._bridged)
+        if output is not None:
+            if output.candidates is not None:
+                self._kept.keep(output)
+            after = (output, *after)
+        if after:
+            await self._tell(*after)
+
+    async def _replay_to(self, link: Link, relink: Relink) -> None:
+        assert self._journal is not None, "no hop after the head"
+        for step in self._journal.replay(relink.live_from, relink.fill_until):
+            if self._goes_on(step):
+                await self._pause(len(step.inputs.data))
+                if not await link.send(step):
+                    return  # the journal keeps the rest for the next relink
+
+    async def _replay_to_client(self, relink: Relink) -> None:
+        if self._journal is None:
+            for output in self._kept.since(relink.live_from):
+                await self._pause(size_of(output))
+                await self._tell(output)
+            return
+        for entry in self._journal.entries:
+            if self._bridged or entry.number >= relink.live_from:
+                await self._pause(len(entry.rows.data))
+            if self._bridged:
+                await self._tell(Output(entry.number, entry.position, hidden=entry.rows))
+            elif entry.number >= relink.live_from:
+                await self._deliver_to_client(_live(entry))
+
+    async def _run_link(self, link: Link) -> None:
+        reason = await link.run(self._open_stream)
+        if reason is not None and self._link is link:
+            logger.info("the link to %s is down: %s", link.target.peer, reason)
+            await self._tell(LinkDown(link.target.session, LINK_FAILED))
+
+    async def _pause(self, again_bytes: int) -> None:
+        await trio.sleep(self._again.wait_s(REPLAYS, trio.current_time(), again_bytes))
+
+
+async def _tell_nobody(*_: Message) -> None:
+    await trio.lowlevel.checkpoint()
+
+
+def _tell_nobody_later(*_: Message) -> None:
+    pass
+
+
+async def _open_nothing(_: str) -> Stream:
+    await trio.lowlevel.checkpoint()
+    raise Lost("the session is over")
+
+
+def _live(entry: Entry) -> Computed:
+    return Computed(entry.number, entry.position, entry.want, None, entry.rows)

@@ -1,0 +1,206 @@
+"""Sessions: who may open one, who may attach to one, and how they all end."""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import suppress
+
+import trio
+
+from node.compute.interfaces import Engine
+from node.compute.loop import EngineLoop, Executor, WorkerThread
+from node.compute.meter import Meter
+from node.compute.scheduler import Scheduler
+from node.hop.admission import Admission, Seat
+from node.hop.neighbours import Neighbours
+from node.hop.session import HopSession, Machine
+from node.hop.steps import Shape
+from protocol import limits
+from protocol.errors import Busy, CacheFull, RemoteProtocolError, TimedOut
+from protocol.messages import SESSION_PROTOCOL, Attach, Error, Open, Opened, Refused
+from protocol.session import Side, StreamState
+from protocol.talk.channel import Channel
+from protocol.transport.allowance import Allowance, PeerAllowance
+from protocol.transport.base import Stream, Transport
+from protocol.transport.slots import Slots
+
+logger = logging.getLogger(__name__)
+
+# A session ends when a user stops reading; a few seconds are worth waiting for one.
+RETRY_AFTER_S = 2.0
+# What an origin may open comes back this soon.
+RETRY_SOON_S = 0.2
+
+
+class HopServer:
+    """Serves the sessions of one engine over one transport.
+
+    `neighbours` opens the streams to next hops (without: to nodes that are connected already); `executor` runs the
+    engine (a thread of its own, unless given).
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        transport: Transport,
+        budget: Admission,
+        *,
+        neighbours: Neighbours | None = None,
+        meter: Meter | None = None,
+        executor: Executor | None = None,
+    ) -> None:
+        self.meter = meter or Meter()
+        self.scheduler = Scheduler()
+        loop = EngineLoop(executor or WorkerThread(), self.scheduler)
+        self._machine = Machine(engine, loop, neighbours or Neighbours(transport), budget, self.meter)
+        self._transport = transport
+        self._digest = engine.manifest.digest
+        self._sessions: dict[bytes, HopSession] = {}
+        self._seated: dict[Seat, HopSession] = {}
+        self._opens = PeerAllowance(limits.OPENS_PER_S, limits.OPENS_BURST)
+        self._opens_of_origin = Allowance(limits.ORIGIN_OPENS_PER_S, limits.ORIGIN_OPENS_BURST)
+        self._newcomers = Slots(limits.NEWCOMERS)
+        self._attaching = Slots(limits.ATTACH_WAITERS)
+        self._awaited: dict[bytes, trio.Event] = {}
+        self._draining = False
+        self._empty = trio.Event()
+
+    def __len__(self) -> int:
+        """Sessions open now."""
+        return len(self._sessions)
+
+    def queue_ms(self) -> float:
+        """How long recent steps waited for others."""
+        return self.meter.queue_ms(time.perf_counter())
+
+    def offer(self) -> int:
+        """Tokens that a newcomer's session would get now."""
+        engine = self._machine.engine
+        return self._machine.budget.offer(
+            lambda tokens: Shape(engine.span, engine.manifest, engine.dtype, tokens).buffer_bytes,
+            trio.current_time(),
+        )
+
+    def serve(self) -> None:
+        """Answer session streams from now on."""
+        self._transport.serve(SESSION_PROTOCOL, self.handle)
+
+    async def drain(self, within_s: float) -> None:
+        """Take no more sessions, end those there are by telling their clients; wait for that, but not long."""
+        self._draining = True
+        for session in self._sessions.values():
+            session.fail("leaving", "this node is leaving", elsewhere=True)
+        if self._sessions:
+            with trio.move_on_after(within_s):
+                await self._empty.wait()
+
+    async def handle(self, stream: Stream) -> None:
+        """One incoming stream: a client's, or a previous hop's."""
+        state = StreamState(Side.HOP)
+        async with Channel(stream, state=state, frame_limit=limits.FIRST_FRAME_BYTES) as channel:
+            try:
+                with self._newcomers.taken(stream), trio.fail_after(limits.FIRST_MESSAGE_TIMEOUT_S):
+                    first = await channel.receive()
+                if isinstance(first, Open):
+                    await self._open(channel, first)
+                elif isinstance(first, Attach):
+                    await self._attach(channel, first)
+            except trio.TooSlowError:
+                raise TimedOut("the stream said nothing") from None
+            except RemoteProtocolError as error:
+                logger.info("%s broke the protocol: %s", stream.peer, error)
+                await say_error(channel, Error("malformed", str(error), elsewhere=False))
+
+    # --- a client's stream
+
+    async def _open(self, channel: Channel, asked: Open) -> None:
+        engine = self._machine.engine
+        shape = Shape(asked.span, engine.manifest, engine.dtype, asked.max_tokens)
+        granted = self._grant(channel.stream, asked, shape)
+        if isinstance(granted, Refused):
+            logger.info("refused a session to %s: %s", channel.peer, granted.reason)
+            await channel.send(granted)
+            return
+        channel.stream.keep()
+        channel.stream.widen()
+        session = HopSession(self._machine, channel, asked, shape, granted)
+        self._sessions[asked.session] = self._seated[granted] = session
+        awaited = self._awaited.get(asked.session)
+        if awaited is not None:
+            awaited.set()
+        try:
+            channel.frame_limit = session.shape.frame_bytes
+            await channel.send(Opened(engine.dtype))
+            await session.run()
+        finally:
+            session.free()
+            del self._sessions[asked.session], self._seated[granted]
+            if not self._sessions:
+                self._empty.set()
+        if session.failure is not None:
+            logger.info("a session of %s failed: %s", channel.peer, session.failure.message)
+            await say_error(channel, session.failure)
+
+    def _grant(self, stream: Stream, asked: Open, shape: Shape) -> Seat | Refused:
+        """Its seat, or why not. Who has to give way for it is told."""
+        machine = self._machine
+        manifest, span = machine.engine.manifest, machine.engine.span
+        if self._draining:
+            return Refused("draining", "this node is leaving", 0.0)
+        if asked.model != self._digest:
+            here, there = self._digest.hex()[:12], asked.model.hex()[:12]
+            return Refused("model", f"this node serves model {here}, you asked for {there}", 0.0)
+        if not span.covers(asked.span):
+            return Refused("span", f"this node serves stages {span}, you asked for {asked.span}", 0.0)
+        if asked.next is not None and asked.span.stop == manifest.stages:
+            return Refused("span", "there is no hop after the head", 0.0)
+        most = min(manifest.context, machine.budget.room.of_peer.tokens)
+        if not 1 <= asked.max_tokens <= most:
+            return Refused("capacity", f"a session here has 1 to {most} tokens, not {asked.max_tokens}", 0.0)
+        if asked.session in self._sessions:
+            return Refused("busy", "this session is open already", RETRY_AFTER_S)
+        now = trio.current_time()
+        if not self._opens.take(stream.origin, stream.peer, now):
+            return Refused("busy", "you open too many sessions", RETRY_AFTER_S)
+        if not self._opens_of_origin.take(stream.origin, now):
+            return Refused("busy", "too many sessions are opened from where you are", RETRY_SOON_S)
+        seat = Seat(stream.peer, stream.origin, asked.max_tokens, shape.buffer_bytes)
+        try:
+            gone = machine.budget.take(seat, now)
+        except CacheFull as error:
+            return Refused("busy", str(error), RETRY_AFTER_S)
+        for other in gone:
+            if other in self._seated:
+                self._seated[other].fail("gave_way", "idle, and others need the room", elsewhere=True)
+        return seat
+
+    # --- a previous hop's stream
+
+    async def _attach(self, channel: Channel, attach: Attach) -> None:
+        session = await self._find(attach.session, channel.stream)
+        if session is None or session.shape.span.start != attach.stage:
+            code, message = "unknown_session", "no such session here"
+            if session is not None:
+                code, message = "bad_stage", f"that session does not begin at stage {attach.stage}"
+            await say_error(channel, Error(code, message, elsewhere=False))
+            return
+        channel.stream.keep()
+        channel.stream.widen()
+        channel.frame_limit = session.shape.frame_bytes
+        await session.read_attached(channel)
+
+    async def _find(self, session: bytes, stream: Stream) -> HopSession | None:
+        """The session, once it is open: a client asks all its hops at once, in no order."""
+        if session not in self._sessions:
+            opened = self._awaited.setdefault(session, trio.Event())
+            with suppress(Busy), self._attaching.taken(stream), trio.move_on_after(limits.ATTACH_WAIT_S):
+                await opened.wait()
+            self._awaited.pop(session, None)
+        return self._sessions.get(session)
+
+
+async def say_error(channel: Channel, error: Error) -> None:
+    """Tell the peer why, if it still listens."""
+    with trio.move_on_after(limits.GOODBYE_TIMEOUT_S):
+        await channel.send(error)

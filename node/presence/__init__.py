@@ -1,0 +1,1 @@
+"""The node's place in the swarm: what it announces, what it heard, and the small files it hands out."""

@@ -1,0 +1,1 @@
+"""Who is in the swarm, whose word counts, and the way a token takes. Opens no session."""
