@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Protocol
 
-from node.compute.interfaces import Engine, Speed
+from node.compute.interfaces import Engine
 from node.config import NodeConfig
 from protocol.model import Manifest, Span
 
@@ -38,65 +39,36 @@ class Model(Protocol):
 
 
 class Backend(Protocol):
-    """Blocking; called in worker threads. Raises: BadCheckpoint, UnsupportedModel, ConfigError."""
+    """What computes a model, and where. Blocking: called in worker threads."""
 
-    def open(self, config: NodeConfig) -> Model:
+    @property
+    def model(self) -> Model:
         """The checkpoint, its small files read."""
 
-    def dtype(self, model: Model, config: NodeConfig) -> str:
-        """What the engine will compute in."""
+    def dtype(self) -> str:
+        """What its engines compute in. Raises: ConfigError, UnsupportedModel."""
 
-    def load(self, model: Model, span: Span, config: NodeConfig) -> Engine:
-        """The engine, its weights loaded."""
+    def load(self, span: Span) -> Engine:
+        """An engine for `span`, its weights loaded. Raises: BadCheckpoint, UnsupportedModel, ConfigError."""
 
-    def measure(self, engine: Engine) -> Speed:
-        """How fast it is."""
-
-    def free_bytes(self, config: NodeConfig) -> int:
+    def free_bytes(self) -> int:
         """Memory of the device that nobody uses."""
 
 
-class TorchBackend:
-    """The engine in `node.engine`; torch is imported when a model is opened."""
+# Raises BadCheckpoint, UnsupportedModel, ConfigError.
+OpenBackend = Callable[[NodeConfig], Backend]
 
-    def open(self, config: NodeConfig) -> Model:
-        """See `Backend`."""
-        from node.engine.threads import OPENMP_ENVIRONMENT, configure_threads
 
-        for name, value in OPENMP_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        from node.engine.checkpoint import Checkpoint
+def open_torch(config: NodeConfig) -> Backend:
+    """The checkpoint that `config` names, for the engine in `node.engine`; torch is imported here."""
+    from node.engine.threads import OPENMP_ENVIRONMENT, configure_threads
 
-        if config.threads is not None:
-            configure_threads(config.threads)
-        return Checkpoint.open(config.model, cache_dir=config.cache_dir)
+    for name, value in OPENMP_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from node.engine.backend import TorchBackend
 
-    def dtype(self, model: Model, config: NodeConfig) -> str:
-        """See `Backend`."""
-        from node.engine.checkpoint import Checkpoint
-        from node.engine.span import choose_dtype
-
-        assert isinstance(model, Checkpoint)
-        return choose_dtype(model, config.dtype, config.device)
-
-    def load(self, model: Model, span: Span, config: NodeConfig) -> Engine:
-        """See `Backend`."""
-        from node.engine.checkpoint import Checkpoint
-        from node.engine.span import SpanEngine
-
-        assert isinstance(model, Checkpoint)
-        return SpanEngine.load(model, span, dtype=config.dtype, device=config.device)
-
-    def measure(self, engine: Engine) -> Speed:
-        """See `Backend`."""
-        from node.engine.measure import measure
-        from node.engine.span import SpanEngine
-
-        assert isinstance(engine, SpanEngine)
-        return measure(engine)
-
-    def free_bytes(self, config: NodeConfig) -> int:
-        """See `Backend`."""
-        from node.engine.device import free_bytes
-
-        return free_bytes(config.device)
+    if config.threads is not None:
+        configure_threads(config.threads)
+    return TorchBackend.open(
+        config.model, cache_dir=config.cache_dir, dtype=config.dtype, device=config.device
+    )

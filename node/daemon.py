@@ -13,9 +13,10 @@ from typing import TypeVar
 
 import trio
 
-from node.backend import Backend, Model, TorchBackend
-from node.compute.interfaces import Engine, Speed
+from node.backend import Backend, Model, OpenBackend, open_torch
+from node.compute.interfaces import Engine
 from node.compute.kv import buffer_bytes, default_kv_tokens
+from node.compute.measure import Speed, measure
 from node.compute.meter import Meter
 from node.config import NodeConfig
 from node.hop.admission import Admission, Room
@@ -69,11 +70,16 @@ class Node:
     """One node over an open transport. `run` serves until it is cancelled; then `leave` says goodbye."""
 
     def __init__(
-        self, config: NodeConfig, identity: Identity, transport: Transport, backend: Backend, notify: Notify
+        self,
+        config: NodeConfig,
+        identity: Identity,
+        transport: Transport,
+        backend: OpenBackend,
+        notify: Notify,
     ) -> None:
         self._config = config
         self._transport = transport
-        self._backend = backend
+        self._open_backend = backend
         self._tell = notify
         self._rng = random.Random()
         self._announcer = Announcer(identity, transport, rng=self._rng)
@@ -91,16 +97,17 @@ class Node:
         """
         config = self._config
         self._notify(f"opening {config.model}")
-        model = await _in_thread(lambda: self._backend.open(config))
+        backend = await _in_thread(lambda: self._open_backend(config))
+        model = backend.model
         wanted = config.span(model.manifest.blocks)
         self._announcer.serve()
         if config.join:
             await self._join(model)
-        span = wanted or await self._choose_span(model)
-        await self._prepare(model, span)
+        span = wanted or await self._choose_span(backend)
+        await self._prepare(backend, span)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._gossip.run)  # others see that somebody is loading this span
-            await self._load(model, span)
+            await self._load(backend, span)
             await self._gossip.spread()
             await self._tell_weights(model)
             self._tell_how_to_join()
@@ -143,13 +150,13 @@ class Node:
                 "whose nodes work only with each other"
             )
 
-    async def _choose_span(self, model: Model) -> Span:
-        manifest, config = model.manifest, self._config
-        dtype = await _in_thread(lambda: self._backend.dtype(model, config))
+    async def _choose_span(self, backend: Backend) -> Span:
+        model, manifest = backend.model, backend.model.manifest
+        dtype = await _in_thread(backend.dtype)
         sizes = await _in_thread(
             lambda: [model.stage_bytes(stage, dtype) for stage in range(manifest.stages)]
         )
-        memory_bytes = int(WEIGHTS_SHARE * await self._memory())
+        memory_bytes = int(WEIGHTS_SHARE * await self._memory(backend))
         peers = [said for said in self._announcer.others() if said.digest == manifest.digest]
         counts = coverage([said.span for said in peers], manifest.stages)
         span = choose_span(counts, sizes, memory_bytes, self._rng)
@@ -160,17 +167,17 @@ class Node:
             )
         return span
 
-    async def _memory(self) -> int:
-        free_bytes = await _in_thread(lambda: self._backend.free_bytes(self._config))
+    async def _memory(self, backend: Backend) -> int:
+        free_bytes = await _in_thread(backend.free_bytes)
         return min(free_bytes, self._config.max_memory or free_bytes)
 
     # --- loading
 
-    async def _prepare(self, model: Model, span: Span) -> None:
+    async def _prepare(self, backend: Backend, span: Span) -> None:
         """Make sure of the weights, name them, and say that we are coming."""
-        manifest, config = model.manifest, self._config
+        model, manifest, config = backend.model, backend.model.manifest, self._config
         stages = describe_stages(span, manifest.blocks)
-        dtype = await _in_thread(lambda: self._backend.dtype(model, config))
+        dtype = await _in_thread(backend.dtype)
         need = await _in_thread(lambda: sum(model.stage_bytes(stage, dtype) for stage in span))
         if config.max_memory is not None and need > config.max_memory:
             raise ConfigError(f"{stages} take {_size(need)}, the memory limit is {_size(config.max_memory)}")
@@ -182,11 +189,11 @@ class Node:
         self._served = Served(name, manifest.digest, manifest.blocks, size, span, dtype, weights)
         self._refresh()
 
-    async def _load(self, model: Model, span: Span) -> None:
-        config, manifest = self._config, model.manifest
-        memory_bytes = await self._memory()
-        engine = await _in_thread(lambda: self._backend.load(model, span, config))
-        speed = await _in_thread(lambda: self._backend.measure(engine))
+    async def _load(self, backend: Backend, span: Span) -> None:
+        model, config, manifest = backend.model, self._config, backend.model.manifest
+        memory_bytes = await self._memory(backend)
+        engine = await _in_thread(lambda: backend.load(span))
+        speed = await _in_thread(lambda: measure(engine))
         contents = await _in_thread(lambda: {file.name: model.file(file.name) for file in manifest.files})
         free_bytes = max(0, memory_bytes - engine.weight_bytes)
         tokens = config.kv_tokens or self._kv_tokens(engine, free_bytes)
@@ -324,7 +331,7 @@ async def _run(config: NodeConfig, notify: Notify) -> None:
             dht="server",
             validate=RecordRule(),
         ) as transport:
-            node = Node(config, key.identity, transport, TorchBackend(), notify)
+            node = Node(config, key.identity, transport, open_torch, notify)
             async with trio.open_nursery() as nursery:
                 serving = trio.CancelScope()
                 nursery.start_soon(_obey, signals, serving, notify)

@@ -58,7 +58,7 @@ ROOMS = [
     Room("protocol.talk", ("protocol.", "protocol.transport")),
     Room("node", ("node", "protocol")),
     Room("node.compute", ("protocol.",)),
-    Room("node.engine", ("node.compute.interfaces", "protocol.")),
+    Room("node.engine", ("node.compute.casting", "node.compute.interfaces", "protocol.")),
     Room("node.hop", ("node.compute", "protocol.", "protocol.talk", "protocol.transport")),
     Room("node.presence", ("protocol.", "protocol.talk", "protocol.transport")),
     Room("swarm", ("protocol", "swarm.decoding", "swarm.routing", "swarm.session", "swarm.text")),

@@ -1,8 +1,8 @@
-"""What the daemon asks of an engine; `node.engine` has the real one, the tests a small one."""
+"""What the node asks of an engine; `node.engine` has the real one, the tests a small one."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 from protocol.candidates import Candidates, Want
 from protocol.model import Manifest, Span
@@ -53,26 +53,10 @@ class Engine(Protocol):
     def new_cache(self, span: Span, max_tokens: int | None = None) -> KvCache:
         """An empty cache for stages within the engine's span; it never takes memory for more than `max_tokens`."""
 
-    def step(self, cache: Any, position: int, inputs: Tensor, want: Want) -> Tensor | Candidates | None:
-        """Cut `cache`, one of this engine's, to `position`; run `inputs` through the cache's span.
+    def step(self, cache: KvCache, position: int, inputs: Tensor, want: Want) -> Tensor | Candidates | None:
+        """Cut `cache`, which this engine made, to `position`; run `inputs` through the cache's span.
 
         Returns hidden states [tokens, hidden_size] on the CPU where the span does not end with the head; where it
         does, the wanted candidates, or None if nothing is wanted.
         Raises: Malformed, if the inputs cannot be: their shape, dtype, a NaN, a token id out of the vocabulary.
         """
-
-
-class Speed(Protocol):
-    """What an engine takes, in milliseconds."""
-
-    @property
-    def decode_ms_per_block(self) -> float:
-        """For one token alone."""
-
-    @property
-    def prefill_ms_per_token_block(self) -> float:
-        """For one of many tokens."""
-
-    @property
-    def head_ms(self) -> float:
-        """The head, for one token; 0 if it is not served."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from node.compute.interfaces import Speed
+from node.compute.measure import Speed
 
 # A tenth of the new: forgets half of the past in seven steps.
 WEIGHT = 0.1

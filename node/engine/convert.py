@@ -35,13 +35,9 @@ def hidden_in(tensor: Tensor, hidden_size: int, dtype: torch.dtype, device: torc
     check_hidden(tensor, hidden_size)
     if tensor.dtype != _NAMES[dtype]:
         raise Malformed(f"this span computes in {_NAMES[dtype]}, the states are {tensor.dtype}")
-    return _states(tensor).to(device)
-
-
-def hidden_cast(tensor: Tensor, hidden_size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """As `hidden_in`, from states of any float dtype. Raises: Malformed."""
-    check_hidden(tensor, hidden_size)
-    return _states(tensor).to(device=device, dtype=dtype)
+    # torch wants memory that it may write to; a frame's is not.
+    flat = torch.frombuffer(bytearray(tensor.data), dtype=dtype)
+    return flat.view(1, *tensor.shape).to(device)
 
 
 def check_hidden(tensor: Tensor, hidden_size: int) -> None:
@@ -51,12 +47,6 @@ def check_hidden(tensor: Tensor, hidden_size: int) -> None:
     if tensor.shape[1] != hidden_size:
         raise Malformed(f"hidden states of {tensor.shape[1]} numbers, this model has {hidden_size}")
     check_finite(tensor)
-
-
-def _states(tensor: Tensor) -> torch.Tensor:
-    # torch wants memory that it may write to; a frame's is not.
-    flat = torch.frombuffer(bytearray(tensor.data), dtype=DTYPES[tensor.dtype])
-    return flat.view(1, *tensor.shape)
 
 
 def hidden_out(hidden: torch.Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from node.compute.casting import cast_hidden
 from node.engine import convert, head
 from node.engine.cache import LayerCaches
 from node.engine.checkpoint import Checkpoint
@@ -61,7 +62,9 @@ class LocalEnds:
         if want.kind != "candidates":
             raise LocalProtocolError(f"the head makes candidates, not {want.kind!r}")
         head.check_want(want, self.manifest.vocab_size)
-        states = convert.hidden_cast(hidden, self.hidden_size, self._model.dtype, self._model.device)
+        convert.check_hidden(hidden, self.hidden_size)
+        own = cast_hidden(hidden, self.dtype)
+        states = convert.hidden_in(own, self.hidden_size, self._model.dtype, self._model.device)
         caches = self._at(self._last, position)
         return head.candidates(
             self._model.logits(self._last, caches, states, 0 if want.every else 1)[0], want

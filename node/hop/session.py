@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 
 import trio
 
+from node.compute.casting import cast_hidden
 from node.compute.interfaces import Engine, KvCache
 from node.compute.loop import EngineLoop, Outcome
 from node.compute.meter import Meter, StepTime
 from node.compute.scheduler import Owner, Piece
 from node.hop.admission import Admission, Seat
 from node.hop.backlog import Backlog, Held
-from node.hop.casting import cast_hidden
 from node.hop.neighbours import Neighbours
 from node.hop.sender import Sender
 from node.hop.steps import (

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from node.compute.measure import measure
 from node.engine.checkpoint import Checkpoint
 from node.engine.ends import LocalEnds
-from node.engine.measure import measure
 from node.engine.span import SpanEngine
 from protocol.candidates import HIDDEN, Candidates, Want
 from protocol.model import Span

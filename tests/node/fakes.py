@@ -12,6 +12,7 @@ import numpy as np
 import trio
 from numpy.typing import NDArray
 
+from node.compute.interfaces import KvCache
 from node.compute.loop import Done, Work, attempt
 from protocol.candidates import NOTHING, Candidates, Want
 from protocol.errors import Malformed
@@ -91,7 +92,7 @@ class FakeEngine:
         self.caches.append(cache)
         return cache
 
-    def step(self, cache: Any, position: int, inputs: Tensor, want: Want) -> Tensor | Candidates | None:
+    def step(self, cache: KvCache, position: int, inputs: Tensor, want: Want) -> Tensor | Candidates | None:
         """See `node.compute.interfaces.Engine`."""
         assert isinstance(cache, FakeCache)
         assert not cache.closed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+import re
 
 import pytest
 import trio
@@ -35,15 +35,6 @@ from tests.node.fakes import (
 
 TOKENS = [3, 1, 4]
 LAST = Want("candidates", top=3)
-
-
-@dataclass(frozen=True)
-class FakeSpeed:
-    """As if measured."""
-
-    decode_ms_per_block: float = 1.0
-    prefill_ms_per_token_block: float = 0.5
-    head_ms: float = 2.0
 
 
 class FakeModel:
@@ -86,26 +77,18 @@ class FakeBackend:
     """Instead of torch."""
 
     def __init__(self, model: FakeModel | None = None, free_bytes: int = 1_000_000) -> None:
-        self._model = model or FakeModel()
+        self.model = model or FakeModel()
         self._free_bytes = free_bytes
 
-    def open(self, config: NodeConfig) -> FakeModel:
-        """See `node.backend.Backend`."""
-        return self._model
-
-    def dtype(self, model: object, config: NodeConfig) -> str:
+    def dtype(self) -> str:
         """See `node.backend.Backend`."""
         return "f32"
 
-    def load(self, model: object, span: Span, config: NodeConfig) -> Engine:
+    def load(self, span: Span) -> Engine:
         """See `node.backend.Backend`."""
         return FakeEngine(span)
 
-    def measure(self, engine: Engine) -> FakeSpeed:
-        """See `node.backend.Backend`."""
-        return FakeSpeed()
-
-    def free_bytes(self, config: NodeConfig) -> int:
+    def free_bytes(self) -> int:
         """See `node.backend.Backend`."""
         return self._free_bytes
 
@@ -165,7 +148,7 @@ class House:
         async with self.network.transport(identity.key, validate=RecordRule()) as transport:
             running = Running(transport)
             made.send_nowait(running)
-            node = Node(config, identity, transport, backend, running.lines.append)
+            node = Node(config, identity, transport, lambda _: backend, running.lines.append)
             with running.scope:
                 try:
                     await node.run()
@@ -187,10 +170,11 @@ async def test_two_nodes_serve_a_model_together(house: House) -> None:
     """Found by one address, opened, stepped; files are handed out; nothing but the address was told."""
     first = await house.node(NodeConfig("fake", layers=(0, 3)))
     second = await house.node(NodeConfig("fake", layers=(3, 6), join=first.transport.addrs))
-    assert first.said("serving") == [
+    (serving,) = first.said("serving")
+    assert re.sub(r"\d+\.\d\d ms", "… ms", serving) == (
         f"serving embedding + layers 0:3 of fake ({MANIFEST.digest.hex()[:12]}); weights 1000 B, "
-        "room for 222 tokens (13.9 KiB), 1.00 ms per block and token"
-    ]
+        "room for 222 tokens (13.9 KiB), … ms per block and token"
+    )
     me = await house.client()
     records, _ = await exchange_maps(me, first.transport.peer, first.transport.addrs)
     assert len(records) == 2

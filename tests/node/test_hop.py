@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import trio
 
+from node.compute.casting import cast_hidden
 from node.compute.loop import WorkerThread
-from node.hop.casting import cast_hidden
 from protocol.candidates import HIDDEN, NOTHING, Want
 from protocol.errors import Lost
 from protocol.messages import (

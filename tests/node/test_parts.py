@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from node.compute.casting import cast_hidden
 from node.compute.kv import ENTRY_BYTES, MOST_DEFAULT_TOKENS, buffer_bytes, default_kv_tokens
 from node.compute.meter import QUIET_S, Meter, StepTime
 from node.config import NodeConfig
-from node.hop.casting import cast_hidden
 from node.hop.steps import KeptOutputs, Result, join, piece_want
 from protocol import limits
 from protocol.candidates import NOTHING, Candidates, Want

@@ -44,7 +44,7 @@ class Backend(FakeBackend):
         super().__init__(model)
         self._manifest = model.manifest
 
-    def load(self, model: object, span: Span, config: NodeConfig) -> Engine:
+    def load(self, span: Span) -> Engine:
         """See `node.backend.Backend`."""
         engine = FakeEngine(span)
         engine.manifest = self._manifest

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import trio
 
-from node.backend import TorchBackend
+from node.backend import open_torch
 from node.config import NodeConfig
 from node.daemon import Node
 from protocol import identity as identities
@@ -41,7 +41,7 @@ async def running_nodes(
                 if line.startswith("ready "):
                     ready.set()
 
-            nursery.start_soon(Node(config, identity, transport, TorchBackend(), notify).run)
+            nursery.start_soon(Node(config, identity, transport, open_torch, notify).run)
             with trio.fail_after(READY_S):
                 await ready.wait()
             addrs.append(transport.addrs[0])

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from node.compute.interfaces import Engine
+from node.compute.measure import measure
 from node.engine import head
 from node.engine.checkpoint import Checkpoint
 from node.engine.ends import LocalEnds
-from node.engine.measure import measure
 from node.engine.span import SpanEngine
 from protocol.candidates import HIDDEN, NOTHING, Candidates, Want
 from protocol.errors import LocalProtocolError, Malformed

@@ -9,10 +9,11 @@ from typing import Final
 
 import numpy as np
 
-from node.engine.span import SpanEngine
+from node.compute.casting import cast_hidden
+from node.compute.interfaces import Engine
 from protocol.candidates import NOTHING, Want
 from protocol.model import Span
-from protocol.tensors import Tensor
+from protocol.tensors import Tensor, from_numpy
 
 # The longest that one of three timings goes on once it has a sample, and the samples after which it is enough.
 _BUDGET_S: Final = 0.8
@@ -29,7 +30,7 @@ class Speed:
     head_ms: float  # one token
 
 
-def measure(engine: SpanEngine) -> Speed:
+def measure(engine: Engine) -> Speed:
     """Time decoding, prefill and the head with the engine's own threads.
 
     Takes well below a second for small models, and no more than some 3 s plus five single steps for large ones.
@@ -67,12 +68,8 @@ def _median_ms(step: Callable[[], object]) -> float:
     return 1000 * float(np.median(samples))
 
 
-def _states(engine: SpanEngine, tokens: int) -> Tensor:
+def _states(engine: Engine, tokens: int) -> Tensor:
     """Random hidden states in the engine's dtype."""
     shape = (tokens, engine.hidden_size)
     states = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-    if engine.dtype == "bf16":  # the upper half of fp32
-        halves = (states.view(np.uint32) >> 16).astype("<u2")
-        return Tensor("bf16", shape, halves.tobytes())
-    narrow = states.astype("<f2" if engine.dtype == "f16" else "<f4")
-    return Tensor(engine.dtype, shape, narrow.tobytes())
+    return cast_hidden(from_numpy(states), engine.dtype)
