@@ -95,10 +95,11 @@ SESSIONS_PER_PEER: Final = 64
 BUFFER_BYTES_LEAST: Final = 512 * MIB
 BUFFER_BYTES_MOST: Final = 8192 * MIB
 # Sessions that one peer may open: a client that mends opens one for each of its hops, a few times at once, and one
-# that serves many users opens as many as it may have.
-OPENS_PER_S: Final = 32.0
+# that serves many users opens as many as it may have, then anew what each of its users asks in eight seconds.
+OPENS_PER_S: Final = 8.0
 OPENS_BURST: Final = 64
-# Those of one origin together: four peers that open as fast as they may. Whoever invents identities opens no faster.
+# Those of one origin together: sixteen peers that open as fast as they may. Whoever invents identities opens no
+# faster.
 ORIGIN_OPENS_PER_S: Final = 128.0
 ORIGIN_OPENS_BURST: Final = 256
 # Streams that have not said what they want; each takes a task and a frame.

@@ -4,7 +4,8 @@ All that a session may hold is one reservation, made when it opens: tokens (its 
 (what is in motion: frames, steps that wait, answers). It is charged to the node, to its origin and to its peer, each
 of which has a limit. Where a limit binds, those who do not use their seat give way to whoever asks for one: first who
 has computed nothing yet, then who has been idle, then who pauses, of peers that have more than who asks; never who
-computes or has steps waiting. `now` is in seconds, on any clock that does not jump.
+computes or has steps waiting. Who has less never gives way early to who has more, however often that one asks.
+`now` is in seconds, on any clock that does not jump.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from typing import Final
 
@@ -69,12 +70,16 @@ class Held:
             return f"{limit.buffer_bytes} bytes of buffers"
         return None
 
-    def fraction(self, limit: Held) -> float:
-        """How much of the limit this is, of whatever it is most."""
+    def fraction(self, limit: Held, seat: Seat | None = None, times: int = 1) -> float:
+        """How much of the limit this is, of whatever it is most; or would be with `seat` besides, or less."""
+        tokens, buffer_bytes, sessions = self.tokens, self.buffer_bytes, self.sessions
+        if seat is not None:
+            tokens, buffer_bytes = tokens + times * seat.tokens, buffer_bytes + times * seat.buffer_bytes
+            sessions += times
         return max(
-            self.tokens / max(1, limit.tokens),
-            self.buffer_bytes / max(1, limit.buffer_bytes),
-            self.sessions / max(1, limit.sessions),
+            tokens / max(1, limit.tokens),
+            buffer_bytes / max(1, limit.buffer_bytes),
+            sessions / max(1, limit.sessions),
         )
 
 
@@ -152,10 +157,16 @@ class _Accounts:
 
     def of_peer(self, peer: str, seat: Seat | None = None, times: int = 1) -> float:
         """How much a peer has of what it may have, or would have with `seat` besides, or less."""
-        held = replace(self._of_peer.get(peer, Held()))
-        if seat is not None:
-            held.add(seat, times)
-        return held.fraction(self._most_of_peer)
+        return self._of_peer.get(peer, Held()).fraction(self._most_of_peer, seat, times)
+
+    def gives_way(self, seat: Seat, asking: Seat) -> bool:
+        """Whether a seat's peer keeps as much without it as the asking one has now, or that is the same peer."""
+        return seat.peer == asking.peer or self.of_peer(seat.peer, seat, -1) >= self.of_peer(asking.peer)
+
+    def spares(self, seat: Seat, asking: Seat) -> bool:
+        """Whether a seat's peer has others, and as much in them as the asking one has now."""
+        left = self.of_peer(seat.peer, seat, -1)
+        return left > 0 and left >= self.of_peer(asking.peer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,15 +217,22 @@ class Admission:
         """The most tokens that a newcomer from elsewhere would get; `buffer_bytes` is what such a session needs."""
 
         def is_refused(tokens: int) -> bool:
-            try:
-                self._make_room(Seat("", "", tokens, buffer_bytes(tokens)), now)
-            except CacheFull:
-                return True
-            return False
+            return self._would_go(Seat("", "", tokens, buffer_bytes(tokens)), now) is None
 
         return bisect_right(range(1, self.room.of_peer.tokens + 1), False, key=is_refused)
 
+    def is_owed(self, seat: Seat, now: float) -> bool:
+        """Whether others will have to give way for it, but for those who step within PAUSE_S from now."""
+        gone = self._would_go(seat, now + PAUSE_S)
+        return gone is not None and all(other.peer != seat.peer for other in gone)
+
     # --- who gives way
+
+    def _would_go(self, asking: Seat, now: float) -> list[Seat] | None:
+        try:
+            return self._make_room(asking, now)
+        except CacheFull:
+            return None
 
     def _make_room(self, asking: Seat, now: float) -> list[Seat]:
         """Who has to go: in order, and nobody whose going is not needed. Raises: CacheFull."""
@@ -223,7 +241,7 @@ class Admission:
         if excess is None:
             return []
         gone: list[Seat] = []
-        for seat in chain(self._giving_way(accounts, now), self._pausing(accounts, asking, now)):
+        for seat in chain(self._giving_way(accounts, asking, now), self._pausing(accounts, asking, now)):
             if excess.counts(seat) and seat not in gone:
                 gone.append(seat)
                 accounts.add(seat, -1)
@@ -240,35 +258,48 @@ class Admission:
                 needed.append(seat)
         return needed[::-1]
 
-    def _giving_way(self, accounts: _Accounts, now: float) -> list[Seat]:
-        """Who may lose its seat, first who shall lose it first.
+    def _giving_way(self, accounts: _Accounts, asking: Seat, now: float) -> Iterator[Seat]:
+        """Who may lose its seat, first who shall lose it first: the new, then the idle."""
+        idle = self._idle(accounts, asking, now)  # before the new go: how crowded an origin is counts them
+        yield from self._new(accounts, asking, now)
+        yield from idle
 
-        Who has computed nothing, of the peers with the most such seats and there the oldest first. Then the idle,
-        those first whose origin, then whose peer, holds the most, the newest first.
+    def _new(self, accounts: _Accounts, asking: Seat, now: float) -> Iterator[Seat]:
+        """Who has computed nothing, of the peers with the most such seats and there the oldest first.
+
+        Of a peer that has more besides than the asking one a seat is never too new: whoever opens many would else
+        keep out, by opening them ever anew, whoever asks for one.
         """
-        new: list[Seat] = []
-        idle: list[tuple[float, float, Seat]] = []
+        found: list[tuple[Seat, bool]] = []
         of_origin: dict[str, Held] = {}
         of_peer: Counter[str] = Counter()
         for seat in reversed(self._seats):
-            if seat.waiting:
+            if seat.waiting or seat.used_at is not None:
                 continue
-            if seat.used_at is None:
-                held, age_s = of_origin.setdefault(seat.origin, Held()), now - seat.opened_at
-                held.add(seat)
-                of_peer[seat.peer] += 1
-                crowded = held.sessions > NEW_FEW and held.fraction(self.room.of_all) > NEW_SHARE
-                flood = held.sessions > NEW_OF_ORIGIN
-                if flood or age_s >= (NEW_CROWDED_S if crowded else NEW_S):
-                    new.append(seat)
+            held, age_s = of_origin.setdefault(seat.origin, Held()), now - seat.opened_at
+            held.add(seat)
+            of_peer[seat.peer] += 1
+            crowded = held.sessions > NEW_FEW and held.fraction(self.room.of_all) > NEW_SHARE
+            early = held.sessions > NEW_OF_ORIGIN or (crowded and age_s >= NEW_CROWDED_S)
+            found.append((seat, age_s >= NEW_S or (early and accounts.gives_way(seat, asking))))
+        found.reverse()
+        found.sort(key=lambda entry: -of_peer[entry[0].peer])
+        for seat, old in found:
+            if old or accounts.spares(seat, asking):
+                yield seat
+
+    def _idle(self, accounts: _Accounts, asking: Seat, now: float) -> list[Seat]:
+        """Who has computed nothing for a while, of the origin, then the peer, with the most, and the newest first."""
+        idle: list[tuple[float, float, Seat]] = []
+        for seat in reversed(self._seats):
+            if seat.waiting or seat.used_at is None:
                 continue
             origin, peer = accounts.of_origin(seat.origin), accounts.of_peer(seat.peer)
-            if now - seat.used_at >= max(IDLE_CROWDED_S, IDLE_S * (1.0 - origin)):
+            patience_s = max(IDLE_CROWDED_S, IDLE_S * (1.0 - origin))
+            if now - seat.used_at >= (patience_s if accounts.gives_way(seat, asking) else IDLE_S):
                 idle.append((origin, peer, seat))
         idle.sort(key=lambda entry: entry[:2], reverse=True)  # stable: of equals the newest stays first
-        new.reverse()
-        new.sort(key=lambda seat: -of_peer[seat.peer])
-        return [*new, *(seat for _, _, seat in idle)]
+        return [seat for _, _, seat in idle]
 
     def _pausing(self, accounts: _Accounts, asking: Seat, now: float) -> Iterator[Seat]:
         """Who pauses, of peers that without this seat too have as much as the asking one then has; the richest first,

@@ -12,7 +12,7 @@ from node.compute.interfaces import Engine
 from node.compute.loop import EngineLoop, Executor, WorkerThread
 from node.compute.meter import Meter
 from node.compute.scheduler import Scheduler
-from node.hop.admission import Admission, Seat
+from node.hop.admission import PAUSE_S, Admission, Seat
 from node.hop.neighbours import Neighbours
 from node.hop.session import HopSession, Machine
 from node.hop.steps import Shape
@@ -29,6 +29,11 @@ logger = logging.getLogger(__name__)
 
 # A session ends when a user stops reading; a few seconds are worth waiting for one.
 RETRY_AFTER_S = 2.0
+# Who steps once a second pauses long enough to give way within this, and most of the time the client has for an
+# answer is left.
+SEAT_WAIT_S = 1.0
+# Half of the pause that it takes.
+SEAT_LOOK_S = PAUSE_S / 2
 # What an origin may open comes back this soon.
 RETRY_SOON_S = 0.2
 
@@ -117,7 +122,7 @@ class HopServer:
     async def _open(self, channel: Channel, asked: Open) -> None:
         engine = self._machine.engine
         shape = Shape(asked.span, engine.manifest, engine.dtype, asked.max_tokens)
-        granted = self._grant(channel.stream, asked, shape)
+        granted = await self._grant(channel.stream, asked, shape)
         if isinstance(granted, Refused):
             logger.info("refused a session to %s: %s", channel.peer, granted.reason)
             await channel.send(granted)
@@ -142,8 +147,37 @@ class HopServer:
             logger.info("a session of %s failed: %s", channel.peer, session.failure.message)
             await say_error(channel, session.failure)
 
-    def _grant(self, stream: Stream, asked: Open, shape: Shape) -> Seat | Refused:
-        """Its seat, or why not. Who has to give way for it is told."""
+    async def _grant(self, stream: Stream, asked: Open, shape: Shape) -> Seat | Refused:
+        """Its seat, or why not. Who has to give way for it is told.
+
+        Where somebody will have to give way unless it goes on soon, that is waited for, not long: who comes with
+        nothing need not come at the right moment to find those who have much between two of their steps.
+        """
+        began = now = trio.current_time()
+        refused = self._why_not(asked) or self._paced(stream, now)
+        if refused is not None:
+            return refused
+        budget = self._machine.budget
+        seat = Seat(stream.peer, stream.origin, asked.max_tokens, shape.buffer_bytes)
+        while True:
+            try:
+                gone = budget.take(seat, now)
+                break
+            except CacheFull as error:
+                if now >= began + SEAT_WAIT_S or not budget.is_owed(seat, now):
+                    return Refused("busy", str(error), RETRY_AFTER_S)
+            await trio.sleep(SEAT_LOOK_S)
+            now = trio.current_time()
+            refused = self._why_not(asked)
+            if refused is not None:
+                return refused
+        for other in gone:
+            if other in self._seated:
+                self._seated[other].fail("gave_way", "idle, and others need the room", elsewhere=True)
+        return seat
+
+    def _why_not(self, asked: Open) -> Refused | None:
+        """Why there is no such session here, whoever asks."""
         machine = self._machine
         manifest, span = machine.engine.manifest, machine.engine.span
         if self._draining:
@@ -160,20 +194,15 @@ class HopServer:
             return Refused("capacity", f"a session here has 1 to {most} tokens, not {asked.max_tokens}", 0.0)
         if asked.session in self._sessions:
             return Refused("busy", "this session is open already", RETRY_AFTER_S)
-        now = trio.current_time()
+        return None
+
+    def _paced(self, stream: Stream, now: float) -> Refused | None:
+        """Charge an opening to its peer and origin; why not, if they open too many."""
         if not self._opens.take(stream.origin, stream.peer, now):
             return Refused("busy", "you open too many sessions", RETRY_AFTER_S)
         if not self._opens_of_origin.take(stream.origin, now):
             return Refused("busy", "too many sessions are opened from where you are", RETRY_SOON_S)
-        seat = Seat(stream.peer, stream.origin, asked.max_tokens, shape.buffer_bytes)
-        try:
-            gone = machine.budget.take(seat, now)
-        except CacheFull as error:
-            return Refused("busy", str(error), RETRY_AFTER_S)
-        for other in gone:
-            if other in self._seated:
-                self._seated[other].fail("gave_way", "idle, and others need the room", elsewhere=True)
-        return seat
+        return None
 
     # --- a previous hop's stream
 

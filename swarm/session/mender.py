@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import trio
@@ -44,6 +45,14 @@ REASONS_SHOWN: Final = 4
 LAST_PAUSE_S: Final = 2 * PAUSE_S
 
 
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """What kept a hop from being opened while a chain is mended; `final`: its peer is not asked once more."""
+
+    why: str
+    final: bool
+
+
 class Mender:
     """`on_open` is told of each new hop, before anything is sent to it."""
 
@@ -59,7 +68,7 @@ class Mender:
     async def mend(self, route: Route | None = None) -> None:
         """Return when all hops live; `route` is tried first. Raises: NoRoute."""
         chain, began = self._chain, trio.current_time()
-        refusals: dict[str, str] = {}
+        refusals: dict[str, _Refusal] = {}
         while True:
             await self._bridge_broken_links()
             gaps = chain.gaps()
@@ -123,11 +132,16 @@ class Mender:
             return error
         return None
 
-    def _tried(self, began: float, refusals: dict[str, str]) -> Collection[str] | None:
-        """Who gets no other chance: as long as there is time to wait, everybody does."""
-        return None if trio.current_time() - began < self._chain.spec.wait_s else refusals.keys()
+    def _tried(self, began: float, refusals: dict[str, _Refusal]) -> Collection[str] | None:
+        """Who gets no other chance: as long as there is time to wait, everybody does.
 
-    async def _look_further(self, stages: Span, began: float, refusals: dict[str, str]) -> None:
+        After that only who had no room for now, once: sessions end, and who has many makes room for who has none.
+        """
+        if trio.current_time() - began < self._chain.spec.wait_s:
+            return None
+        return {peer for peer, refusal in refusals.items() if refusal.final}
+
+    async def _look_further(self, stages: Span, began: float, refusals: dict[str, _Refusal]) -> None:
         """Ask the whole swarm again. Raises: NoRoute, if there is still no route and no time to wait."""
         spec, view, tried = self._chain.spec, self._view, self._tried(began, refusals)
         await view.refresh(lambda: self._no_route(stages, tried) is None)
@@ -141,10 +155,11 @@ class Mender:
             return
         with trio.move_on_after(DHT_SEARCH_S):
             await view.search_dht(spec.digest)
-        pause_s = view.pause_s(spec.digest, error, spec.max_tokens, refusals.keys())
+        tried = self._tried(began, refusals)
+        pause_s = view.pause_s(spec.digest, error, spec.max_tokens, tried)
         if pause_s is not None:
             await trio.sleep(min(pause_s, LAST_PAUSE_S))
-        error = self._no_route(stages, refusals.keys())
+        error = self._no_route(stages, tried)
         if error is not None:
             raise explained(error, refusals, spec.blocks)
 
@@ -153,7 +168,7 @@ class Mender:
         return links[gap.last] if gap.last < len(links) else None
 
     async def _open_all(
-        self, hops: Sequence[Hop], behind: HopStream | None, refusals: dict[str, str]
+        self, hops: Sequence[Hop], behind: HopStream | None, refusals: dict[str, _Refusal]
     ) -> list[HopStream] | None:
         """Open all hops at once, each linked to the next and the last to `behind`; None if one failed."""
         spec = self._chain.spec
@@ -181,8 +196,9 @@ class Mender:
             link.fail("not needed")
         return None
 
-    def _note_refusal(self, hop: Hop, error: SwarmError, refusals: dict[str, str]) -> None:
-        refusals[hop.peer] = str(error)
+    def _note_refusal(self, hop: Hop, error: SwarmError, refusals: dict[str, _Refusal]) -> None:
+        again = isinstance(error, Busy) and hop.peer not in refusals
+        refusals[hop.peer] = _Refusal(str(error), final=not again)
         now = trio.current_time()
         if isinstance(error, Busy):
             self._view.bans.pause(hop.peer, now, error.retry_after_s)
@@ -264,10 +280,10 @@ class Mender:
         return link.failure is None
 
 
-def explained(error: NoRoute, refusals: dict[str, str], blocks: int) -> NoRoute:
+def explained(error: NoRoute, refusals: dict[str, _Refusal], blocks: int) -> NoRoute:
     """The error with what nodes said when asked, and the commands that would help."""
     shown = list(refusals.items())[:REASONS_SHOWN]
-    reasons = "".join(f"; {peer}: {why}" for peer, why in shown)
+    reasons = "".join(f"; {peer}: {refusal.why}" for peer, refusal in shown)
     if len(refusals) > len(shown):
         reasons += f"; and {len(refusals) - len(shown)} more"
     commands = " and ".join(serve_command(Span(*pair), blocks) for pair in error.missing)

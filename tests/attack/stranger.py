@@ -13,13 +13,14 @@ from typing import Any
 import trio
 
 from protocol.candidates import Want
-from protocol.codec import FrameReader, encode
+from protocol.codec import encode
 from protocol.errors import Busy, Lost, SwarmError
 from protocol.hints import RecordRule
 from protocol.identity import Identity, generate
 from protocol.messages import SESSION_PROTOCOL, Message, NextHop, Opened, Refused, Step
 from protocol.model import Span
 from protocol.records import Announcement, sign_record
+from protocol.talk.channel import Channel
 from protocol.talk.exchange import exchange_maps
 from protocol.transport.addresses import parse_address
 from protocol.transport.base import Stream, Transport
@@ -27,7 +28,7 @@ from protocol.transport.libp2p import open_transport
 from tests.attack import wire
 
 LOOPBACK = "/ip4/127.0.0.1/udp/0/quic-v1"
-ANSWER_S = 5.0
+ANSWER_S = 30.0
 
 
 @dataclass
@@ -51,8 +52,9 @@ class Field:
 class Talk:
     """The opener's end of a session that was granted, without regard to the rules of the protocol."""
 
-    def __init__(self, stream: Stream, node: Announcement, span: Span, session: bytes) -> None:
-        self.stream = stream
+    def __init__(self, channel: Channel, node: Announcement, span: Span, session: bytes) -> None:
+        self.channel = channel  # what came right behind the grant is read from it
+        self.stream = channel.stream
         self.node = node
         self.span = span
         self.session = session
@@ -126,16 +128,13 @@ class Stranger(Ghost):
         stream = await self.stream(node)
         asked = wire.opening(node, span, max_tokens, session=session, next=next, bridged=bridged)
         await stream.send(encode(asked))
-        reader = FrameReader()
+        channel = Channel(stream)
         with trio.move_on_after(ANSWER_S):
-            while (answer := reader.next()) is None:
-                if not (data := await stream.receive()):
-                    raise Lost("closed")
-                reader.feed(data)
+            answer = await channel.receive()
             if isinstance(answer, Refused):
                 raise Busy(f"{answer.code}: {answer.reason}", answer.retry_after_s)
             if isinstance(answer, Opened):
-                return Talk(stream, node, span, session)
+                return Talk(channel, node, span, session)
         stream.reset()
         raise Lost("no session")
 

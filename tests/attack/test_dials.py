@@ -12,7 +12,6 @@ import trio
 
 from protocol.messages import LinkDown
 from protocol.model import Span
-from protocol.talk.channel import Channel
 from tests.attack import wire
 from tests.attack.arena import REFLECTED_TIMES, Arena
 from tests.attack.attacks import dials
@@ -21,11 +20,13 @@ from tests.attack.bystander import HOST, Meter, Victim, metered
 from tests.attack.stranger import Field, Ghost, host_and_port, stranger, try_to
 from tests.attack.survey import survey
 
-pytestmark = [pytest.mark.attack, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.attack, pytest.mark.timeout(480)]
 
 # Of a link that cannot be: the same for all reasons, but for what a busy machine adds.
 TELLING_S = 0.5
 TRIES = 3
+# However busy the machine is.
+TOLD_WITHIN_S = 60.0
 
 
 @pytest.fixture
@@ -106,8 +107,9 @@ async def test_a_link_that_fails_tells_nothing_of_the_place(arena: Arena) -> Non
         }
     print({name: [(f"{s:.2f}", why) for s, why in each] for name, each in said.items()})
     assert len({why for each in said.values() for _, why in each}) == 1
-    times = [statistics.median(seconds for seconds, _ in each) for each in said.values()]
-    assert max(times) - min(times) < TELLING_S
+    if arena.timed:
+        times = [statistics.median(seconds for seconds, _ in each) for each in said.values()]
+        assert max(times) - min(times) < TELLING_S
 
 
 async def _link_down(field: Field, addrs: list[str]) -> tuple[float, str]:
@@ -118,8 +120,6 @@ async def _link_down(field: Field, addrs: list[str]) -> tuple[float, str]:
         await try_to(partial(who.push, field.first, [signer.says(field.first, addrs=tuple(addrs))]))
         began = trio.current_time()
         talk = await who.open(field.first, Span(0, 2), next=wire.next_hop(ghost, addrs))
-        channel = Channel(talk.stream)
-        with trio.fail_after(10.0):
-            down = await channel.expect(LinkDown, 10.0)
+        down = await talk.channel.expect(LinkDown, TOLD_WITHIN_S)
         talk.stream.reset()
         return trio.current_time() - began, down.reason.replace(ghost, "the peer")

@@ -7,7 +7,7 @@ import pytest
 from tests.attack.arena import Arena
 from tests.attack.attacks import packets
 
-pytestmark = [pytest.mark.attack, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.attack, pytest.mark.timeout(480)]
 
 
 @pytest.mark.parametrize("attack", [each.__name__ for each in packets.ATTACKS])

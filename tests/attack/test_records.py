@@ -14,7 +14,7 @@ from tests.attack.conftest import running
 from tests.support.forge import Forge
 from tests.support.local_swarm import LocalSwarm
 
-pytestmark = [pytest.mark.attack, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.attack, pytest.mark.timeout(480)]
 
 # Those that a module of its own puts to the test, because they need more than nodes.
 ELSEWHERE = (records.vouchers, records.listening_vouchers, records.records_of_a_victim)

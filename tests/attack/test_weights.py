@@ -14,7 +14,7 @@ from tests.attack.conftest import SHIPPED, running
 from tests.support.forge import Forge
 from tests.support.local_swarm import LocalSwarm
 
-pytestmark = [pytest.mark.attack, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.attack, pytest.mark.timeout(480)]
 
 HEAD = "lm_head.weight"
 

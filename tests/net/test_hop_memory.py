@@ -6,7 +6,7 @@ import contextlib
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -129,18 +129,23 @@ async def digest_of(transport: Transport, node: RunningNode) -> bytes:
 
 
 async def test_sessions_that_come_and_go(node: RunningNode) -> None:
-    """A thousand, some at a time, leave nothing behind, though the collector hardly ever runs."""
-    async with stranger(node) as client:
+    """A thousand, some at a time, leave nothing behind, though the collector hardly ever runs.
+
+    Of as many peers as may open them together: one alone would be made to wait.
+    """
+    async with AsyncExitStack() as stack:
+        peers = int(limits.ORIGIN_OPENS_PER_S / limits.OPENS_PER_S)
+        clients = [await stack.enter_async_context(stranger(node)) for _ in range(peers)]
         before = memory(node)
         left = iter(range(1000))
 
-        async def one_after_another() -> None:
+        async def one_after_another(client: Stranger) -> None:
             for number in left:
                 await client.use(HEADLESS if number % 2 else WHOLE, NOTHING)
 
         async with trio.open_nursery() as nursery:
-            for _ in range(10):
-                nursery.start_soon(one_after_another)
+            for client in clients:
+                nursery.start_soon(one_after_another, client)
         assert memory(node) - before < SLACK
 
 

@@ -115,6 +115,53 @@ def test_room_that_nobody_steps_in_is_not_hoarded() -> None:
     assert {each.peer for each in gone} == {"p0", "p1"}
 
 
+@given(st.integers(1, 5), st.integers(256, 700), st.lists(st.floats(0.0, 0.3), max_size=40))
+def test_a_newcomer_is_seated_beside_whoever_opens_many(
+    hoarders: int, tokens: int, pauses: list[float]
+) -> None:
+    """At once, with all seats of the few others just opened; and its seat is not had by opening more."""
+    admission, now = Admission(Room(8192, 10**6)), NOW
+    names = [f"hoarder {number % hoarders}" for number in range(40)]
+    for name in names:
+        refused(admission, seat(name, "here", tokens, 1))
+    newcomer = seat("newcomer", "here", tokens, 1)
+    assert {lost.peer for lost in admission.take(newcomer, now)} <= set(names)
+    for pause_s in pauses:
+        if now + pause_s >= NOW + NEW_S:
+            break
+        now += pause_s
+        for name in names[:hoarders]:
+            refused(admission, seat(name, "here", tokens, 1), now)
+        assert newcomer in admission._seats
+
+
+def test_a_newcomer_leaves_each_other_peer_a_seat() -> None:
+    """Who has one session that was just opened keeps it; of who has several one at least is left."""
+    admission = Admission(Room(8192, 10**6))
+    for number in range(6):
+        admission.take(seat(f"p{number // 3}", "here", 768, 1), NOW)
+    single = seat("single", "here", 1024, 1)
+    admission.take(single, NOW)
+    assert refused(admission, seat("newcomer", "here", 3600, 1))
+    gone = admission.take(seat("newcomer", "here", 2800, 1), NOW)
+    assert sorted(lost.peer for lost in gone) == ["p0", "p0", "p1"]
+
+
+def test_who_has_less_is_not_soon_idle_for_who_has_more() -> None:
+    """A chat whose user reads keeps its seat beside a hoard that asks and asks, as long as on an empty node."""
+    admission = Admission(Room(8192, 10**6))
+    chat = seat("chat", "here", 512, 1)
+    admission.take(chat, NOW)
+    chat.used_at = NOW
+    hoard = [seat("hoarder", "here", 512, 1) for _ in range(8)]
+    hoard += [seat("another", "here", 512, 1) for _ in range(3)]
+    for taken in hoard:
+        assert admission.take(taken, NOW) == []
+        taken.waiting = 1
+    assert refused(admission, seat("another", "here", 512, 1), NOW + IDLE_S - 0.1)
+    assert admission.take(seat("another", "here", 512, 1), NOW + IDLE_S) == [chat]
+
+
 def test_a_new_session_is_given_time() -> None:
     """To those that have just opened nobody asks the seat back."""
     admission = Admission(Room(3000, 10**6))

@@ -353,6 +353,28 @@ async def test_a_flood_of_sessions_does_not_lock_the_node(swarm: Swarm) -> None:
     assert node.hop.offer() > 0
 
 
+async def test_sessions_that_step_now_and_then_do_not_keep_a_newcomer_out(
+    swarm: Swarm, clock: trio.testing.MockClock
+) -> None:
+    """Two peers step once a second in all that there is, all together: a third need not ask between their steps."""
+    node = await swarm.node(WHOLE, kv_tokens=100_000)
+    node.budget.room = type(node.budget.room)(8192)
+    peers = [await swarm.transport("192.0.2.1") for _ in range(2)]
+    hoard = [await Client.to(peers[number % 2], node.transport) for number in range(12)]
+    for number, client in enumerate(hoard):
+        client.session = number.to_bytes(16, "big")
+        await opened(client, WHOLE, max_tokens=512)
+    for second in range(3):
+        for client in hoard:
+            await client.step(second, second, token_rows([1]), NOTHING)
+            await client.gather(acked(second))
+        await trio.sleep(1.0 if second < 2 else 0.1)
+    honest = await swarm.client(node, "192.0.2.2")
+    await opened(honest, WHOLE, max_tokens=600)
+    gone = [client for client in hoard if client.session not in node.hop._sessions]
+    assert len(gone) == 2
+
+
 async def test_sessions_are_not_opened_without_end(swarm: Swarm, clock: trio.testing.MockClock) -> None:
     """Beyond a burst one peer opens them at a rate; another peer is not charged for them."""
     node, peer = await swarm.node(WHOLE), await swarm.transport()

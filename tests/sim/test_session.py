@@ -11,6 +11,7 @@ import pytest
 import trio
 import trio.testing
 
+from node.admission import Seat
 from protocol import identity as identities
 from protocol.candidates import Candidates, Want
 from protocol.errors import ConfigError, NoRoute
@@ -287,6 +288,33 @@ async def test_nobody_else_serves(clock: trio.testing.MockClock) -> None:
         assert trio.current_time() - before < 10
         assert "\n" not in str(error.value)
         assert error.value.missing == ((4, 8),)
+
+
+@pytest.mark.parametrize("seconds", [1.0, 60.0])
+async def test_who_has_no_room_for_now_is_asked_once_more(
+    seconds: float, clock: trio.testing.MockClock
+) -> None:
+    """Also without time to wait: room that is there a moment later is had, and else it fails soon."""
+    async with swarm_of((0, 8)) as world, trio.open_nursery() as nursery:
+        budget = world.nodes[0].hop._machine.budget
+        others = [Seat(f"p{number}", f"o{number}", 1024, 1) for number in range(4)]
+        for seat in others:
+            budget.take(seat, trio.current_time())
+            seat.waiting = 1
+
+        async def leave() -> None:
+            await trio.sleep(seconds)
+            budget.release(others[0])
+
+        nursery.start_soon(leave)
+        with trio.fail_after(10):
+            if seconds < 10:
+                session = await world.session()
+                assert await greedy(session, PROMPT, 5) == greedy_reference(PROMPT, 5)
+            else:
+                with pytest.raises(NoRoute, match="others have all there is for now"):
+                    await world.session()
+        nursery.cancel_scope.cancel()
 
 
 async def test_session_goes_on_after_no_route(clock: trio.testing.MockClock) -> None:
