@@ -104,9 +104,8 @@ class Manifest:
     blocks: int = wire(uint(limits.STAGES - 2))
     hidden_size: int = wire(uint(limits.HIDDEN_SIZE))
     vocab_size: int = wire(uint(limits.VOCABULARY))
-    context: int = wire(
-        uint(limits.SESSION_TOKENS)
-    )  # the longest sequence in tokens that the model is made for
+    # the longest sequence in tokens that the model is made for
+    context: int = wire(uint(limits.SESSION_TOKENS))
     tensors: bytes = wire(DIGEST)
     # their number is checked together with their size
     files: tuple[ManifestFile, ...] = wire(sequence(row(ManifestFile), limits.CONTAINERS))
