@@ -12,7 +12,7 @@ import trio
 
 from node.presence.serving import guarded
 from protocol import limits
-from protocol.book import RecordBook, Source
+from protocol.book import RecordBook
 from protocol.clock import SwarmClock
 from protocol.codec import encode
 from protocol.errors import Busy
@@ -20,6 +20,7 @@ from protocol.identity import Identity
 from protocol.messages import MAP_PROTOCOL, MapReply, MapRequest
 from protocol.model import Span
 from protocol.records import Announcement, Record, RoundTrip, sign_record
+from protocol.strangers import Source
 from protocol.talk.channel import Channel
 from protocol.talk.exchange import Meeting, take_records
 from protocol.transport.allowance import Allowance, PeerAllowance

@@ -9,7 +9,7 @@ from typing import Final
 import trio
 
 from protocol import limits
-from protocol.book import RecordBook, Source
+from protocol.book import RecordBook
 from protocol.errors import Lost, Malformed, RemoteProtocolError, TooLarge
 from protocol.messages import (
     MAP_PROTOCOL,
@@ -23,6 +23,7 @@ from protocol.messages import (
 )
 from protocol.model import Manifest, check_files, parse_manifest
 from protocol.records import Record, open_record
+from protocol.strangers import Source
 from protocol.talk.channel import Channel
 from protocol.transport.addresses import parse_address
 from protocol.transport.base import PeerAddrs, Transport
