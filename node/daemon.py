@@ -29,7 +29,8 @@ from node.presence.placement import choose_span, coverage
 from protocol import limits
 from protocol.errors import ConfigError, EngineError, SwarmError, Unreachable, unwrapped
 from protocol.hints import RecordRule
-from protocol.identity import HeldKey, Identity, hold
+from protocol.identity import Identity
+from protocol.keyfile import HeldKey, hold
 from protocol.model import Span, describe_stages, weights_digest
 from protocol.plain import one_line, plain
 from protocol.records import Record

@@ -1,4 +1,4 @@
 """What crosses the wire between peers, and nothing that computes.
 
-Knows no socket (outside `protocol.transport`), no torch, no model code.
+Opens sockets in `transport` alone, files in `files` and `keyfile` alone, and knows no torch and no model's code.
 """

@@ -8,23 +8,20 @@ them has paid for.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice, zip_longest
-from typing import Final, TypeVar
+from itertools import islice
+from typing import Final
 
 from protocol import limits
+from protocol.credit import DialCredit
 from protocol.errors import ConfigError, RemoteProtocolError
 from protocol.records import Announcement, Record, newer, parse_record
+from protocol.strangers import OURS, Source, Strangers, alternate
 from protocol.transport.addresses import parse_address
 from protocol.transport.base import PeerAddrs
-from protocol.transport.dialling import DIAL_BYTES
-from protocol.transport.origin import HERE, origin_of
+from protocol.transport.origin import origin_of
 
-# A third party whom records name gets at most this many times the bytes that it cost to bring them.
-DIALLED_PER_BROUGHT: Final = 3
-# What one block may have saved up: dials of as many silent places as the whole budget of dials allows.
-MOST_CREDIT: Final = 128 * DIAL_BYTES
 # A stranger whose dial failed is tried again after this, twice as long each time: it may only have been busy.
 RETRY_S: Final = 5.0
 RETRY_MOST_S: Final = 600.0
@@ -33,21 +30,6 @@ RETRY_MOST_S: Final = 600.0
 STRANGERS_PASSED_ON: Final = 16
 # Records that a map request brings, besides our own: those heard last; the older ones have had time to spread.
 NEWS: Final = 64
-
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Who handed a record over, from which block of addresses, and whether we `asked` for it or it was pushed."""
-
-    peer: str
-    origin: str
-    asked: bool
-
-
-OURS: Final = Source("", HERE, True)
 
 
 @dataclass(slots=True, eq=False)
@@ -77,10 +59,10 @@ class RecordBook:
         self._entries: dict[str, _Entry] = {}
         self._held: dict[bytes, str] = {}  # record -> peer
         self._proven: dict[str, None] = {}  # who was met, least recently first
-        self._strangers: dict[Source, dict[str, None]] = {}  # those who were not, by who brought them
+        self._strangers = Strangers()
         self._places: dict[tuple[str, int], str] = {}  # where each proven peer was met
         self._vouched: set[str] = set()
-        self._credit: dict[str, float] = {}  # origin -> bytes that may be sent to strangers whom it named
+        self._credit = DialCredit()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -129,7 +111,7 @@ class RecordBook:
                 continue
             if self.add(record, now, source):
                 fresh.append(record)
-        self._pay(source.origin, DIALLED_PER_BROUGHT * brought)
+        self._credit.brought(source.origin, brought)
         return fresh, refused
 
     def expire(self, now: float) -> None:
@@ -161,7 +143,7 @@ class RecordBook:
         if entry is None:
             return
         if entry.charged is not None:
-            self._pay(entry.charged, DIAL_BYTES)
+            self._credit.refund(entry.charged)
         self._unplace(entry)
         entry.met, entry.block = places, _block(places)
         entry.tries, entry.retry_at, entry.charged = 0, 0.0, None
@@ -215,9 +197,9 @@ class RecordBook:
             said, origin = entry.record.announcement, entry.source.origin
             if len(claimed) == most:
                 break
-            if self._credit.get(origin, 0.0) <= 0 or not wanted(said):
+            if not self._credit.is_left(origin) or not wanted(said):
                 continue
-            self._pay(origin, -DIAL_BYTES)
+            self._credit.charge(origin)
             entry.charged = origin
             entry.retry_at = now + min(RETRY_MOST_S, RETRY_S * 2.0**entry.tries)
             entry.tries += 1
@@ -234,7 +216,7 @@ class RecordBook:
         for entries in blocks.values():
             rng.shuffle(entries)
         return _packed(
-            _alternate(list(blocks.values())),
+            alternate(blocks.values()),
             self._news_of_strangers(now),
             now,
             limits.MAP_RECORDS - 1,
@@ -256,7 +238,7 @@ class RecordBook:
         if peer not in self._vouched and not self.proven(peer):
             self._unplace(entry)
             entry.source, entry.met, entry.block = source, (), None
-            self._strangers.setdefault(source, {})[peer] = None
+            self._strangers.add(peer, source)
             return
         if peer not in self._proven:
             self._unplace(entry)
@@ -270,18 +252,10 @@ class RecordBook:
     def _unplace(self, entry: _Entry) -> None:
         peer = entry.record.peer
         self._proven.pop(peer, None)
-        brought = self._strangers.get(entry.source, {})
-        brought.pop(peer, None)
-        if not brought:
-            self._strangers.pop(entry.source, None)
+        self._strangers.discard(peer, entry.source)
         for place in _parsed(entry.met):
             if self._places.get(place) == peer:
                 del self._places[place]
-
-    def _pay(self, origin: str, size_bytes: float) -> None:
-        self._credit[origin] = min(MOST_CREDIT, self._credit.pop(origin, 0.0) + size_bytes)
-        if len(self._credit) > limits.KNOWN_RECORDS:
-            del self._credit[next(iter(self._credit))]
 
     def _forget(self, entry: _Entry) -> None:
         self._unplace(entry)
@@ -299,7 +273,8 @@ class RecordBook:
         if len(self._proven) > self._most:
             self._forget_proven(count)
         if len(self._entries) - len(self._proven) > self._most:
-            self._forget_strangers(count)
+            for peer in self._strangers.going(count):
+                self._forget(self._entries[peer])
 
     def _forget_proven(self, count: int) -> None:
         """Of the block with the most, those not met for the longest time."""
@@ -310,40 +285,15 @@ class RecordBook:
             if peer not in self._vouched:
                 self._forget(self._entries[peer])
 
-    def _forget_strangers(self, count: int) -> None:
-        """What was pushed before what we asked for; of that the block's that brought the most, of that the one peer's
-        who brought the most, and of those the ones heard first."""
-        pushed = {source: peers for source, peers in self._strangers.items() if not source.asked}
-        origins: dict[str, dict[Source, dict[str, None]]] = {}
-        for source, peers in (pushed or self._strangers).items():
-            origins.setdefault(source.origin, {})[source] = peers
-        sources = max(origins.values(), key=lambda found: sum(map(len, found.values())))
-        fullest = max(sources.values(), key=len)
-        if len(fullest) > 1:
-            count = min(count, max(1, len(fullest) // 8))
-            going = list(islice(fullest, count))
-        else:  # one each: the first of them
-            going = [peer for brought in islice(sources.values(), count) for peer in brought]
-        for peer in going:
-            self._forget(self._entries[peer])
-
     def _in_turn(self, now: float) -> Iterator[_Entry]:
-        """Strangers that may be tried now: of those we asked, then of others, one of each source in turn."""
-        for asked in (True, False):
-            brought = [tuple(peers) for source, peers in self._strangers.items() if source.asked == asked]
-            for peer in _alternate(brought):
-                entry = self._entries[peer]
-                if entry.retry_at <= now and _may_be_met(entry, now):
-                    yield entry
+        """Strangers that may be tried now."""
+        for peer in self._strangers.in_turn():
+            entry = self._entries[peer]
+            if entry.retry_at <= now and _may_be_met(entry, now):
+                yield entry
 
     def _news_of_strangers(self, now: float) -> list[_Entry]:
         return list(islice((entry for entry in self._in_turn(now) if not entry.tries), STRANGERS_PASSED_ON))
-
-
-def _alternate(queues: Iterable[Sequence[T]]) -> Iterator[T]:
-    """The first of each queue, the second of each, and so on."""
-    for row in zip_longest(*queues):
-        yield from (entry for entry in row if entry is not None)
 
 
 def _block(places: Iterable[str]) -> str | None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from protocol import limits
 from protocol.errors import Malformed
-from protocol.tensors import Tensor, from_numpy
+from protocol.fields import FLAG, Rule, real, sequence, uint, wire, word
+from protocol.tensors import Tensor, from_numpy, parse_tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +25,11 @@ class Want:
     temperature the log-sum-exp is taken over logits / temperature
     """
 
-    kind: str = "candidates"
-    every: bool = False
-    top: int = 1
-    ids: tuple[int, ...] = ()
-    temperature: float = 1.0
+    kind: str = wire(word("nothing", "hidden", "candidates"), default="candidates")
+    every: bool = wire(FLAG, default=False)
+    top: int = wire(uint(limits.VOCABULARY), default=1)
+    ids: tuple[int, ...] = wire(sequence(uint(limits.VOCABULARY - 1), limits.ASKED_IDS), default=())
+    temperature: float = wire(real(1e-3, 1e3), default=1.0)
 
 
 NOTHING = Want("nothing")
@@ -62,3 +65,12 @@ def candidates_from_tensors(ids: Tensor, logits: Tensor, lse: Tensor, asked: Ten
     if not below_infinity or not np.isfinite(found.lse).all() or (found.ids < 0).any():
         raise Malformed("candidates hold NaN, infinity, an infinite normaliser or a negative id")
     return found
+
+
+def _parse_candidates(value: Any) -> Candidates:
+    if not isinstance(value, dict) or set(value) != {"ids", "logits", "lse", "asked"}:
+        raise Malformed("candidates are a map of ids, logits, lse and asked")
+    return candidates_from_tensors(**{name: parse_tensor(tensor) for name, tensor in value.items()})
+
+
+CANDIDATES: Final = Rule(Candidates.pack, _parse_candidates)

@@ -12,11 +12,8 @@ from functools import cache
 from typing import Any
 
 from protocol import limits
-from protocol.candidates import Candidates, candidates_from_tensors
 from protocol.errors import Malformed, TooLarge
-from protocol.model import Span
 from protocol.plain import plain
-from protocol.tensors import Tensor, parse_tensor
 from protocol.transport.addresses import sound_addresses
 
 
@@ -94,16 +91,25 @@ def word(*allowed: str) -> Rule:
     return Rule(_same, parse)
 
 
-def blob(most: int, exact: int | None = None) -> Rule:
-    """Bytes, at most `most`, or exactly `exact`."""
+def blob(most: int) -> Rule:
+    """Bytes, at most `most`."""
 
     def parse(value: Any) -> bytes:
         if type(value) is not bytes:
             raise Malformed("expected bytes")
-        if exact is not None and len(value) != exact:
-            raise Malformed(f"expected {exact} bytes")
         if len(value) > most:
             raise TooLarge(f"{len(value)} bytes, at most {most} allowed")
+        return value
+
+    return Rule(_same, parse)
+
+
+def exactly(size: int) -> Rule:
+    """Bytes, `size` of them."""
+
+    def parse(value: Any) -> bytes:
+        if type(value) is not bytes or len(value) != size:
+            raise Malformed(f"expected {size} bytes")
         return value
 
     return Rule(_same, parse)
@@ -136,7 +142,13 @@ def sequence(rule: Rule, most: int) -> Rule:
             raise TooLarge(f"{len(value)} entries, at most {most} allowed")
         return tuple(rule.parse(entry) for entry in value)
 
+    if rule.pack is _same:
+        return Rule(list, parse)
     return Rule(lambda value: [rule.pack(entry) for entry in value], parse)
+
+
+DIGEST = exactly(32)
+PEER = text(limits.PEER_ID_BYTES)
 
 
 _TEXTS = sequence(text(limits.ADDRESS_BYTES), limits.ADDRESSES)
@@ -144,31 +156,21 @@ _TEXTS = sequence(text(limits.ADDRESS_BYTES), limits.ADDRESSES)
 ADDRESSES = Rule(_TEXTS.pack, lambda value: sound_addresses(_TEXTS.parse(value)))
 
 
-def _parse_span(value: Any) -> Span:
-    if not isinstance(value, list) or len(value) != 2 or any(type(n) is not int for n in value):
-        raise Malformed("a span is two integers")
-    try:
-        return Span(*value)
-    except ValueError as error:
-        raise Malformed(str(error)) from error
-
-
-SPAN = Rule(lambda span: [span.start, span.stop], _parse_span)
-TENSOR = Rule(Tensor.pack, parse_tensor)
-
-
-def _parse_candidates(value: Any) -> Candidates:
-    if not isinstance(value, dict) or set(value) != {"ids", "logits", "lse", "asked"}:
-        raise Malformed("candidates are a map of ids, logits, lse and asked")
-    return candidates_from_tensors(**{name: parse_tensor(tensor) for name, tensor in value.items()})
-
-
-CANDIDATES = Rule(Candidates.pack, _parse_candidates)
-
-
 def struct(cls: type[Any]) -> Rule:
     """A nested dataclass whose fields were declared with `wire`."""
     return Rule(pack_fields, lambda value: parse_fields(cls, value))
+
+
+def row(cls: type[Any]) -> Rule:
+    """The same, as the list of its values in the order declared."""
+
+    def parse(value: Any) -> Any:
+        rules = rules_of(cls)  # type: ignore[arg-type]  # mypy does not see that classes are hashable
+        if not isinstance(value, list) or len(value) != len(rules):
+            raise Malformed(f"{cls.__name__} is a list of {', '.join(rules)}")
+        return cls(*(rule.parse(entry) for rule, entry in zip(rules.values(), value, strict=True)))
+
+    return Rule(lambda value: list(pack_fields(value).values()), parse)
 
 
 @cache

@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
-import os
-from pathlib import Path
-from typing import Final
 
-import base58
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from protocol import limits
-from protocol.errors import BadSignature, ConfigError, Malformed
-from protocol.files import write_whole
+from protocol.errors import BadSignature
 from protocol.keys import load_key
-
-# identity multihash (0x00) of 36 bytes; protobuf PublicKey {Type: Ed25519 (1), Data: 32 bytes}
-# (libp2p peer-ids specification, "Keys" and "Peer Ids")
-_PEER_ID_PREFIX: Final = bytes.fromhex("0024 0801 1220")
-KEY_BYTES: Final = 32
+from protocol.transport.peer_id import peer_id_of, public_key
 
 
 class Identity:
@@ -29,8 +17,7 @@ class Identity:
 
     def __init__(self, key: Ed25519PrivateKey) -> None:
         self.key = key
-        self.public = key.public_key().public_bytes_raw()
-        self.peer = peer_id(self.public)
+        self.peer = peer_id_of(key.public_key())
 
     def __repr__(self) -> str:
         return f"Identity({self.peer})"
@@ -43,107 +30,6 @@ class Identity:
 def generate() -> Identity:
     """A new identity, kept nowhere."""
     return Identity(Ed25519PrivateKey.generate())
-
-
-def load_or_create(path: Path) -> Identity:
-    """The identity kept at `path`; made there, readable by the owner only, if there is none.
-
-    Raises: ConfigError, if the file cannot be read or written, is open to others, or holds no key.
-    """
-    try:
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            # of two that make it at once, both use the one that came first
-            write_whole(path, generate().key.private_bytes_raw(), replace=False)
-        if path.stat().st_mode & 0o077:
-            raise ConfigError(f"the key file {path} can be read by others; run: chmod 600 {path}")
-        raw = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"cannot use the key file {path}: {error.strerror}") from error
-    if len(raw) != KEY_BYTES:
-        raise ConfigError(f"{path} is not a key file; move it away and a new key will be made")
-    return Identity(Ed25519PrivateKey.from_private_bytes(raw))
-
-
-class HeldKey:
-    """A key that this process alone runs under.
-
-    Nobody else on this machine gets it until it is closed, or the process has ended, however it did.
-    """
-
-    def __init__(self, identity: Identity, descriptor: int, *, sure: bool) -> None:
-        self.identity = identity
-        self.sure = sure  # False where the file system cannot tell whether somebody else has it
-        self._descriptor = descriptor
-
-    def __enter__(self) -> HeldKey:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._descriptor)
-
-
-def hold(path: Path) -> HeldKey:
-    """`load_or_create`, for the whole life of a node: two under one name would be taken for one that contradicts
-    itself. Blocks for as long as the disk does.
-
-    Raises: ConfigError, also if the key is in use.
-    """
-    identity = load_or_create(path)
-    try:
-        descriptor = _open_to_lock(path)
-    except OSError as error:
-        raise ConfigError(f"cannot use the key file {path}: {error.strerror}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        owner = _holder(os.fstat(descriptor).st_ino)
-        os.close(descriptor)
-        who = f" (pid {owner})" if owner else ""
-        raise ConfigError(
-            f"the key {path} is in use by another node{who}; give each node its own --home"
-        ) from None
-    except OSError:  # a network file system without locks
-        return HeldKey(identity, descriptor, sure=False)
-    return HeldKey(identity, descriptor, sure=True)
-
-
-def _open_to_lock(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDWR)  # NFS locks only what may be written
-    except OSError:
-        return os.open(path, os.O_RDONLY)
-
-
-def _holder(inode: int) -> int | None:
-    """The process that has locked a file, where the system says so (Linux: proc(5), /proc/locks)."""
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/locks").read_text().splitlines():
-            _, kind, _, _, pid, place, *_ = line.split()
-            if kind == "FLOCK" and place.rpartition(":")[2] == str(inode):
-                return int(pid)
-    return None
-
-
-def peer_id(public: bytes) -> str:
-    """The libp2p peer id of an Ed25519 public key (32 bytes), as base58 text."""
-    return base58.b58encode(_PEER_ID_PREFIX + public).decode()
-
-
-def public_key(peer: str) -> bytes:
-    """The public key that a peer id holds. Raises: Malformed."""
-    if len(peer) > limits.PEER_ID_BYTES:  # decoding base58 takes quadratic time
-        raise Malformed("not a peer id")
-    try:
-        raw = base58.b58decode(peer)
-    except ValueError as error:
-        raise Malformed("not a peer id") from error
-    if len(raw) != len(_PEER_ID_PREFIX) + KEY_BYTES or not raw.startswith(_PEER_ID_PREFIX):
-        raise Malformed("not the peer id of an Ed25519 key")
-    public = raw[len(_PEER_ID_PREFIX) :]
-    if peer_id(public) != peer:  # the decoder overlooks white space at the end: one key, one name
-        raise Malformed("not a peer id")
-    return public
 
 
 def verify(peer: str, domain: str, body: bytes, signature: bytes) -> None:

@@ -54,7 +54,7 @@ MARKS: Final = 4
 # Lists and maps in one frame, record or manifest; the fullest, an announcement with 16 links, has 21. Without
 # this bound a frame of empty lists becomes seventy times its size in memory.
 CONTAINERS: Final = 64
-# Keys of one map; an announcement has 19.
+# Keys of one map; an announcement has 20.
 MAP_KEYS: Final = 32
 PEER_ID_BYTES: Final = 64
 ADDRESSES: Final = 16

@@ -10,15 +10,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from protocol import limits
-from protocol.candidates import Candidates, Want
-from protocol.errors import Malformed
+from protocol.candidates import CANDIDATES, Candidates, Want
 from protocol.fields import (
-    CANDIDATES,
+    DIGEST,
     FLAG,
-    SPAN,
-    TENSOR,
-    Rule,
+    PEER,
     blob,
+    exactly,
     optional,
     real,
     said,
@@ -29,18 +27,19 @@ from protocol.fields import (
     wire,
     word,
 )
-from protocol.model import Span
-from protocol.tensors import Tensor
+from protocol.model import SPAN, Span
+from protocol.tensors import FLOATS, TENSOR, Tensor
 
 SESSION_PROTOCOL = "/swarm/session/1"
 MAP_PROTOCOL = "/swarm/map/1"
 MODEL_PROTOCOL = "/swarm/model/1"
 
-_SESSION_ID = blob(16, exact=16)
+_SESSION_ID = exactly(16)
 _NUMBER = uint(limits.STEP_NUMBER)
 _POSITION = uint(limits.SESSION_TOKENS)
 _STAGE = uint(limits.STAGES)
 _MILLISECONDS = real(0.0, 1e9)
+_RECORDS = sequence(blob(limits.RECORD_BYTES), limits.MAP_RECORDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,7 @@ class Message:
 class NextHop:
     """Where a hop sends its hidden states: the peer, and its id of the session. Hops know where peers are."""
 
-    peer: str = wire(text(limits.PEER_ID_BYTES))
+    peer: str = wire(PEER)
     session: bytes = wire(_SESSION_ID, repr=False)
 
 
@@ -70,7 +69,7 @@ class Open(Message):
 
     tag = "open"
     session: bytes = wire(_SESSION_ID, repr=False)
-    model: bytes = wire(blob(32, exact=32))  # the model digest
+    model: bytes = wire(DIGEST)  # the model digest
     span: Span = wire(SPAN)
     max_tokens: int = wire(uint(limits.SESSION_TOKENS))
     next: NextHop | None = wire(_NEXT_HOP)  # None: outputs come back to the client
@@ -82,7 +81,7 @@ class Opened(Message):
     """Hop to client: granted. `dtype` is that of the hidden states this hop takes and gives."""
 
     tag = "opened"
-    dtype: str = wire(word("f32", "f16", "bf16"))
+    dtype: str = wire(FLOATS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,24 +106,6 @@ class Attach(Message):
     stage: int = wire(_STAGE)
 
 
-_WANT_RULES: dict[str, Rule] = {
-    "kind": word("nothing", "hidden", "candidates"),
-    "every": FLAG,
-    "top": uint(limits.VOCABULARY),
-    "ids": sequence(uint(limits.VOCABULARY - 1), limits.ASKED_IDS),
-    "temperature": real(1e-3, 1e3),
-}
-
-
-def _parse_want(value: object) -> Want:
-    if not isinstance(value, dict) or value.keys() != _WANT_RULES.keys():
-        raise Malformed("a want has the fields " + ", ".join(_WANT_RULES))
-    return Want(**{name: rule.parse(value[name]) for name, rule in _WANT_RULES.items()})
-
-
-_WANT = Rule(lambda want: {name: getattr(want, name) for name in _WANT_RULES}, _parse_want)
-
-
 @dataclass(frozen=True, slots=True)
 class Step(Message):
     """Client or previous hop to hop: run these rows at this position.
@@ -138,7 +119,7 @@ class Step(Message):
     number: int = wire(_NUMBER)
     position: int = wire(_POSITION)
     inputs: Tensor = wire(TENSOR)
-    want: Want = wire(_WANT)
+    want: Want = wire(struct(Want))
     fill_until: int | None = wire(optional(_STAGE), default=None)
 
 
@@ -228,7 +209,7 @@ class MapRequest(Message):
     """Give me the announcements you hold; here are some of mine."""
 
     tag = "map?"
-    records: tuple[bytes, ...] = wire(sequence(blob(limits.RECORD_BYTES), limits.MAP_RECORDS), default=())
+    records: tuple[bytes, ...] = wire(_RECORDS, default=())
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +217,7 @@ class MapReply(Message):
     """The announcements that the peer holds, its own first."""
 
     tag = "map"
-    records: tuple[bytes, ...] = wire(sequence(blob(limits.RECORD_BYTES), limits.MAP_RECORDS))
+    records: tuple[bytes, ...] = wire(_RECORDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +225,7 @@ class ManifestRequest(Message):
     """Give me the manifest of this model."""
 
     tag = "manifest?"
-    model: bytes = wire(blob(32, exact=32))
+    model: bytes = wire(DIGEST)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import msgpack
 
 from protocol import limits
-from protocol.errors import Malformed, TooLarge
+from protocol.errors import Malformed, RemoteProtocolError, TooLarge
+from protocol.fields import DIGEST, Rule, row, sequence, text, uint, wire
 from protocol.unpack import unpack
 
 WEIGHTS_DOMAIN: Final = b"swarm weights 1"
+VERSION: Final = 1  # of manifests
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -61,13 +63,33 @@ def describe_stages(span: Span, blocks: int) -> str:
     return " + ".join(parts)
 
 
+def _parse_span(value: Any) -> Span:
+    if not isinstance(value, list) or len(value) != 2 or any(type(n) is not int for n in value):
+        raise Malformed("a span is two integers")
+    try:
+        return Span(*value)
+    except ValueError as error:
+        raise Malformed(str(error)) from error
+
+
+SPAN: Final = Rule(lambda span: [span.start, span.stop], _parse_span)
+_TEXT: Final = text(limits.FILE_NAME_BYTES)
+
+
+def _parse_file_name(value: Any) -> str:
+    name: str = _TEXT.parse(value)
+    if not name or name[0] == "." or set(name) & set("/\\") or not name.isprintable():
+        raise Malformed(f"{name!r} is not a file name")
+    return name
+
+
 @dataclass(frozen=True, slots=True)
 class ManifestFile:
     """A small file of the checkpoint that clients fetch from nodes."""
 
-    name: str
-    size: int
-    sha256: bytes
+    name: str = wire(Rule(_TEXT.pack, _parse_file_name))
+    size: int = wire(uint(limits.MODEL_FILE_BYTES))
+    sha256: bytes = wire(DIGEST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +101,14 @@ class Manifest:
     template.
     """
 
-    blocks: int
-    hidden_size: int
-    vocab_size: int
-    context: int  # the longest sequence in tokens that the model is made for
-    tensors: bytes
-    files: tuple[ManifestFile, ...]
+    blocks: int = wire(uint(limits.STAGES - 2))
+    hidden_size: int = wire(uint(limits.HIDDEN_SIZE))
+    vocab_size: int = wire(uint(limits.VOCABULARY))
+    # the longest sequence in tokens that the model is made for
+    context: int = wire(uint(limits.SESSION_TOKENS))
+    tensors: bytes = wire(DIGEST)
+    # their number is checked together with their size
+    files: tuple[ManifestFile, ...] = wire(sequence(row(ManifestFile), limits.CONTAINERS))
 
     @property
     def stages(self) -> int:
@@ -93,15 +117,17 @@ class Manifest:
 
     def encode(self) -> bytes:
         """The canonical bytes, the same on every node of the model."""
-        files = [[f.name, f.size, f.sha256] for f in sorted(self.files, key=lambda f: f.name)]
-        fields = [1, self.blocks, self.hidden_size, self.vocab_size, self.context, self.tensors, files]
-        encoded: bytes = msgpack.packb(fields)
+        in_order = replace(self, files=tuple(sorted(self.files, key=lambda f: f.name)))
+        encoded: bytes = msgpack.packb([VERSION, *_MANIFEST.pack(in_order)])
         return encoded
 
     @property
     def digest(self) -> bytes:
         """32 bytes that name the model on the wire."""
         return hashlib.sha256(self.encode()).digest()
+
+
+_MANIFEST: Final = row(Manifest)
 
 
 def parse_manifest(data: bytes, digest: bytes) -> Manifest:
@@ -113,20 +139,13 @@ def parse_manifest(data: bytes, digest: bytes) -> Manifest:
         raise TooLarge("manifest above the frame limit")
     if hashlib.sha256(data).digest() != digest:
         raise Malformed("the manifest does not hash to the model digest")
+    value = unpack(data, limits.STAGES)
+    if not isinstance(value, list) or value[:1] != [VERSION]:
+        raise Malformed("not a manifest of a version that this side reads")
     try:
-        version, blocks, hidden_size, vocab_size, context, tensors, files = unpack(data, limits.STAGES)
-        manifest = Manifest(
-            _uint(blocks, limits.STAGES - 2),
-            _uint(hidden_size, limits.HIDDEN_SIZE),
-            _uint(vocab_size, limits.VOCABULARY),
-            _uint(context, limits.SESSION_TOKENS),
-            _sha256(tensors),
-            tuple(_manifest_file(*f) for f in _list(files)),
-        )
-    except (ValueError, TypeError) as error:
+        manifest: Manifest = _MANIFEST.parse(value[1:])
+    except RemoteProtocolError as error:
         raise Malformed(f"not a manifest: {error}") from error
-    if version != 1:
-        raise Malformed(f"manifest version {version!r}, this side reads version 1")
     size = sum(f.size for f in manifest.files)
     if len(manifest.files) > limits.MODEL_FILES or size > limits.MODEL_FILES_BYTES:
         raise TooLarge("the manifest names too many or too large files")
@@ -148,29 +167,3 @@ def check_files(manifest: Manifest, contents: Mapping[str, bytes]) -> None:
         data = contents.get(file.name)
         if data is None or len(data) != file.size or hashlib.sha256(data).digest() != file.sha256:
             raise Malformed(f"{file.name} is not the file that the manifest names")
-
-
-def _uint(value: Any, most: int) -> int:
-    if type(value) is not int or not 0 <= value <= most:
-        raise ValueError(f"{value!r} is not a count of at most {most}")
-    return value
-
-
-def _sha256(value: Any) -> bytes:
-    if type(value) is not bytes or len(value) != 32:
-        raise ValueError("a digest has 32 bytes")
-    return value
-
-
-def _list(value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise ValueError("expected a list")
-    return value
-
-
-def _manifest_file(name: Any, size: Any, sha256: Any) -> ManifestFile:
-    if not isinstance(name, str) or not 0 < len(name.encode()) <= limits.FILE_NAME_BYTES:
-        raise ValueError("a file name is short text")
-    if name[0] == "." or set(name) & set("/\\") or not name.isprintable():
-        raise ValueError(f"{name!r} is not a file name")
-    return ManifestFile(name, _uint(size, limits.MODEL_FILE_BYTES), _sha256(sha256))

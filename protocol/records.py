@@ -16,21 +16,22 @@ from protocol import limits
 from protocol.errors import LocalProtocolError, Malformed, TooLarge
 from protocol.fields import (
     ADDRESSES,
-    SPAN,
-    blob,
+    DIGEST,
+    PEER,
+    exactly,
     pack_fields,
     parse_fields,
     real,
     said,
     sequence,
     struct,
-    text,
     uint,
     wire,
     word,
 )
 from protocol.identity import Identity, verify
-from protocol.model import Span
+from protocol.model import SPAN, Span
+from protocol.tensors import FLOATS
 from protocol.unpack import unpack
 
 DOMAIN: Final = "swarm announcement 1"
@@ -44,7 +45,7 @@ _TIME = real(0.0, 1e11)
 class RoundTrip:
     """The round-trip time that a node measured to another."""
 
-    peer: str = wire(text(limits.PEER_ID_BYTES))
+    peer: str = wire(PEER)
     rtt_ms: float = wire(real(0.0, 60_000.0))
 
 
@@ -52,16 +53,16 @@ class RoundTrip:
 class Announcement:
     """One node's state. Times are seconds since the Unix epoch; speeds are the node's own measurements."""
 
-    peer: str = wire(text(limits.PEER_ID_BYTES))
+    peer: str = wire(PEER)
     addrs: tuple[str, ...] = wire(ADDRESSES)
     model: str = wire(said(limits.NAME_CELLS, 256))  # display name
-    digest: bytes = wire(blob(32, exact=32))  # the model digest
+    digest: bytes = wire(DIGEST)  # the model digest
     blocks: int = wire(uint(limits.STAGES - 2))
     hidden_size: int = wire(uint(limits.HIDDEN_SIZE))
     span: Span = wire(SPAN)
-    dtype: str = wire(word("f32", "f16", "bf16"))
+    dtype: str = wire(FLOATS)
     # one digest per stage served
-    weights: tuple[bytes, ...] = wire(sequence(blob(8, exact=8), limits.STAGES))
+    weights: tuple[bytes, ...] = wire(sequence(exactly(8), limits.STAGES))
     state: str = wire(word("joining", "serving", "draining", "gone"))
     decode_ms: float = wire(_PER_STEP_MS)  # per block and token, one token at a time
     prefill_ms: float = wire(_PER_STEP_MS)  # per block and token, in a chunk

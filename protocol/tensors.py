@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from protocol import limits
 from protocol.errors import LocalProtocolError, Malformed, TooLarge
+from protocol.fields import Rule, word
 
 if sys.byteorder != "little":  # pragma: no cover - no big-endian machine runs torch
     raise ImportError("tensors travel little-endian; this machine is big-endian")
@@ -98,6 +99,10 @@ def parse_tensor(value: Any) -> Tensor:
     if type(data) is not bytes or len(data) != size:
         raise Malformed(f"a tensor of shape {shape} and dtype {dtype} has {size} bytes")
     return Tensor(dtype, tuple(shape), data)
+
+
+TENSOR: Final = Rule(Tensor.pack, parse_tensor)
+FLOATS: Final = word("f32", "f16", "bf16")
 
 
 def check_finite(tensor: Tensor) -> None:

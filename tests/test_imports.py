@@ -52,7 +52,9 @@ RULES = [
 ROOMS = [
     Room(
         "protocol",
-        tuple(f"protocol.transport.{name}" for name in ("addresses", "base", "dialling", "origin")),
+        tuple(
+            f"protocol.transport.{name}" for name in ("addresses", "base", "dialling", "origin", "peer_id")
+        ),
     ),
     Room("protocol.transport", ("protocol.errors", "protocol.keys")),
     Room("protocol.talk", ("protocol.", "protocol.transport")),

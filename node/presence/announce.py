@@ -12,16 +12,17 @@ import trio
 
 from node.presence.serving import guarded
 from protocol import limits
-from protocol.book import RecordBook, Source
+from protocol.book import RecordBook
 from protocol.clock import SwarmClock
 from protocol.codec import encode
-from protocol.errors import Busy, Malformed
+from protocol.errors import Busy
 from protocol.identity import Identity
 from protocol.messages import MAP_PROTOCOL, MapReply, MapRequest
 from protocol.model import Span
 from protocol.records import Announcement, Record, RoundTrip, sign_record
+from protocol.strangers import Source
 from protocol.talk.channel import Channel
-from protocol.talk.exchange import Meeting
+from protocol.talk.exchange import Meeting, take_records
 from protocol.transport.allowance import Allowance, PeerAllowance
 from protocol.transport.base import Stream, Transport
 from protocol.transport.slots import Slots
@@ -43,8 +44,6 @@ MAPS_ANSWERED = 16
 # largest, which takes 25 ms, each quarter of one. A small map is as good as always new.
 MAP_FRESH_S = 1.0
 MAP_NEWS_BYTES_PER_S = 16 * limits.MIB
-# Records checked before other tasks have their turn: 32 signatures take about 5 ms.
-CHECKED_AT_ONCE = 32
 # After this many records that are no records, a peer is not listened to any further.
 REFUSED_RECORDS = 64
 # Of a new round-trip time, in the running mean.
@@ -183,15 +182,7 @@ class Announcer:
         Other tasks run in between.
         Raises: Malformed, if too many of them are no records.
         """
-        fresh: list[Record] = []
-        refused = 0
-        for start in range(0, len(records), CHECKED_AT_ONCE):
-            new, bad = self.book.merge(records[start : start + CHECKED_AT_ONCE], self.clock(), source)
-            fresh += new
-            refused += bad
-            if refused > REFUSED_RECORDS:
-                raise Malformed(f"{refused} of {len(records)} records do not hold")
-            await trio.lowlevel.checkpoint()
+        fresh = await take_records(self.book, records, source, self.clock, REFUSED_RECORDS)
         self._has_news |= bool(fresh)
         self._keep_last_word(fresh)
         return fresh

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import trio
 
 from protocol import limits
-from protocol.book import Source
+from protocol.book import RecordBook
 from protocol.errors import Lost, Malformed, RemoteProtocolError, TooLarge
 from protocol.messages import (
     MAP_PROTOCOL,
@@ -21,11 +22,15 @@ from protocol.messages import (
     MapRequest,
 )
 from protocol.model import Manifest, check_files, parse_manifest
-from protocol.records import open_record
+from protocol.records import Record, open_record
+from protocol.strangers import Source
 from protocol.talk.channel import Channel
 from protocol.transport.addresses import parse_address
 from protocol.transport.base import PeerAddrs, Transport
 from protocol.transport.origin import origin_of
+
+# Records checked before other tasks have their turn: 32 signatures take about 5 ms.
+CHECKED_AT_ONCE: Final = 32
 
 
 async def exchange_maps(
@@ -75,6 +80,29 @@ async def meet(transport: Transport, peer: PeerAddrs, records: tuple[bytes, ...]
         raise Lost(f"the connection to {peer.peer} has ended")
     places = (place, *peer.addrs) if dialled and len(peer.addrs) == 1 else (place,)
     return Meeting(peer.peer, places, origin_of(parse_address(place).host), found, rtt_s)
+
+
+async def take_records(
+    book: RecordBook,
+    records: Sequence[bytes],
+    source: Source,
+    clock: Callable[[], float],
+    most_refused: int = limits.MAP_RECORDS,
+) -> list[Record]:
+    """Check records that `source` handed over and keep what is new; the new ones. Other tasks run in between.
+
+    Raises: Malformed, if more than `most_refused` of them are no records.
+    """
+    fresh: list[Record] = []
+    refused = 0
+    for start in range(0, len(records), CHECKED_AT_ONCE):
+        new, bad = book.merge(records[start : start + CHECKED_AT_ONCE], clock(), source)
+        fresh += new
+        refused += bad
+        if refused > most_refused:
+            raise Malformed(f"{refused} of {len(records)} records do not hold")
+        await trio.lowlevel.checkpoint()
+    return fresh
 
 
 async def fetch_model(

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from protocol.errors import ConfigError
-from protocol.transport.peer_id import is_peer_id
+from protocol.errors import ConfigError, Malformed
+from protocol.transport.peer_id import public_key
 
 MAX_ADDR_CHARS = 512  # /dns (253) + /p2p (59) + the rest, rounded up
 # RFC 1123, section 2.1: labels of letters, digits and hyphens that neither begin nor end with a hyphen.
@@ -67,9 +67,9 @@ def parse_address(text: str) -> Address:
         raise malformed(f"{port_text!r} is no port")
     peer = None
     if len(parts) == 8:
-        if parts[6] != "p2p" or not is_peer_id(parts[7]):
-            raise malformed("the end is no /p2p/<peer id>")
         peer = parts[7]
+        if parts[6] != "p2p" or not _is_peer_id(peer):
+            raise malformed("the end is no /p2p/<peer id>")
     try:
         if kind == "ip4":
             host = str(ipaddress.IPv4Address(host))
@@ -85,6 +85,14 @@ def parse_address(text: str) -> Address:
     except ValueError:
         raise malformed(f"{host!r} is no {kind} address") from None
     return Address(host, int(port_text), peer, kind)
+
+
+def _is_peer_id(text: str) -> bool:
+    try:
+        public_key(text)
+    except Malformed:
+        return False
+    return True
 
 
 def sound_addresses(texts: Iterable[str]) -> tuple[str, ...]:

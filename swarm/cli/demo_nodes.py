@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Final
 
 from protocol.errors import ConfigError, SwarmError
-from protocol.identity import load_or_create
+from protocol.keyfile import load_or_create
 from protocol.model import Span
 
 # A node loads torch and the model; on a machine that is busy with others that takes its time.

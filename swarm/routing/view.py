@@ -24,7 +24,7 @@ from protocol.errors import (
 from protocol.hints import SWARM_KEY, model_key
 from protocol.model import Span
 from protocol.records import Announcement
-from protocol.talk.exchange import meet
+from protocol.talk.exchange import meet, take_records
 from protocol.transport.addresses import parse_address
 from protocol.transport.base import PeerAddrs, Transport
 from swarm.events import Noticed, OnEvent
@@ -41,8 +41,6 @@ PROBES: Final = 128
 SPARES: Final = 8
 # How long a round of probes may hold up its caller; who answers later is noted in the background.
 PROBE_ROUND_S: Final = 1.0
-# Records checked before other tasks have their turn: 32 signatures take about 5 ms.
-CHECKED_AT_ONCE: Final = 32
 # Models named in an error.
 MODELS_NAMED: Final = 8
 # Digits of a digest that are shown, at least.
@@ -350,11 +348,8 @@ class View:
         if issued is not None:
             self._clock.heard(met.peer, issued, time.time())
         now = trio.current_time()
-        for start in range(0, len(met.records), CHECKED_AT_ONCE):
-            fresh, _ = self.book.merge(met.records[start : start + CHECKED_AT_ONCE], self.now(), met.source)
-            for record in fresh:
-                self.bans.renewed(record.peer, now - (self.now() - record.announcement.issued), now)
-            await trio.lowlevel.checkpoint()
+        for record in await take_records(self.book, met.records, met.source, self.now):
+            self.bans.renewed(record.peer, now - (self.now() - record.announcement.issued), now)
         self.book.prove(met.peer, *met.places)
         self.rtt_ms[peer.peer] = min(1000 * met.rtt_s, self.rtt_ms.get(peer.peer, float("inf")))
         if issued is not None:  # a node that has just started has yet to say what it serves

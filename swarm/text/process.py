@@ -56,9 +56,9 @@ _TOO_MUCH: Final = "the model's tokenizer or chat template takes too much time o
 class Bounds:
     """What the text process may take.
 
-    memory_bytes  the largest tokenizers, of 262,144 tokens in 33 MB, take 430 MB with a prompt of a megabyte
-    load_s        whole seconds of computing to load a model; the same take 0.6 s on a usual machine
-    ask_s         to encode a prompt or conversation; a megabyte takes half a second
+    memory_bytes  one as large as any in use takes 390 MiB, a prompt of a megabyte included (scripts/bench/text.py)
+    load_s        whole seconds of computing to load a model; the same takes one
+    ask_s         to encode a prompt or conversation; a megabyte takes one
     decode_s      to decode a window of tokens, which takes microseconds
     patience      how many times longer each may take by the clock: the machine computes other things too
     """

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from protocol.identity import load_or_create
+from protocol.keyfile import load_or_create
 from protocol.transport.addresses import parse_address
 from swarm.cli.demo_nodes import _free_port, shipped_model
 from swarm.portal import Portal

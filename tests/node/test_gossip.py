@@ -14,13 +14,14 @@ from trio.testing import MockClock
 from node.presence.announce import MAPS_BURST, REFUSED_RECORDS, Announcer, Load, Served, disagreeing
 from node.presence.gossip import EXCHANGE_EVERY_S, LOOKUP_EVERY_S, Gossip
 from protocol import limits
-from protocol.book import OURS, STRANGERS_PASSED_ON
+from protocol.book import STRANGERS_PASSED_ON
 from protocol.errors import BadSignature, Lost, Unreachable
 from protocol.hints import RecordRule, model_key, record_key
 from protocol.identity import Identity, generate
 from protocol.messages import MAP_PROTOCOL, MapReply, MapRequest
 from protocol.model import Span
 from protocol.records import Announcement, Record, parse_record, sign_record
+from protocol.strangers import OURS
 from protocol.talk.channel import Channel
 from protocol.talk.exchange import exchange_maps
 from protocol.transport.base import PeerAddrs

@@ -67,6 +67,8 @@ def test_other_text_is_a_config_error(text: str) -> None:
         "/ip4/192.0.2.7/tcp/1/quic-v1",
         "/ip4/192.0.2.7/udp/1/quic",
         "/ip4/192.0.2.7/udp/1/quic-v1/p2p/me",
+        "/ip4/192.0.2.7/udp/1/quic-v1/p2p/QmYwAPJzv5CZsnA625s3Xf2nemtYgPpHdWEz79ojWnR8sD",
+        f"/ip4/192.0.2.7/udp/1/quic-v1/p2p/{IDENTITY.peer[:-1]}",
         "/ip4/192.0.2.7/udp/1/quic-v1/p2p",
         "/ip4/192.0.2.7/udp/1/quic-v1/",
         "ip4/192.0.2.7/udp/1/quic-v1",

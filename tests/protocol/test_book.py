@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from protocol import limits
-from protocol.book import DIALLED_PER_BROUGHT, NEWS, STRANGERS_PASSED_ON, RecordBook, Source
+from protocol.book import NEWS, STRANGERS_PASSED_ON, RecordBook
 from protocol.codec import encode
+from protocol.credit import DIALLED_PER_BROUGHT
 from protocol.identity import generate
 from protocol.messages import MapReply, MapRequest
 from protocol.records import Record, parse_record, sign_record
+from protocol.strangers import Source
 from protocol.transport.dialling import DIAL_BYTES
 from tests.protocol.samples import IDENTITY, NOW, OTHER, announcement
 

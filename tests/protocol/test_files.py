@@ -11,7 +11,7 @@ import pytest
 
 from protocol.errors import ConfigError
 from protocol.files import write_whole
-from protocol.identity import load_or_create
+from protocol.keyfile import load_or_create
 from protocol.model import Manifest
 from swarm.cli import joined
 from swarm.text import modelfiles

@@ -8,10 +8,11 @@ from libp2p.crypto.ed25519 import Ed25519PublicKey
 from libp2p.peer.id import ID
 
 from protocol.codec import FrameReader, encode
-from protocol.identity import Identity, peer_id, public_key
+from protocol.identity import Identity
 from protocol.messages import BY_TAG
 from protocol.model import parse_manifest
 from protocol.records import parse_record, sign_record
+from protocol.transport.peer_id import public_key
 from tests.protocol.golden import read_golden
 from tests.protocol.samples import IDENTITY, MESSAGES, NOW, OTHER, announcement, manifest, same
 
@@ -61,7 +62,7 @@ def test_golden_peer_id() -> None:
     """Fixed keys have these peer ids, which hold the keys."""
     assert IDENTITY.peer == "12D3KooWA4Xop1JaT3MHxwYMkCepYsv4iPVopMXwCz5iHYdBfeSB"
     assert OTHER.peer == "12D3KooWCd3eX8r5ihRvzK7P1yPq5aakaBJhG5GNj18YTztPhoCa"
-    assert public_key(IDENTITY.peer) == IDENTITY.public
+    assert public_key(IDENTITY.peer) == IDENTITY.key.public_key().public_bytes_raw()
 
 
 def test_peer_id_of_the_libp2p_specification() -> None:
@@ -69,6 +70,6 @@ def test_peer_id_of_the_libp2p_specification() -> None:
     secret = "7e0830617c4a7de83925dfb2694556b12936c477a0e1feb2e148ec9da60fee7d"
     public = "1ed1e8fae2c4a144b8be8fd4b47bf3d3b34b871c3cacf6010f0e42d474fce27e"
     identity = Identity(Ed25519PrivateKey.from_private_bytes(bytes.fromhex(secret)))
-    assert identity.public.hex() == public
-    for key in (identity.public, IDENTITY.public, OTHER.public):
-        assert peer_id(key) == ID.from_pubkey(Ed25519PublicKey.from_bytes(key)).to_base58()
+    assert public_key(identity.peer).hex() == public
+    for peer in (identity.peer, IDENTITY.peer, OTHER.peer):
+        assert peer == ID.from_pubkey(Ed25519PublicKey.from_bytes(public_key(peer))).to_base58()

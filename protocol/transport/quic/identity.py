@@ -7,20 +7,19 @@ other end holds the throw-away key; this module proves whose it is.
 
 from __future__ import annotations
 
-import hashlib
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 from cryptography.x509.oid import NameOID
 
 from protocol.errors import BadSignature
 from protocol.keys import load_key
-from protocol.transport.peer_id import base58
+from protocol.transport.peer_id import encode_key, peer_id
 
 ALPN = "libp2p"
 _EXTENSION = x509.ObjectIdentifier("1.3.6.1.4.1.53594.1.1")
@@ -31,14 +30,13 @@ _CLOCK_SKEW = timedelta(days=2)
 _MAX_EXTENSION_BYTES = 4096  # an RSA-8192 key and signature make about 2.1 KB
 _MAX_RSA_BITS = 8192  # verifying grows with the square of the size
 _MAX_RSA_EXPONENT = 2**32  # and with the length of the exponent, which is 65,537 everywhere
-_MAX_INLINE_KEY_BYTES = 42  # longer keys are named by their SHA-256 (specification "Peer Ids and Keys")
 
 
 def make_certificate(identity: Ed25519PrivateKey) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     """A self-signed certificate that says it belongs to `identity`, and the key it certifies."""
     key = ec.generate_private_key(ec.SECP256R1())
     signature = identity.sign(_DOMAIN + _spki(key.public_key()))
-    public = _encode_public_key(identity.public_key())
+    public = encode_key(identity.public_key())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "libp2p")])
     now = datetime.now(UTC)
     certificate = (
@@ -86,7 +84,7 @@ def verify_certificate(certificate: x509.Certificate, now: datetime | None = Non
         raise BadSignature("the peer's certificate does not say whose it is")
     public, signature = _parse_sequence(ours[0].value)
     _verify(public, signature, _DOMAIN + spki)
-    return _peer_id(public)
+    return peer_id(public)
 
 
 def prove_peer(certificate: x509.Certificate | None, alpn: str | None, expected: str | None) -> str:
@@ -107,16 +105,6 @@ def _unknown(extension: x509.Extension[x509.ExtensionType]) -> bool:
 
 def _spki(key: object) -> bytes:
     return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)  # type: ignore[attr-defined, no-any-return]
-
-
-def _peer_id(public: bytes) -> str:
-    if len(public) <= _MAX_INLINE_KEY_BYTES:
-        return base58(bytes((0x00, len(public))) + public)
-    return base58(b"\x12\x20" + hashlib.sha256(public).digest())
-
-
-def _encode_public_key(key: Ed25519PublicKey) -> bytes:
-    return b"\x08\x01\x12\x20" + key.public_bytes_raw()
 
 
 def _verify(public: bytes, signature: bytes, data: bytes) -> None:
