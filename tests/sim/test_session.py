@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from node.admission import Seat
+from node.hop.admission import Seat
 from protocol import identity as identities
 from protocol.candidates import Candidates, Want
 from protocol.errors import ConfigError, NoRoute
