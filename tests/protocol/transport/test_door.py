@@ -62,39 +62,42 @@ async def still_works(stream: QuicStream) -> None:
 class HalfOpen:
     """Begins handshakes, each from a port of its own, proves its address when asked to, and never ends them."""
 
-    def __init__(self, cheat: Endpoint, server: Server) -> None:
+    def __init__(self, cheat: Endpoint, server: Server, nursery: trio.Nursery) -> None:
         self._cheat = cheat
         self._to = (HOST, server.port)
-        self._sockets: list[socket.socket] = []
+        self._nursery = nursery
 
     def begin(self) -> None:
         """One more."""
         sock = socket.socket(type=socket.SOCK_DGRAM)
         sock.bind((HOST, 0))
         sock.setblocking(False)
-        self._sockets.append(sock)
-        self._say(Engine(self._cheat._configuration(is_client=True)), sock)
-
-    def _say(self, engine: Engine, sock: socket.socket) -> None:
+        engine = Engine(self._cheat._configuration(is_client=True))
         engine.connect(self._to, trio.current_time())
-        for data, _ in engine.datagrams_to_send(trio.current_time()):
-            sock.sendto(data, self._to)
-        trio.lowlevel.spawn_system_task(self._prove, engine, sock)
+        self._say(engine, sock)
+        self._nursery.start_soon(self._prove, engine, sock)
 
     async def _prove(self, engine: Engine, sock: socket.socket) -> None:
-        with suppress(OSError, trio.ClosedResourceError), trio.move_on_after(2):
-            await trio.lowlevel.wait_readable(sock)
-            data, _ = sock.recvfrom(65_535)
-            if data[0] & 0xF0 == 0xF0:  # a Retry, and no answer to what we said
-                engine.receive_datagram(data, self._to, trio.current_time())
-                for again, _ in engine.datagrams_to_send(trio.current_time()):
-                    sock.sendto(again, self._to)
+        with sock:
+            with suppress(OSError), trio.move_on_after(2):
+                await trio.lowlevel.wait_readable(sock)
+                data, _ = sock.recvfrom(65_535)
+                if data[0] & 0xF0 == 0xF0:  # a Retry, and no answer to what we said
+                    engine.receive_datagram(data, self._to, trio.current_time())
+                    self._say(engine, sock)
+            await trio.sleep_forever()  # or the server would hear that nobody listens
 
-    def close(self) -> None:
-        """Give the ports back."""
-        for sock in self._sockets:
-            trio.lowlevel.notify_closing(sock)
-            sock.close()
+    def _say(self, engine: Engine, sock: socket.socket) -> None:
+        for data, _ in engine.datagrams_to_send(trio.current_time()):
+            sock.sendto(data, self._to)
+
+
+@asynccontextmanager
+async def half_open(cheat: Endpoint, server: Server) -> AsyncIterator[HalfOpen]:
+    """Whoever begins handshakes and does not end them; what waits for a socket ends before the socket does."""
+    async with trio.open_nursery() as nursery:
+        yield HalfOpen(cheat, server, nursery)
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.net
@@ -104,9 +107,9 @@ async def test_unfinished_handshakes_do_not_lock_the_door() -> None:
         serving(grant) as server,
         dialling() as cheat,
         dialling() as honest,
+        half_open(cheat, server) as flood,
         trio.open_nursery() as nursery,
     ):
-        flood = HalfOpen(cheat, server)
 
         async def keep_beginning() -> None:
             while True:
@@ -126,21 +129,23 @@ async def test_unfinished_handshakes_do_not_lock_the_door() -> None:
         assert served >= 4
         assert len(shaking) <= MAX_HANDSHAKES
         nursery.cancel_scope.cancel()
-        flood.close()
 
 
 async def test_the_oldest_unfinished_handshake_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """There are never more of them than may be, and whoever is the last to begin gets in."""
     monkeypatch.setattr("protocol.transport.quic.endpoint.MAX_HANDSHAKES", 4)
-    async with serving(grant) as server, dialling() as cheat, dialling() as honest:
-        flood = HalfOpen(cheat, server)
+    async with (
+        serving(grant) as server,
+        dialling() as cheat,
+        dialling() as honest,
+        half_open(cheat, server) as flood,
+    ):
         for number in range(12):
             flood.begin()
             await wait_until(
                 lambda number=number: len(server.endpoint._shaking) == min(4, number + 1)  # type: ignore[misc]
             )
         await is_served(honest, server)
-        flood.close()
 
 
 @asynccontextmanager
