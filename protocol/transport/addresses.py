@@ -87,6 +87,14 @@ def parse_address(text: str) -> Address:
     return Address(host, int(port_text), peer, kind)
 
 
+def peer_at(text: str) -> str:
+    """Whose the address is. Raises: ConfigError, also where it does not say so."""
+    peer = parse_address(text).peer
+    if peer is None:
+        raise ConfigError(f"malformed address {text!r}: it must end in /p2p/<peer id>")
+    return peer
+
+
 def sound_addresses(texts: Iterable[str]) -> tuple[str, ...]:
     """Those that are addresses, in our own words; what is anything else is left out."""
     sound = []

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import trio
 
 from protocol.errors import (
-    ConfigError,
     LocalProtocolError,
     Lost,
     PeerUnavailable,
@@ -17,7 +16,7 @@ from protocol.errors import (
     TimedOut,
     Unreachable,
 )
-from protocol.transport.addresses import Address, parse_address
+from protocol.transport.addresses import Address, parse_address, peer_at
 from protocol.transport.base import Handler, PeerAddrs, Stream
 from protocol.transport.dialling import REFUSED_DATAGRAMS, SILENT_DATAGRAMS, Budget, Verdict, dialable_places
 from protocol.transport.limits import DIAL_TIMEOUT_S, HINT_DIAL_TIMEOUT_S
@@ -88,9 +87,7 @@ class MemoryTransport:
 
     async def connect(self, addr: str) -> str:
         """Connect to the peer at `addr`."""
-        peer = parse_address(addr).peer
-        if peer is None:
-            raise ConfigError(f"malformed address {addr!r}: it must end in /p2p/<peer id>")
+        peer = peer_at(addr)
         await self._connection(peer, [addr], ours=True)
         return peer
 

@@ -22,7 +22,7 @@ from protocol.transport.limits import (
     NEGOTIATION_TIMEOUT_S,
 )
 from protocol.transport.origin import origin_of
-from protocol.transport.quic.engine import APPLICATION_RESET, Datagrams, Engine
+from protocol.transport.quic.core import APPLICATION_RESET, Datagrams, QuicCore
 from protocol.transport.quic.identity import prove_peer
 from protocol.transport.quic.liveness import Liveness, Verdict
 from protocol.transport.quic.mtu import MtuSearch
@@ -42,14 +42,14 @@ _BLACK_HOLE_TIMEOUTS = 3  # this often in a row nothing passed: perhaps because 
 class Connection:
     """Made by the endpoint; usable once `wait_ready` has returned."""
 
-    def __init__(self, endpoint: Endpoint, port: Port, engine: Engine, expected_peer: str | None) -> None:
+    def __init__(self, endpoint: Endpoint, port: Port, core: QuicCore, expected_peer: str | None) -> None:
         now = trio.current_time()
-        self.engine = engine
+        self._core = core
         self.peer = ""
         self.closed = trio.Event()
         self.error: PeerUnavailable | None = None
         self.on_closed: list[Callable[[], None]] = []
-        self.cids: set[bytes] = {engine.host_cid}
+        self.cids: set[bytes] = {core.host_cid}
         self.timers: list[float] = []  # the endpoint's: when it will call on_timer, the next one last
         self._endpoint = endpoint
         self._port = port
@@ -73,7 +73,7 @@ class Connection:
     @property
     def is_dialler(self) -> bool:
         """Whether this end dialled."""
-        return self.engine.configuration.is_client
+        return self._core.configuration.is_client
 
     @property
     def is_ready(self) -> bool:
@@ -83,12 +83,17 @@ class Connection:
     @property
     def addr(self) -> Addr | None:
         """Where the peer's packets come from."""
-        return self.engine.get_peer_address()
+        return self._core.get_peer_address()
+
+    @property
+    def proven_addr(self) -> Addr | None:
+        """Where the peer has shown that it receives."""
+        return self._core.proven_addr
 
     @property
     def origin(self) -> str:
         """The block of addresses where the peer has shown that it receives, or else says it is; empty at first."""
-        addr = self.engine.proven_address or self.addr
+        addr = self.proven_addr or self.addr
         if addr != self._seen_at[0]:
             self._seen_at = (addr, origin_of(addr[0]) if addr is not None else "")
         return self._seen_at[1]
@@ -111,7 +116,7 @@ class Connection:
     @property
     def held_bytes(self) -> int:
         """Bytes held for it: arrived and not read, and sent and not acknowledged."""
-        return self.engine.held_bytes
+        return self._core.held_bytes
 
     async def wait_ready(self) -> None:
         """Wait until the peer is verified. Raises: what ended the attempt."""
@@ -125,18 +130,18 @@ class Connection:
         Raises: Lost, if the connection has ended; TimedOut, if the peer allows no more streams.
         """
         with trio.move_on_after(NEGOTIATION_TIMEOUT_S):
-            while self.error is None and not self.engine.may_open_stream():
+            while self.error is None and not self._core.may_open_stream():
                 await self._stream_credit.wait()
         if self.error is not None:
             raise Lost(str(self.error))
-        if not self.engine.may_open_stream():
+        if not self._core.may_open_stream():
             raise TimedOut(f"peer {self.peer} allows no more streams")
-        stream_id = self.engine.get_next_available_stream_id()
-        self.engine.send_stream_data(stream_id, b"")  # takes the number
+        stream_id = self._core.get_next_available_stream_id()
+        self._core.send_stream_data(stream_id, b"")  # takes the number
         stream = self._streams[stream_id] = QuicStream(self, stream_id)
         if keep:
             stream.keep()
-            self.engine.widen_window()
+            self._core.widen_window()
         return stream
 
     async def accept_stream(self) -> QuicStream:
@@ -149,7 +154,7 @@ class Connection:
     def close(self, why: str = "", code: int = 0) -> None:
         """Say goodbye and end the connection at once."""
         if self.error is None:
-            self.engine.close(error_code=code, reason_phrase=why)
+            self._core.close(error_code=code, reason_phrase=why)
             self.flush()
             if self._last_sent:
                 self._endpoint.remember_goodbye(self.cids, self._last_sent)
@@ -168,33 +173,37 @@ class Connection:
             return
         self._endpoint.passed(len(data))
         try:
-            self.engine.send_stream_data(stream_id, data, end)  # type: ignore[arg-type]
+            self._core.send_stream_data(stream_id, data, end)  # type: ignore[arg-type]
         except (ValueError, RuntimeError):
             return  # aioquic has finished with the stream: the peer stopped it, and its error is on its way
         now = trio.current_time()
         self._liveness.active(now)
-        self.engine.acknowledge_with_data(now)
+        self._core.acknowledge_with_data(now)
         self.flush()
+
+    def unacknowledged_bytes(self, stream_id: int) -> int:
+        """How much of the stream waits here, unsent or not acknowledged."""
+        return self._core.unacknowledged_bytes(stream_id)
 
     def stop(self, stream_id: int) -> None:
         """Tell the peer that its bytes are not wanted any more."""
-        if self.error is None and self.engine.has_stream(stream_id):
-            self.engine.stop_stream(stream_id, APPLICATION_RESET)
+        if self.error is None and self._core.has_stream(stream_id):
+            self._core.stop_stream(stream_id, APPLICATION_RESET)
             self.flush()
 
     def abort(self, stream_id: int, code: int, *, stop: bool) -> None:
         """Reset our direction, and the peer's if `stop`."""
-        if self.error is None and self.engine.has_stream(stream_id):
-            self.engine.reset_stream(stream_id, code)
+        if self.error is None and self._core.has_stream(stream_id):
+            self._core.reset_stream(stream_id, code)
             if stop:
-                self.engine.stop_stream(stream_id, code)
+                self._core.stop_stream(stream_id, code)
             self.flush()
 
     def consumed(self, stream_id: int, size: int, in_all: int | None) -> None:
         """A reader has taken `size` bytes, `in_all` of this stream (None: it wants no more)."""
         if self.error is None and size:
-            granted = in_all is not None and self.engine.grant(stream_id, in_all)
-            if self.engine.consume(size) or granted:
+            granted = in_all is not None and self._core.grant(stream_id, in_all)
+            if self._core.consume(size) or granted:
                 self.flush()
 
     def stream_kept(self, stream: QuicStream) -> None:
@@ -207,8 +216,8 @@ class Connection:
     def widen(self) -> None:
         """The peer may have more bytes unread and more streams open."""
         if self.error is None:
-            self.engine.widen_window()
-            self.engine.widen_streams()
+            self._core.widen_window()
+            self._core.widen_streams()
             self.flush()
 
     def stream_over(self, stream: QuicStream, *, kept: bool) -> None:
@@ -237,8 +246,8 @@ class Connection:
         size = 0
         for data, addr in datagrams:
             size += len(data)
-            self.engine.receive_datagram(data, addr, now)
-        if not (self.is_dialler or self.engine.has_begun):
+            self._core.receive_datagram(data, addr, now)
+        if not (self.is_dialler or self._core.has_begun):
             # Without a word: it may be an honest dialler's second packet whose first was not let in.
             self.end(Unreachable("no first packet of a connection"))
             return
@@ -247,7 +256,7 @@ class Connection:
         self._endpoint.passed(size)
         if self.error is None:
             if self.is_ready:
-                self.engine.acknowledge_soon(len(datagrams), now)
+                self._core.acknowledge_soon(len(datagrams), now)
             self.flush()
             self._after_turn()
 
@@ -255,9 +264,9 @@ class Connection:
         """A deadline that `next_timer` gave has passed, or seemed to pass when it was given."""
         if now < self.next_timer():
             return
-        due = self.engine.get_timer()
+        due = self._core.get_timer()
         if due is not None and due <= now:
-            self.engine.handle_timer(now)
+            self._core.handle_timer(now)
             self._handle_events()
         if self.error is not None:
             return
@@ -266,16 +275,16 @@ class Connection:
             return
         if now >= self._liveness.next_probe_at(bool(self._streams)):
             self._liveness.probed(now)
-            self.engine.send_ping(0)
-        self.engine.retry_stream_credit(now)
-        if self.engine.probe_timeouts >= _BLACK_HOLE_TIMEOUTS and self._mtu.current > 1200:
+            self._core.send_ping(0)
+        self._core.retry_stream_credit(now)
+        if self._core.probe_timeouts >= _BLACK_HOLE_TIMEOUTS and self._mtu.current > 1200:
             self._too_big(now)
         self.flush()
         self._after_turn()
 
     def next_timer(self) -> float:
         """When `on_timer` has to be called, if nothing happens before."""
-        due = self.engine.get_timer()
+        due = self._core.get_timer()
         own = (
             self._liveness.next_probe_at(bool(self._streams))
             if self._ready.is_set()
@@ -283,7 +292,7 @@ class Connection:
         )
         if self._ending:
             own = min(own, *self._ending.values())
-        own = min(own, self.engine.stream_credit_at)
+        own = min(own, self._core.stream_credit_at)
         return own if due is None else min(due, own)
 
     def send_error(self, error: SendError, now: float) -> None:
@@ -297,19 +306,19 @@ class Connection:
             self._refused(now)
 
     def _refused(self, now: float) -> None:
-        verdict = self._liveness.refused(now, self.engine.round_trip_s)
+        verdict = self._liveness.refused(now, self._core.round_trip_s)
         if verdict is Verdict.DEAD:
             self.end(Lost(f"nobody listens any more where peer {self.peer} was"))
         elif verdict is Verdict.ASK:
             self._liveness.probed(now)
-            self.engine.send_ping(0)
+            self._core.send_ping(0)
             self.flush()
 
     def flush(self) -> None:
         """Send everything that may be sent now."""
         now = trio.current_time()
         with self.guarded():
-            self._transmit(self.engine.datagrams_to_send(now), now)
+            self._transmit(self._core.datagrams_to_send(now), now)
             self._handle_events()
         if self.error is None:
             self._endpoint.schedule(self)
@@ -327,7 +336,7 @@ class Connection:
                 return
 
     def _handle_events(self) -> None:
-        while self.error is None and (event := self.engine.next_event()) is not None:
+        while self.error is None and (event := self._core.next_event()) is not None:
             if isinstance(event, events.StreamDataReceived):
                 self._liveness.active(self._liveness.heard_at)
                 stream = self._stream(event.stream_id)
@@ -336,7 +345,7 @@ class Connection:
             elif isinstance(event, events.StreamReset):
                 stream = self._stream(event.stream_id)
                 if stream is not None:
-                    stream.reset_received(self.engine.received_bytes(event.stream_id), event.error_code)
+                    stream.reset_received(self._core.received_bytes(event.stream_id), event.error_code)
             elif isinstance(event, events.StopSendingReceived):
                 stream = self._stream(event.stream_id)
                 if stream is not None:
@@ -347,11 +356,11 @@ class Connection:
                 self._endpoint.route(event.connection_id, self)
             elif isinstance(event, events.ConnectionIdRetired):
                 self._endpoint.unroute(event.connection_id, self)
-        if self.error is None and self.engine.ended is not None:
-            if self.engine.close_is_pending:
+        if self.error is None and self._core.ended is not None:
+            if self._core.close_is_pending:
                 now = trio.current_time()
-                self._transmit(self.engine.datagrams_to_send(now), now)
-            self.end(self._why_ended(self.engine.ended))
+                self._transmit(self._core.datagrams_to_send(now), now)
+            self.end(self._why_ended(self._core.ended))
 
     def _why_ended(self, reason: str) -> PeerUnavailable:
         if self._ready.is_set():
@@ -360,12 +369,12 @@ class Connection:
 
     def _handshake_completed(self, event: events.HandshakeCompleted) -> None:
         try:
-            self.peer = prove_peer(self.engine.peer_certificate, event.alpn_protocol, self._expected_peer)
+            self.peer = prove_peer(self._core.peer_certificate, event.alpn_protocol, self._expected_peer)
         except BadSignature as error:
             logger.info("refused %s: %s", self.addr, error)
-            self.engine.close(error_code=_BAD_CERTIFICATE, reason_phrase="certificate refused")
+            self._core.close(error_code=_BAD_CERTIFICATE, reason_phrase="certificate refused")
             now = trio.current_time()
-            self._transmit(self.engine.datagrams_to_send(now), now)
+            self._transmit(self._core.datagrams_to_send(now), now)
             self.end(Unreachable(str(error)))
             return
         self._ready.set()
@@ -374,7 +383,7 @@ class Connection:
     def _stream(self, stream_id: int) -> QuicStream | None:
         """The stream, made and handed out if the peer has just opened it."""
         stream = self._streams.get(stream_id)
-        if stream is None and not self.engine.is_ours(stream_id) and self.engine.has_stream(stream_id):
+        if stream is None and not self._core.is_ours(stream_id) and self._core.has_stream(stream_id):
             stream = self._streams[stream_id] = QuicStream(self, stream_id)
             try:
                 self._accept_send.send_nowait(stream)
@@ -388,17 +397,17 @@ class Connection:
             return
         if self._need_room:
             self._need_room = {stream for stream in self._need_room if not stream.room_made()}
-        if self.engine.may_open_stream() and self._stream_credit.statistics().tasks_waiting:
+        if self._core.may_open_stream() and self._stream_credit.statistics().tasks_waiting:
             self._stream_credit.set()
             self._stream_credit = trio.Event()
         self._forget_ended()
-        if self.is_ready and self.engine.handshake_confirmed:
+        if self.is_ready and self._core.handshake_confirmed:
             self._probe_mtu()
 
     def _forget_ended(self) -> None:
         now = trio.current_time()
         for stream_id, until in list(self._ending.items()):
-            if not self.engine.has_stream(stream_id):
+            if not self._core.has_stream(stream_id):
                 self._ending.pop(stream_id, None)
                 self._streams.pop(stream_id, None)
             elif now >= until:
@@ -410,25 +419,25 @@ class Connection:
         size = self._mtu.next_probe(now)
         if size is None:
             return
-        if size > self.engine.largest_datagram:
+        if size > self._core.largest_datagram:
             self._mtu.refused(now)
             return
 
         def delivered(arrived: bool, size: int = size) -> None:
             if arrived:
                 self._mtu.acknowledged(size)
-                self.engine.set_datagram_size(self._mtu.current)
+                self._core.set_datagram_size(self._mtu.current)
             else:
                 self._mtu.lost(size, trio.current_time())
 
-        for data, addr in self.engine.probe_datagram_size(size, now, delivered):
+        for data, addr in self._core.probe_datagram_size(size, now, delivered):
             if self._port.send(data, addr):
                 self._mtu.refused(now)
         self._endpoint.schedule(self)
 
     def _too_big(self, now: float) -> None:
         self._mtu.too_big(now)
-        self.engine.set_datagram_size(self._mtu.current)
+        self._core.set_datagram_size(self._mtu.current)
 
     @contextmanager
     def guarded(self) -> Iterator[None]:

@@ -41,7 +41,7 @@ from protocol.transport.origin import origin_of
 from protocol.transport.peer_id import peer_id_of
 from protocol.transport.quic.admission import Door, Verdict, too_much
 from protocol.transport.quic.connection import Connection
-from protocol.transport.quic.engine import CID_BYTES, VERSIONS, Engine
+from protocol.transport.quic.core import CID_BYTES, VERSIONS, QuicCore
 from protocol.transport.quic.first_packet import Initial, parse_initial, retry, version_negotiation
 from protocol.transport.quic.identity import ALPN, make_certificate
 from protocol.transport.quic.mtu import CANDIDATES
@@ -231,9 +231,9 @@ class Endpoint:
         configuration = self._configuration(is_client=True)
         if round_trip_s is not None:
             configuration.initial_rtt = round_trip_s
-        engine = Engine(configuration)
-        connection = self._add(through, engine, peer)
-        engine.connect((host, port, 0, 0) if ipv6 else (host, port), trio.current_time())
+        core = QuicCore(configuration)
+        connection = self._add(through, core, peer)
+        core.connect((host, port, 0, 0) if ipv6 else (host, port), trio.current_time())
         connection.flush()
         return connection
 
@@ -251,10 +251,10 @@ class Endpoint:
             verify_mode=ssl.CERT_NONE,  # there are no authorities; `identity` verifies both ends
         )
 
-    def _add(self, port: Port, engine: Engine, peer: str | None) -> Connection:
-        connection = Connection(self, port, engine, peer)
+    def _add(self, port: Port, core: QuicCore, peer: str | None) -> Connection:
+        connection = Connection(self, port, core, peer)
         self._connections[connection] = None
-        self._routes[engine.host_cid] = connection
+        self._routes[core.host_cid] = connection
         return connection
 
     def _on_batch(self, port: Port, batch: Batch, errors: list[SendError]) -> None:
@@ -315,8 +315,8 @@ class Endpoint:
             port.send(self._demand_proof(initial, addr), addr)
         if verdict is not Verdict.ENTER:
             return None
-        engine = Engine(self._configuration(is_client=False), *(cids or (initial.destination_cid, None)))
-        connection = self._add(port, engine, None)
+        core = QuicCore(self._configuration(is_client=False), *(cids or (initial.destination_cid, None)))
+        connection = self._add(port, core, None)
         self._shaking.enter(connection, origin if cids else "", place)
         if len(self._shaking) > MAX_HANDSHAKES:
             self._shaking.give_way().end(TimedOut("others want to shake hands"))

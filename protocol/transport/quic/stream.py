@@ -10,7 +10,7 @@ import trio
 
 from protocol.errors import LocalProtocolError, Lost, PeerUnavailable
 from protocol.transport.limits import SEND_BUFFER
-from protocol.transport.quic.engine import APPLICATION_RESET
+from protocol.transport.quic.core import APPLICATION_RESET
 
 if TYPE_CHECKING:
     from protocol.transport.quic.connection import Connection
@@ -82,7 +82,7 @@ class QuicStream:
         view = memoryview(data).cast("B") if data else memoryview(b"")
         while True:
             self._check_sendable()
-            room = SEND_BUFFER - self.connection.engine.unacknowledged_bytes(self.stream_id)
+            room = SEND_BUFFER - self.connection.unacknowledged_bytes(self.stream_id)
             if room > 0 or not view:
                 if view:
                     self.connection.write(self.stream_id, view[:room])
@@ -195,7 +195,7 @@ class QuicStream:
 
     def room_made(self) -> bool:
         """Wake the sender if there is room again; True if so."""
-        if self.connection.engine.unacknowledged_bytes(self.stream_id) > SEND_BUFFER // 2:
+        if self.connection.unacknowledged_bytes(self.stream_id) > SEND_BUFFER // 2:
             return False
         self._writer.wake()
         return True

@@ -25,8 +25,8 @@ from protocol.transport.limits import (
     STREAMS_PER_S,
 )
 from protocol.transport.quic.connection import Connection
+from protocol.transport.quic.core import QuicCore
 from protocol.transport.quic.endpoint import Endpoint
-from protocol.transport.quic.engine import Engine
 from protocol.transport.quic.stream import QuicStream
 from tests.protocol.transport.quic_support import HOST, Server, dialling, serving, wait_until
 
@@ -72,23 +72,23 @@ class HalfOpen:
         sock = socket.socket(type=socket.SOCK_DGRAM)
         sock.bind((HOST, 0))
         sock.setblocking(False)
-        engine = Engine(self._cheat._configuration(is_client=True))
-        engine.connect(self._to, trio.current_time())
-        self._say(engine, sock)
-        self._nursery.start_soon(self._prove, engine, sock)
+        core = QuicCore(self._cheat._configuration(is_client=True))
+        core.connect(self._to, trio.current_time())
+        self._say(core, sock)
+        self._nursery.start_soon(self._prove, core, sock)
 
-    async def _prove(self, engine: Engine, sock: socket.socket) -> None:
+    async def _prove(self, core: QuicCore, sock: socket.socket) -> None:
         with sock:
             with suppress(OSError), trio.move_on_after(2):
                 await trio.lowlevel.wait_readable(sock)
                 data, _ = sock.recvfrom(65_535)
                 if data[0] & 0xF0 == 0xF0:  # a Retry, and no answer to what we said
-                    engine.receive_datagram(data, self._to, trio.current_time())
-                    self._say(engine, sock)
+                    core.receive_datagram(data, self._to, trio.current_time())
+                    self._say(core, sock)
             await trio.sleep_forever()  # or the server would hear that nobody listens
 
-    def _say(self, engine: Engine, sock: socket.socket) -> None:
-        for data, _ in engine.datagrams_to_send(trio.current_time()):
+    def _say(self, core: QuicCore, sock: socket.socket) -> None:
+        for data, _ in core.datagrams_to_send(trio.current_time()):
             sock.sendto(data, self._to)
 
 
@@ -309,11 +309,11 @@ async def test_nobody_makes_a_long_handshake_be_held(start: int) -> None:
     async with serving(grant) as server, dialling() as dialler:
         connection = await dialler.dial(HOST, server.port, server.endpoint.peer)
         other = await server.first()
-        crypto = connection.engine._crypto_streams[Epoch.ONE_RTT].sender
+        crypto = connection._core._crypto_streams[Epoch.ONE_RTT].sender
         crypto.write(b"\x04\xff\xff\xff" + bytes(2 * MAX_CRYPTO_BYTES))
         if start:
             crypto._pending.subtract(0, start)
         connection.flush()
         with trio.fail_after(3):
             await other.closed.wait()
-        assert len(other.engine.tls._receive_buffer) <= MAX_CRYPTO_BYTES
+        assert len(other._core.tls._receive_buffer) <= MAX_CRYPTO_BYTES
