@@ -211,7 +211,7 @@ async def test_a_thousand_streams_leave_nothing_behind() -> None:
         for end in (connection, other):
             await wait_until(lambda end=end: end.open_streams == 0)  # type: ignore[misc]
             await wait_until(lambda end=end: len(end._core._streams) == 0)  # type: ignore[misc]
-            assert end._ending == {}
+            assert end._streams._ending == {}
             assert end._core._streams_queue == []
         assert len(dialler._timers) < 100
 
@@ -450,7 +450,7 @@ async def test_rubbish_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_single_bytes_are_not_kept_one_by_one() -> None:
     """A peer that sends a byte at a time to a slow reader costs bytes, not objects."""
     async with dialling() as dialler:
-        stream = QuicStream(dialler._start_dial(HOST, 9, None), 0)
+        stream = QuicStream(dialler._start_dial(HOST, 9, None)._streams, 0)
         for number in range(100_000):
             stream.data_received(bytes((number % 256,)), fin=False)
         assert len(stream._chunks) < 10
