@@ -7,7 +7,7 @@ from pathlib import Path
 
 from protocol.errors import ConfigError
 from protocol.model import Span
-from protocol.transport.addresses import parse_address
+from protocol.transport.addresses import parse_address, peer_at
 
 DEFAULT_LISTEN = ("/ip4/0.0.0.0/udp/0/quic-v1",)
 DTYPES = ("f32", "f16", "bf16")
@@ -67,8 +67,7 @@ class NodeConfig:
         if self.dtype is not None and self.dtype not in DTYPES:
             raise ConfigError(f"there is no dtype {self.dtype!r}: {', '.join(DTYPES)}")
         for addr in self.join:
-            if parse_address(addr).peer is None:
-                raise ConfigError(f"malformed address {addr!r}: it must end in /p2p/<peer id>")
+            peer_at(addr)
         for addr in (*self.listen, *self.announce):
             parse_address(addr)
 

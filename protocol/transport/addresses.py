@@ -87,6 +87,14 @@ def parse_address(text: str) -> Address:
     return Address(host, int(port_text), peer, kind)
 
 
+def peer_at(text: str) -> str:
+    """Whose the address is. Raises: ConfigError, also where it does not say so."""
+    peer = parse_address(text).peer
+    if peer is None:
+        raise ConfigError(f"malformed address {text!r}: it must end in /p2p/<peer id>")
+    return peer
+
+
 def _is_peer_id(text: str) -> bool:
     try:
         public_key(text)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.errors import ConfigError
-from protocol.transport.addresses import MAX_ADDR_CHARS, Address, parse_address, with_peer
+from protocol.transport.addresses import MAX_ADDR_CHARS, Address, parse_address, peer_at, with_peer
 from tests.protocol.samples import IDENTITY
 
 NAME = r"[A-Za-z0-9]([a-z0-9-]{0,20}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?){0,3}"
@@ -79,3 +79,11 @@ def test_malformed(text: str) -> None:
     """Each part is checked."""
     with pytest.raises(ConfigError, match="malformed address"):
         parse_address(text)
+
+
+def test_whose_an_address_is() -> None:
+    """An address says so at its end, or it is refused."""
+    place = "/ip4/192.0.2.7/udp/1/quic-v1"
+    assert peer_at(f"{place}/p2p/{IDENTITY.peer}") == IDENTITY.peer
+    with pytest.raises(ConfigError, match=r"malformed address .* must end in /p2p/"):
+        peer_at(place)

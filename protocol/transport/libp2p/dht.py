@@ -39,7 +39,7 @@ from protocol.transport.validator import DhtValidator
 
 logger = logging.getLogger(__name__)
 
-OpenStream = Callable[[str, Sequence[str], str], Awaitable[Stream]]
+StreamOpener = Callable[[str, Sequence[str], str], Awaitable[Stream]]
 
 
 @dataclass
@@ -73,7 +73,7 @@ class KadDht:
     """See `protocol.transport.base.Dht`."""
 
     def __init__(
-        self, server: KadServer, open_stream: OpenStream, addrs: tuple[str, ...], rule: DhtValidator
+        self, server: KadServer, open_stream: StreamOpener, addrs: tuple[str, ...], rule: DhtValidator
     ) -> None:
         self._server = server
         self._open_stream = open_stream

@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 Dial = Callable[[str, Sequence[str]], Awaitable[Connection]]
 
 
-class Network(Swarm):
+class AdoptingSwarm(Swarm):
     """A swarm whose connections are made elsewhere and adopted."""
 
     def __init__(self, peer_id: ID, peerstore: PeerStore, dial: Dial) -> None:
@@ -95,7 +95,7 @@ class Network(Swarm):
 class Host(BasicHost):
     """A host that tells when a peer's protocols are known."""
 
-    def __init__(self, network: Network, addrs: Sequence[str]) -> None:
+    def __init__(self, network: AdoptingSwarm, addrs: Sequence[str]) -> None:
         fixed = [Multiaddr(addr) for addr in addrs]
         super().__init__(
             network, addrs_factory=lambda _: list(fixed), disable_identify_address_discovery=True
@@ -143,4 +143,4 @@ def make_host(identity: Ed25519PrivateKey, addrs: Sequence[str], dial: Dial) -> 
     peer_id = ID.from_pubkey(key_pair.public_key)
     peerstore = BoundedPeers(peer_id)
     peerstore.add_key_pair(peer_id, key_pair)
-    return Host(Network(peer_id, peerstore, dial), addrs)
+    return Host(AdoptingSwarm(peer_id, peerstore, dial), addrs)

@@ -37,8 +37,8 @@ KAD = str(PROTOCOL_ID)
 OriginOf = Callable[[str], str]  # of a peer, by its connection now; empty if there is none
 
 
-class RecordRule(Validator):
-    """The caller's rule in py-libp2p's shape."""
+class BoundedRule(Validator):
+    """The caller's rule in py-libp2p's shape, for values that are not too large."""
 
     def __init__(self, rule: DhtValidator) -> None:
         self._rule = rule
@@ -121,7 +121,7 @@ class KadServer(KadDHT):
         super().__init__(
             host,
             DHTMode.SERVER if server else DHTMode.CLIENT,
-            validator=RecordRule(rule),  # type: ignore[arg-type]  # only validate and select are called
+            validator=BoundedRule(rule),  # type: ignore[arg-type]  # only validate and select are called
             validator_changed=True,
             max_peers_per_subnet=0,  # volunteers behind one provider, or one laboratory, are no attack
         )

@@ -45,7 +45,7 @@ class OpenedStream:
             else:
                 await self._stream.send(data)
         except Lost:
-            if not self._agreed and self._stream.connection.error is None and not self._stream.is_closed:
+            if not (self._agreed or self._stream.is_lost or self._stream.is_closed):
                 await self._agree()  # why it ended is in the answer
             raise
 

@@ -10,7 +10,6 @@ from typing import TypeVar
 import trio
 
 from protocol.errors import (
-    ConfigError,
     LocalProtocolError,
     Lost,
     Malformed,
@@ -18,7 +17,7 @@ from protocol.errors import (
     TimedOut,
     Unreachable,
 )
-from protocol.transport.addresses import Address, parse_address
+from protocol.transport.addresses import Address, peer_at
 from protocol.transport.base import Handler, Stream
 from protocol.transport.dialling import (
     REFUSED_DATAGRAMS,
@@ -108,7 +107,7 @@ class Libp2pTransport:
     def place_of(self, peer: str) -> str | None:
         """Where `peer` has shown that it receives now, or None."""
         connection = self._endpoint.connection(peer)
-        addr = connection.engine.proven_address if connection is not None else None
+        addr = connection.proven_addr if connection is not None else None
         return None if addr is None else str(Address.of(addr[0], addr[1], peer))
 
     def attach(self, host: Host, dht: KadDht) -> None:
@@ -123,9 +122,7 @@ class Libp2pTransport:
 
     async def connect(self, addr: str) -> str:
         """Connect to the peer at `addr`, let the DHT know it, and return its id."""
-        peer = parse_address(addr).peer
-        if peer is None:
-            raise ConfigError(f"malformed address {addr!r}: it must end in /p2p/<peer id>")
+        peer = peer_at(addr)
         await self.connection(peer, [addr], ours=True)
         self.dht.learn(peer, [addr])
         if await self.dht.try_node(peer):
@@ -282,7 +279,7 @@ class Libp2pTransport:
 
     def _on_connection(self, connection: Connection) -> None:
         assert self._host is not None
-        addr = connection.engine.proven_address
+        addr = connection.proven_addr
         if addr is not None:
             self._budget.meet(connection.peer, *addr[:2])
         self._nursery.start_soon(self._host.network.follow, connection)

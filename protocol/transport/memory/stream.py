@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 import random
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import trio
 
 from protocol.errors import Lost, PeerUnavailable
 from protocol.transport.memory.pipe import Line, Pipe
-
-if TYPE_CHECKING:
-    from protocol.transport.memory.transport import MemoryTransport
 
 AT_ONCE = -math.inf
 
@@ -94,12 +91,42 @@ class MemoryStream:
         self._connection.forget(self)
 
 
+class End(Protocol):
+    """What is at each end of a connection: a peer that is or was in the network."""
+
+    @property
+    def peer(self) -> str:
+        """Its id."""
+
+    @property
+    def addrs(self) -> tuple[str, ...]:
+        """Where others can dial it; empty if it only dials."""
+
+    @property
+    def origin(self) -> str:
+        """The block of addresses it is in."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has neither left nor been killed."""
+
+    def meet(self, peer: str) -> None:
+        """A connection with `peer` has begun."""
+
+    def accept(self, stream: MemoryStream, protocol: str) -> None:
+        """Another peer has opened `stream`."""
+
+    def watch(self, connection: Connection, idle_timeout_s: float) -> None:
+        """Give `connection` up at this end unless its line heals within `idle_timeout_s`."""
+
+    def stop(self) -> None:
+        """End what runs here, as death or leaving does."""
+
+
 class Connection:
     """Two peers that know each other, and their open streams."""
 
-    def __init__(
-        self, line: Line, dialler: MemoryTransport, listener: MemoryTransport, rng: random.Random
-    ) -> None:
+    def __init__(self, line: Line, dialler: End, listener: End, rng: random.Random) -> None:
         self.line = line
         self.ends = (dialler, listener)
         self._rngs = {
@@ -132,8 +159,8 @@ class Connection:
         for stream in list(self._streams):
             stream.notify()
 
-    def lose(self, transport: MemoryTransport, why: str, at: float = AT_ONCE) -> None:
-        """End every stream at `transport`'s end, when the clock says `at`."""
+    def lose(self, peer: str, why: str, at: float = AT_ONCE) -> None:
+        """End every stream at the end of `peer`, when the clock says `at`."""
         for stream in self._streams:
-            if stream.peer != transport.peer:
+            if stream.peer != peer:
                 stream.lose(why, at)

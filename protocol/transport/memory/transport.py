@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import trio
 
 from protocol.errors import (
-    ConfigError,
     LocalProtocolError,
     Lost,
     PeerUnavailable,
@@ -17,17 +15,15 @@ from protocol.errors import (
     TimedOut,
     Unreachable,
 )
-from protocol.transport.addresses import Address, parse_address
+from protocol.transport.addresses import Address, parse_address, peer_at
 from protocol.transport.base import Handler, PeerAddrs, Stream
 from protocol.transport.dialling import REFUSED_DATAGRAMS, SILENT_DATAGRAMS, Budget, Verdict, dialable_places
 from protocol.transport.limits import DIAL_TIMEOUT_S, HINT_DIAL_TIMEOUT_S
+from protocol.transport.memory.links import Links
 from protocol.transport.memory.stream import Connection, MemoryStream
 from protocol.transport.origin import origin_of
 from protocol.transport.serving import open_to_self, run_handler
 from protocol.transport.validator import DhtValidator
-
-if TYPE_CHECKING:
-    from protocol.transport.memory.network import Network
 
 logger = logging.getLogger(__name__)
 
@@ -40,13 +36,13 @@ class MemoryTransport:
 
     def __init__(
         self,
-        network: Network,
+        links: Links,
         nursery: trio.Nursery,
         peer: str,
         addrs: tuple[str, ...],
         validate: DhtValidator,
     ) -> None:
-        self._network = network
+        self._links = links
         self._nursery = nursery
         self._peer = peer
         self._addrs = addrs
@@ -55,7 +51,7 @@ class MemoryTransport:
         self._budget = Budget()
         self._dial_ended = trio.Event()
         self.alive = True
-        self._dht = MemoryDht(self, network, validate)
+        self._dht = MemoryDht(self, links, validate)
 
     @property
     def peer(self) -> str:
@@ -75,12 +71,12 @@ class MemoryTransport:
     @property
     def origin(self) -> str:
         """The block of addresses it is in."""
-        return origin_of(parse_address(self._network.place(self._peer)).host)
+        return origin_of(parse_address(self._links.place(self._peer)).host)
 
     def place_of(self, peer: str) -> str | None:
         """Where `peer` is, if there is a connection."""
-        connected = self._network.connection(self._peer, peer) is not None
-        return self._network.place(peer) if connected else None
+        connected = self._links.connection(self._peer, peer) is not None
+        return self._links.place(peer) if connected else None
 
     def serve(self, protocol: str, handler: Handler) -> None:
         """Call `handler` for each incoming stream of `protocol`."""
@@ -88,9 +84,7 @@ class MemoryTransport:
 
     async def connect(self, addr: str) -> str:
         """Connect to the peer at `addr`."""
-        peer = parse_address(addr).peer
-        if peer is None:
-            raise ConfigError(f"malformed address {addr!r}: it must end in /p2p/<peer id>")
+        peer = peer_at(addr)
         await self._connection(peer, [addr], ours=True)
         return peer
 
@@ -100,7 +94,7 @@ class MemoryTransport:
             return open_to_self(peer, self._handlers, protocol, self._nursery)
         connection = await self._connection(peer, addrs)
         ours, theirs = connection.open(self._peer)
-        other = self._network.living(peer)
+        other = self._links.living(peer)
         if other is not None:
             other.accept(theirs, protocol)
         return ours
@@ -124,7 +118,7 @@ class MemoryTransport:
         with trio.move_on_after(idle_timeout_s):
             await healed.wait()
         if not healed.is_set():
-            self._network.drop(connection, "nothing was heard from the peer")
+            self._links.drop(connection, "nothing was heard from the peer")
 
     async def _handle(self, stream: MemoryStream, protocol: str) -> None:
         with trio.CancelScope() as scope:
@@ -147,12 +141,12 @@ class MemoryTransport:
             raise Lost("this transport has ended")
         if peer == self._peer:
             raise LocalProtocolError("a peer does not dial itself")
-        known = self._network.connection(self._peer, peer)
+        known = self._links.connection(self._peer, peer)
         return known if known is not None else await self._dial(peer, addrs, ours)
 
     def meet(self, peer: str) -> None:
         """A connection with `peer` has begun."""
-        place = parse_address(self._network.place(peer))
+        place = parse_address(self._links.place(peer))
         self._budget.meet(peer, place.host, place.port)
 
     async def _dial(self, peer: str, addrs: Sequence[str], ours: bool) -> Connection:
@@ -190,38 +184,38 @@ class MemoryTransport:
             self._dial_ended = trio.Event()
 
     async def _reach(self, peer: str, addrs: Sequence[str], within_s: float) -> Connection:
-        line = self._network.line(self._peer, peer)
-        listens = any(self._network.listens(peer, addr) for addr in addrs)
+        line = self._links.line(self._peer, peer)
+        listens = any(self._links.listens(peer, addr) for addr in addrs)
         with trio.move_on_after(within_s):
-            if listens or self._network.is_silent(peer):
+            if listens or self._links.is_silent(peer):
                 while line.blocked_since is not None:
                     await line.healed.wait()
             await trio.sleep(2 * line.latency_s)
-            if not listens or self._network.living(peer) is None:
+            if not listens or self._links.living(peer) is None:
                 raise Unreachable(f"nobody answers as {peer} at {', '.join(addrs) or 'no address'}")
             if not self.alive:
                 raise Lost("this transport has ended")
-            return self._network.connect(self, peer)
+            return self._links.connect(self, peer)
         raise TimedOut(f"peer {peer} did not answer within {within_s:g} s")
 
 
 class MemoryDht:
     """The network's one table of hints, with a lookup's delay; nothing in it notices deaths."""
 
-    def __init__(self, transport: MemoryTransport, network: Network, validate: DhtValidator) -> None:
+    def __init__(self, transport: MemoryTransport, links: Links, validate: DhtValidator) -> None:
         self._transport = transport
-        self._network = network
+        self._links = links
         self._validate = validate
 
     async def provide(self, key: str) -> None:
         """Stand in the table under `key`."""
         if await self._lookup():
             entry = PeerAddrs(self._transport.peer, self._transport.addrs)
-            self._network.provided.setdefault(key, {})[entry.peer] = entry
+            self._links.provided.setdefault(key, {})[entry.peer] = entry
 
     async def providers(self, key: str, limit: int = 20) -> list[PeerAddrs]:
         """Who stands in the table under `key`, dead or alive."""
-        found = self._network.provided.get(key, {}) if await self._lookup() else {}
+        found = self._links.provided.get(key, {}) if await self._lookup() else {}
         return [entry for peer, entry in found.items() if peer != self._transport.peer][:limit]
 
     async def put(self, key: str, value: bytes) -> None:
@@ -231,13 +225,13 @@ class MemoryDht:
         except RemoteProtocolError as error:
             raise LocalProtocolError(f"this value may not stand under {key!r}: {error}") from error
         if await self._lookup():
-            there = self._network.stored.get(key)
+            there = self._links.stored.get(key)
             if there is None or self._validate.newer(value, there):
-                self._network.stored[key] = value
+                self._links.stored[key] = value
 
     async def get(self, key: str) -> bytes | None:
         """What is stored under `key`, if it is (still) valid."""
-        value = self._network.stored.get(key) if await self._lookup() else None
+        value = self._links.stored.get(key) if await self._lookup() else None
         if value is not None:
             try:
                 self._validate.validate(key, value)
@@ -247,5 +241,5 @@ class MemoryDht:
         return value
 
     async def _lookup(self) -> bool:
-        await trio.sleep(2 * _DHT_ROUND_TRIPS * self._network.latency_s)
-        return self._transport.alive and not self._network.is_paused(self._transport.peer)
+        await trio.sleep(2 * _DHT_ROUND_TRIPS * self._links.latency_s)
+        return self._transport.alive and not self._links.is_paused(self._transport.peer)

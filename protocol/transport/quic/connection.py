@@ -1,4 +1,4 @@
-"""One QUIC connection to one verified peer: its streams, its timers, its end.
+"""One QUIC connection to one verified peer: its handshake, its life and its end.
 
 Everything here runs between two checkpoints, so nothing needs a lock, and datagrams of one turn leave in order.
 """
@@ -7,65 +7,85 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import trio
 from aioquic.quic import events
 
 from protocol.errors import BadSignature, Lost, PeerUnavailable, TimedOut, Unreachable
-from protocol.transport.limits import (
-    HANDSHAKE_TIMEOUT_S,
-    LINGER_TIMEOUT_S,
-    MAX_INCOMING_STREAMS,
-    NEGOTIATION_TIMEOUT_S,
-)
+from protocol.transport.limits import HANDSHAKE_TIMEOUT_S
 from protocol.transport.origin import origin_of
-from protocol.transport.quic.engine import APPLICATION_RESET, Datagrams, Engine
+from protocol.transport.quic.core import Datagrams, QuicCore
 from protocol.transport.quic.identity import prove_peer
 from protocol.transport.quic.liveness import Liveness, Verdict
-from protocol.transport.quic.mtu import MtuSearch
+from protocol.transport.quic.mtu import BASE, MtuSearch
+from protocol.transport.quic.port import Port
 from protocol.transport.quic.stream import QuicStream
+from protocol.transport.quic.streams import Newcomers, Streams
 from protocol.transport.quic.udp import Addr, SendError
-
-if TYPE_CHECKING:
-    from protocol.transport.quic.endpoint import Endpoint
-    from protocol.transport.quic.port import Port
 
 logger = logging.getLogger(__name__)
 _BAD_CERTIFICATE = 0x100 + 42  # CRYPTO_ERROR and TLS's alert
 _HEADERS = 28  # IPv4 and UDP; with IPv6's 48 a refused packet is noticed when it is sent
+_STREAM_EVENTS = (events.StreamDataReceived, events.StreamReset, events.StopSendingReceived)
 _BLACK_HOLE_TIMEOUTS = 3  # this often in a row nothing passed: perhaps because it was too large
 
 
-class Connection:
-    """Made by the endpoint; usable once `wait_ready` has returned."""
+class Home(Newcomers, Protocol):
+    """What a connection needs of the endpoint that has it."""
 
-    def __init__(self, endpoint: Endpoint, port: Port, engine: Engine, expected_peer: str | None) -> None:
+    keepalive_s: float
+    largest_datagram: int
+
+    def wake_at(self, connection: Connection, when: float) -> None:
+        """Call its `on_timer` at `when`, or before that if it has said so."""
+
+    def route(self, cid: bytes, connection: Connection) -> None:
+        """Packets to `cid` are for `connection`."""
+
+    def unroute(self, cid: bytes) -> None:
+        """`cid` is used no more."""
+
+    def passed(self, size: int) -> None:
+        """So many bytes have come or gone."""
+
+    def connection_ready(self, connection: Connection) -> None:
+        """The peer is verified."""
+
+    def connection_used(self, connection: Connection) -> None:
+        """`connection` has now, or has no longer, a stream of use."""
+
+    def connection_ended(self, connection: Connection) -> None:
+        """Forget `connection`."""
+
+    def remember_goodbye(self, cids: Set[bytes], goodbye: bytes) -> None:
+        """Repeat `goodbye` to a peer that goes on sending to one of `cids`."""
+
+
+class Connection:
+    """Made by the endpoint; usable once `wait_ready` has returned. `cids` are its names in the packets that come."""
+
+    def __init__(
+        self, home: Home, port: Port, core: QuicCore, cids: set[bytes], expected_peer: str | None
+    ) -> None:
         now = trio.current_time()
-        self.engine = engine
         self.peer = ""
         self.closed = trio.Event()
         self.error: PeerUnavailable | None = None
-        self.on_closed: list[Callable[[], None]] = []
-        self.cids: set[bytes] = {engine.host_cid}
-        self.timers: list[float] = []  # the endpoint's: when it will call on_timer, the next one last
-        self._endpoint = endpoint
+        self._core = core
+        self._cids = cids
+        self._home = home
         self._port = port
         self._expected_peer = expected_peer
         self._ready = trio.Event()
-        self._streams: dict[int, QuicStream] = {}
-        self._ending: dict[int, float] = {}  # stream -> when to reset it
-        self._need_room: set[QuicStream] = set()
-        self._stream_credit = trio.Event()
-        self._accept_send, self._accept_receive = trio.open_memory_channel[QuicStream](MAX_INCOMING_STREAMS)
-        self._mtu = MtuSearch(endpoint.largest_datagram)
+        self._streams = Streams(self, core, home)
+        self._mtu = MtuSearch(home.largest_datagram)
         self._handshake_until = now + HANDSHAKE_TIMEOUT_S
         self._began_at = now
-        self._liveness = Liveness(now, endpoint.keepalive_s)
+        self._liveness = Liveness(now, home.keepalive_s)
         self._last_sent = b""
-        self._kept_streams = 0
         self._seen_at: tuple[Addr | None, str] = (None, "")  # an address and its origin
 
     # --- for the user
@@ -73,7 +93,7 @@ class Connection:
     @property
     def is_dialler(self) -> bool:
         """Whether this end dialled."""
-        return self.engine.configuration.is_client
+        return self._core.configuration.is_client
 
     @property
     def is_ready(self) -> bool:
@@ -83,12 +103,17 @@ class Connection:
     @property
     def addr(self) -> Addr | None:
         """Where the peer's packets come from."""
-        return self.engine.get_peer_address()
+        return self._core.get_peer_address()
+
+    @property
+    def proven_addr(self) -> Addr | None:
+        """Where the peer has shown that it receives."""
+        return self._core.proven_addr
 
     @property
     def origin(self) -> str:
         """The block of addresses where the peer has shown that it receives, or else says it is; empty at first."""
-        addr = self.engine.proven_address or self.addr
+        addr = self.proven_addr or self.addr
         if addr != self._seen_at[0]:
             self._seen_at = (addr, origin_of(addr[0]) if addr is not None else "")
         return self._seen_at[1]
@@ -106,12 +131,12 @@ class Connection:
     @property
     def is_kept(self) -> bool:
         """Whether it has a stream of use, see `protocol.transport.base.Stream.keep`."""
-        return self._kept_streams > 0
+        return self._streams.are_of_use
 
     @property
     def held_bytes(self) -> int:
         """Bytes held for it: arrived and not read, and sent and not acknowledged."""
-        return self.engine.held_bytes
+        return self._core.held_bytes
 
     async def wait_ready(self) -> None:
         """Wait until the peer is verified. Raises: what ended the attempt."""
@@ -124,35 +149,19 @@ class Connection:
 
         Raises: Lost, if the connection has ended; TimedOut, if the peer allows no more streams.
         """
-        with trio.move_on_after(NEGOTIATION_TIMEOUT_S):
-            while self.error is None and not self.engine.may_open_stream():
-                await self._stream_credit.wait()
-        if self.error is not None:
-            raise Lost(str(self.error))
-        if not self.engine.may_open_stream():
-            raise TimedOut(f"peer {self.peer} allows no more streams")
-        stream_id = self.engine.get_next_available_stream_id()
-        self.engine.send_stream_data(stream_id, b"")  # takes the number
-        stream = self._streams[stream_id] = QuicStream(self, stream_id)
-        if keep:
-            stream.keep()
-            self.engine.widen_window()
-        return stream
+        return await self._streams.open(keep=keep)
 
     async def accept_stream(self) -> QuicStream:
         """The next stream that the peer opens. Raises: Lost, once the connection has ended."""
-        try:
-            return await self._accept_receive.receive()
-        except trio.EndOfChannel:
-            raise Lost(str(self.error)) from None
+        return await self._streams.accept()
 
     def close(self, why: str = "", code: int = 0) -> None:
         """Say goodbye and end the connection at once."""
         if self.error is None:
-            self.engine.close(error_code=code, reason_phrase=why)
+            self._core.close(error_code=code, reason_phrase=why)
             self.flush()
             if self._last_sent:
-                self._endpoint.remember_goodbye(self.cids, self._last_sent)
+                self._home.remember_goodbye(self._cids, self._last_sent)
 
     def abandon(self) -> None:
         """End a dial that did not succeed; with a goodbye only if anybody is there to hear it."""
@@ -162,129 +171,48 @@ class Connection:
 
     # --- for its streams
 
-    def write(self, stream_id: int, data: bytes | memoryview, end: bool = False) -> None:
-        """Send `data`; what does not fit the window waits inside."""
-        if self.error is not None:
-            return
-        self._endpoint.passed(len(data))
-        try:
-            self.engine.send_stream_data(stream_id, data, end)  # type: ignore[arg-type]
-        except (ValueError, RuntimeError):
-            return  # aioquic has finished with the stream: the peer stopped it, and its error is on its way
+    def data_written(self, size: int) -> None:
+        """So many bytes are about to go."""
+        self._home.passed(size)
+        self._liveness.active(trio.current_time())
+
+    def flush(self) -> None:
+        """Send everything that may be sent now."""
         now = trio.current_time()
-        self._liveness.active(now)
-        self.engine.acknowledge_with_data(now)
-        self.flush()
-
-    def stop(self, stream_id: int) -> None:
-        """Tell the peer that its bytes are not wanted any more."""
-        if self.error is None and self.engine.has_stream(stream_id):
-            self.engine.stop_stream(stream_id, APPLICATION_RESET)
-            self.flush()
-
-    def abort(self, stream_id: int, code: int, *, stop: bool) -> None:
-        """Reset our direction, and the peer's if `stop`."""
-        if self.error is None and self.engine.has_stream(stream_id):
-            self.engine.reset_stream(stream_id, code)
-            if stop:
-                self.engine.stop_stream(stream_id, code)
-            self.flush()
-
-    def consumed(self, stream_id: int, size: int, in_all: int | None) -> None:
-        """A reader has taken `size` bytes, `in_all` of this stream (None: it wants no more)."""
-        if self.error is None and size:
-            granted = in_all is not None and self.engine.grant(stream_id, in_all)
-            if self.engine.consume(size) or granted:
-                self.flush()
-
-    def stream_kept(self, stream: QuicStream) -> None:
-        """`stream` is of use, until it is over."""
-        self._kept_streams += 1
-        self._endpoint.stream_settled(stream)
-        if self._kept_streams == 1:
-            self._endpoint.connection_used(self)
-
-    def widen(self) -> None:
-        """The peer may have more bytes unread and more streams open."""
+        with self._guarded():
+            self._transmit(self._core.datagrams_to_send(now), now)
+            self._handle_events()
         if self.error is None:
-            self.engine.widen_window()
-            self.engine.widen_streams()
-            self.flush()
+            self._home.wake_at(self, self._next_timer())
 
-    def stream_over(self, stream: QuicStream, *, kept: bool) -> None:
-        """This end has closed or reset `stream`."""
-        if not kept:
-            self._endpoint.stream_settled(stream)
-            return
-        self._kept_streams -= 1
-        if not self._kept_streams and self.error is None:
-            self._endpoint.connection_used(self)
-
-    def wants_room(self, stream: QuicStream) -> None:
-        """Tell `stream` when its send buffer has emptied."""
-        self._need_room.add(stream)
-
-    def release(self, stream: QuicStream, linger_s: float = LINGER_TIMEOUT_S) -> None:
-        """`stream` is over here: forget it once the peer has acknowledged everything, or reset it."""
-        if self.error is None and stream.stream_id in self._streams:
-            self._ending[stream.stream_id] = trio.current_time() + linger_s
-            self._forget_ended()
+    def used(self) -> None:
+        """It has now, or has no longer, a stream of use."""
+        self._home.connection_used(self)
 
     # --- for the endpoint
 
+    @property
+    def cids(self) -> Set[bytes]:
+        """Its names in the packets that come."""
+        return self._cids
+
+    def connect(self, addr: Addr) -> None:
+        """Begin to shake hands with whoever is at `addr`."""
+        self._core.connect(addr, trio.current_time())
+        self.flush()
+
     def datagrams_received(self, datagrams: list[tuple[bytes, Addr]], now: float) -> None:
         """Everything that came for this connection in one turn."""
-        size = 0
-        for data, addr in datagrams:
-            size += len(data)
-            self.engine.receive_datagram(data, addr, now)
-        if not (self.is_dialler or self.engine.has_begun):
-            # Without a word: it may be an honest dialler's second packet whose first was not let in.
-            self.end(Unreachable("no first packet of a connection"))
-            return
-        self._liveness.heard(now)
-        self._handle_events()
-        self._endpoint.passed(size)
-        if self.error is None:
-            if self.is_ready:
-                self.engine.acknowledge_soon(len(datagrams), now)
-            self.flush()
-            self._after_turn()
+        with self._guarded():
+            self._receive(datagrams, now)
 
     def on_timer(self, now: float) -> None:
-        """A deadline that `next_timer` gave has passed, or seemed to pass when it was given."""
-        if now < self.next_timer():
-            return
-        due = self.engine.get_timer()
-        if due is not None and due <= now:
-            self.engine.handle_timer(now)
-            self._handle_events()
-        if self.error is not None:
-            return
-        if not self._ready.is_set() and now >= self._handshake_until:
-            self.end(TimedOut("the handshake took too long"))
-            return
-        if now >= self._liveness.next_probe_at(bool(self._streams)):
-            self._liveness.probed(now)
-            self.engine.send_ping(0)
-        self.engine.retry_stream_credit(now)
-        if self.engine.probe_timeouts >= _BLACK_HOLE_TIMEOUTS and self._mtu.current > 1200:
-            self._too_big(now)
-        self.flush()
-        self._after_turn()
-
-    def next_timer(self) -> float:
-        """When `on_timer` has to be called, if nothing happens before."""
-        due = self.engine.get_timer()
-        own = (
-            self._liveness.next_probe_at(bool(self._streams))
-            if self._ready.is_set()
-            else self._handshake_until
-        )
-        if self._ending:
-            own = min(own, *self._ending.values())
-        own = min(own, self.engine.stream_credit_at)
-        return own if due is None else min(due, own)
+        """The time has come for which it asked to be woken, or seemed to come when it asked."""
+        if self.error is None and now >= self._next_timer():
+            with self._guarded():
+                self._act_on_time(now)
+        if self.error is None:
+            self._home.wake_at(self, self._next_timer())
 
     def send_error(self, error: SendError, now: float) -> None:
         """The system reports on a datagram that this connection sent."""
@@ -296,25 +224,76 @@ class Connection:
         elif error.refused:
             self._refused(now)
 
+    def end(self, error: PeerUnavailable) -> None:
+        """End at once, without a word to the peer."""
+        if self.error is not None:
+            return
+        self.error = error
+        self._streams.lose(error)
+        self._ready.set()
+        self.closed.set()
+        self._home.connection_ended(self)
+
+    # --- inside
+
+    def _receive(self, datagrams: list[tuple[bytes, Addr]], now: float) -> None:
+        size = 0
+        for data, addr in datagrams:
+            size += len(data)
+            self._core.receive_datagram(data, addr, now)
+        if not (self.is_dialler or self._core.has_begun):
+            # Without a word: it may be an honest dialler's second packet whose first was not let in.
+            self.end(Unreachable("no first packet of a connection"))
+            return
+        self._liveness.heard(now)
+        self._handle_events()
+        self._home.passed(size)
+        if self.error is None:
+            if self.is_ready:
+                self._core.acknowledge_soon(len(datagrams), now)
+            self.flush()
+            self._after_turn()
+
+    def _act_on_time(self, now: float) -> None:
+        due = self._core.get_timer()
+        if due is not None and due <= now:
+            self._core.handle_timer(now)
+            self._handle_events()
+        if self.error is not None:
+            return
+        if not self._ready.is_set() and now >= self._handshake_until:
+            self.end(TimedOut("the handshake took too long"))
+            return
+        if now >= self._liveness.next_probe_at(bool(self._streams)):
+            self._ping(now)
+        self._core.retry_stream_credit(now)
+        if self._core.probe_timeouts >= _BLACK_HOLE_TIMEOUTS and self._mtu.current > BASE:
+            self._too_big(now)
+        self.flush()
+        self._after_turn()
+
+    def _next_timer(self) -> float:
+        """When `on_timer` has something to do, if nothing happens before."""
+        own = (
+            self._liveness.next_probe_at(bool(self._streams))
+            if self._ready.is_set()
+            else self._handshake_until
+        )
+        own = min(own, self._streams.next_due_at, self._core.stream_credit_at)
+        due = self._core.get_timer()
+        return own if due is None else min(due, own)
+
     def _refused(self, now: float) -> None:
-        verdict = self._liveness.refused(now, self.engine.round_trip_s)
+        verdict = self._liveness.refused(now, self._core.round_trip_s)
         if verdict is Verdict.DEAD:
             self.end(Lost(f"nobody listens any more where peer {self.peer} was"))
         elif verdict is Verdict.ASK:
-            self._liveness.probed(now)
-            self.engine.send_ping(0)
+            self._ping(now)
             self.flush()
 
-    def flush(self) -> None:
-        """Send everything that may be sent now."""
-        now = trio.current_time()
-        with self.guarded():
-            self._transmit(self.engine.datagrams_to_send(now), now)
-            self._handle_events()
-        if self.error is None:
-            self._endpoint.schedule(self)
-
-    # --- inside
+    def _ping(self, now: float) -> None:
+        self._liveness.probed(now)
+        self._core.send_ping(0)
 
     def _transmit(self, datagrams: Datagrams, now: float) -> None:
         for data, addr in datagrams:
@@ -327,31 +306,24 @@ class Connection:
                 return
 
     def _handle_events(self) -> None:
-        while self.error is None and (event := self.engine.next_event()) is not None:
-            if isinstance(event, events.StreamDataReceived):
-                self._liveness.active(self._liveness.heard_at)
-                stream = self._stream(event.stream_id)
-                if stream is not None:
-                    stream.data_received(event.data, event.end_stream)
-            elif isinstance(event, events.StreamReset):
-                stream = self._stream(event.stream_id)
-                if stream is not None:
-                    stream.reset_received(self.engine.received_bytes(event.stream_id), event.error_code)
-            elif isinstance(event, events.StopSendingReceived):
-                stream = self._stream(event.stream_id)
-                if stream is not None:
-                    stream.stop_received()
+        while self.error is None and (event := self._core.next_event()) is not None:
+            if isinstance(event, _STREAM_EVENTS):
+                if isinstance(event, events.StreamDataReceived):
+                    self._liveness.active(self._liveness.heard_at)
+                self._streams.handle(event)
             elif isinstance(event, events.HandshakeCompleted):
                 self._handshake_completed(event)
             elif isinstance(event, events.ConnectionIdIssued):
-                self._endpoint.route(event.connection_id, self)
+                self._cids.add(event.connection_id)
+                self._home.route(event.connection_id, self)
             elif isinstance(event, events.ConnectionIdRetired):
-                self._endpoint.unroute(event.connection_id, self)
-        if self.error is None and self.engine.ended is not None:
-            if self.engine.close_is_pending:
+                self._cids.discard(event.connection_id)
+                self._home.unroute(event.connection_id)
+        if self.error is None and self._core.ended is not None:
+            if self._core.close_is_pending:
                 now = trio.current_time()
-                self._transmit(self.engine.datagrams_to_send(now), now)
-            self.end(self._why_ended(self.engine.ended))
+                self._transmit(self._core.datagrams_to_send(now), now)
+            self.end(self._why_ended(self._core.ended))
 
     def _why_ended(self, reason: str) -> PeerUnavailable:
         if self._ready.is_set():
@@ -360,100 +332,54 @@ class Connection:
 
     def _handshake_completed(self, event: events.HandshakeCompleted) -> None:
         try:
-            self.peer = prove_peer(self.engine.peer_certificate, event.alpn_protocol, self._expected_peer)
+            self.peer = prove_peer(self._core.peer_certificate, event.alpn_protocol, self._expected_peer)
         except BadSignature as error:
             logger.info("refused %s: %s", self.addr, error)
-            self.engine.close(error_code=_BAD_CERTIFICATE, reason_phrase="certificate refused")
+            self._core.close(error_code=_BAD_CERTIFICATE, reason_phrase="certificate refused")
             now = trio.current_time()
-            self._transmit(self.engine.datagrams_to_send(now), now)
+            self._transmit(self._core.datagrams_to_send(now), now)
             self.end(Unreachable(str(error)))
             return
         self._ready.set()
-        self._endpoint.connection_ready(self)
-
-    def _stream(self, stream_id: int) -> QuicStream | None:
-        """The stream, made and handed out if the peer has just opened it."""
-        stream = self._streams.get(stream_id)
-        if stream is None and not self.engine.is_ours(stream_id) and self.engine.has_stream(stream_id):
-            stream = self._streams[stream_id] = QuicStream(self, stream_id)
-            try:
-                self._accept_send.send_nowait(stream)
-                self._endpoint.stream_opened(stream)
-            except (trio.WouldBlock, trio.BrokenResourceError):
-                stream.reset()
-        return stream
+        self._home.connection_ready(self)
 
     def _after_turn(self) -> None:
         if self.error is not None:
             return
-        if self._need_room:
-            self._need_room = {stream for stream in self._need_room if not stream.room_made()}
-        if self.engine.may_open_stream() and self._stream_credit.statistics().tasks_waiting:
-            self._stream_credit.set()
-            self._stream_credit = trio.Event()
-        self._forget_ended()
-        if self.is_ready and self.engine.handshake_confirmed:
+        self._streams.after_turn()
+        if self.is_ready and self._core.handshake_confirmed:
             self._probe_mtu()
-
-    def _forget_ended(self) -> None:
-        now = trio.current_time()
-        for stream_id, until in list(self._ending.items()):
-            if not self.engine.has_stream(stream_id):
-                self._ending.pop(stream_id, None)
-                self._streams.pop(stream_id, None)
-            elif now >= until:
-                self._ending[stream_id] = now + LINGER_TIMEOUT_S
-                self.abort(stream_id, APPLICATION_RESET, stop=True)
 
     def _probe_mtu(self) -> None:
         now = trio.current_time()
         size = self._mtu.next_probe(now)
         if size is None:
             return
-        if size > self.engine.largest_datagram:
+        if size > self._core.largest_datagram:
             self._mtu.refused(now)
             return
 
         def delivered(arrived: bool, size: int = size) -> None:
             if arrived:
                 self._mtu.acknowledged(size)
-                self.engine.set_datagram_size(self._mtu.current)
+                self._core.set_datagram_size(self._mtu.current)
             else:
                 self._mtu.lost(size, trio.current_time())
 
-        for data, addr in self.engine.probe_datagram_size(size, now, delivered):
+        for data, addr in self._core.probe_datagram_size(size, now, delivered):
             if self._port.send(data, addr):
                 self._mtu.refused(now)
-        self._endpoint.schedule(self)
+        self._home.wake_at(self, self._next_timer())
 
     def _too_big(self, now: float) -> None:
         self._mtu.too_big(now)
-        self.engine.set_datagram_size(self._mtu.current)
+        self._core.set_datagram_size(self._mtu.current)
 
     @contextmanager
-    def guarded(self) -> Iterator[None]:
+    def _guarded(self) -> Iterator[None]:
         """What a stranger's bytes do inside aioquic ends this connection at most."""
         try:
             yield
         except Exception:
             logger.exception("the connection with %s failed", self.peer or self.addr)
             self.end(Lost("the connection failed inside"))
-
-    def end(self, error: PeerUnavailable) -> None:
-        """End at once, without a word to the peer."""
-        if self.error is not None:
-            return
-        self.error = error
-        for stream in list(self._streams.values()):
-            self._endpoint.stream_settled(stream)
-            stream.lost(error)
-        self._streams.clear()
-        self._ending.clear()
-        self._need_room.clear()
-        self._accept_send.close()
-        self._stream_credit.set()
-        self._ready.set()
-        self.closed.set()
-        self._endpoint.connection_ended(self)
-        for callback in self.on_closed:
-            callback()

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import heapq
 import ipaddress
-import itertools
 import logging
 import os
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Set
 from contextlib import asynccontextmanager
 
 import trio
@@ -41,17 +39,16 @@ from protocol.transport.origin import origin_of
 from protocol.transport.peer_id import peer_id_of
 from protocol.transport.quic.admission import Door, Verdict, too_much
 from protocol.transport.quic.connection import Connection
-from protocol.transport.quic.engine import CID_BYTES, VERSIONS, Engine
+from protocol.transport.quic.core import CID_BYTES, VERSIONS, QuicCore
 from protocol.transport.quic.first_packet import Initial, parse_initial, retry, version_negotiation
 from protocol.transport.quic.identity import ALPN, make_certificate
 from protocol.transport.quic.mtu import CANDIDATES
 from protocol.transport.quic.port import Batch, Port
 from protocol.transport.quic.stream import QuicStream
+from protocol.transport.quic.timers import Timers
 from protocol.transport.quic.udp import Addr, SendError
 
 logger = logging.getLogger(__name__)
-
-_TIMER_SLACK_S = 1e-4
 
 
 class Endpoint:
@@ -79,8 +76,7 @@ class Endpoint:
         self._passed_bytes = 0  # since what is held was counted
         self._tokens = QuicRetryTokenHandler()
         self._goodbyes: dict[bytes, list[bytes]] = {}
-        self._timers: list[tuple[float, int, Connection]] = []
-        self._timer_numbers = itertools.count()
+        self._timers: Timers[Connection] = Timers()
         self._sleeping_until = 0.0
         self._timer_changed = trio.Event()
 
@@ -136,24 +132,18 @@ class Endpoint:
 
     # --- for connections
 
-    def schedule(self, connection: Connection) -> None:
-        """Call the connection's `on_timer` when it wants; a later wish than the known one waits for that."""
-        when = connection.next_timer()
-        # Earlier wishes come on top of later ones, so that the connection's list is the order of their coming.
-        if not connection.timers or when < connection.timers[-1] - _TIMER_SLACK_S:
-            connection.timers.append(when)
-            heapq.heappush(self._timers, (when, next(self._timer_numbers), connection))
-            if when < self._sleeping_until:
-                self._timer_changed.set()
+    def wake_at(self, connection: Connection, when: float) -> None:
+        """Call its `on_timer` at `when`, or before that if it has said so."""
+        self._timers.wish(connection, when)
+        if self._timers.next_at < self._sleeping_until:
+            self._timer_changed.set()
 
     def route(self, cid: bytes, connection: Connection) -> None:
         """Packets to `cid` are for `connection`."""
-        connection.cids.add(cid)
         self._routes[cid] = connection
 
-    def unroute(self, cid: bytes, connection: Connection) -> None:
+    def unroute(self, cid: bytes) -> None:
         """`cid` is used no more."""
-        connection.cids.discard(cid)
         self._routes.pop(cid, None)
 
     def connection_ready(self, connection: Connection) -> None:
@@ -202,14 +192,14 @@ class Endpoint:
         for crowd in (self._shaking, self._idle, self._kept):
             crowd.leave(connection)
         for cid in connection.cids:
-            self._routes.pop(cid, None)
+            self.unroute(cid)
         known = self._by_peer.get(connection.peer, [])
         if connection in known:
             known.remove(connection)
             if not known:
                 del self._by_peer[connection.peer]
 
-    def remember_goodbye(self, cids: set[bytes], goodbye: bytes) -> None:
+    def remember_goodbye(self, cids: Set[bytes], goodbye: bytes) -> None:
         """Repeat `goodbye` a few times to a peer that goes on sending: the first may have been lost."""
         left = [goodbye] * GOODBYES
         for cid in cids:
@@ -231,10 +221,9 @@ class Endpoint:
         configuration = self._configuration(is_client=True)
         if round_trip_s is not None:
             configuration.initial_rtt = round_trip_s
-        engine = Engine(configuration)
-        connection = self._add(through, engine, peer)
-        engine.connect((host, port, 0, 0) if ipv6 else (host, port), trio.current_time())
-        connection.flush()
+        core = QuicCore(configuration)
+        connection = self._add(through, core, {core.host_cid}, peer)
+        connection.connect((host, port, 0, 0) if ipv6 else (host, port))
         return connection
 
     def _configuration(self, is_client: bool) -> QuicConfiguration:
@@ -251,10 +240,11 @@ class Endpoint:
             verify_mode=ssl.CERT_NONE,  # there are no authorities; `identity` verifies both ends
         )
 
-    def _add(self, port: Port, engine: Engine, peer: str | None) -> Connection:
-        connection = Connection(self, port, engine, peer)
+    def _add(self, port: Port, core: QuicCore, cids: set[bytes], peer: str | None) -> Connection:
+        connection = Connection(self, port, core, cids, peer)
         self._connections[connection] = None
-        self._routes[engine.host_cid] = connection
+        for cid in cids:
+            self.route(cid, connection)
         return connection
 
     def _on_batch(self, port: Port, batch: Batch, errors: list[SendError]) -> None:
@@ -269,8 +259,7 @@ class Endpoint:
             if connection is not None:
                 turns.setdefault(connection, []).append((data, addr))
         for connection, datagrams in turns.items():
-            with connection.guarded():
-                connection.datagrams_received(datagrams, now)
+            connection.datagrams_received(datagrams, now)
         reports: dict[Addr | None, SendError] = {error.addr: error for error in reversed(errors)}
         for connection in self.connections if reports else ():
             report = reports.get(connection.addr)
@@ -315,13 +304,11 @@ class Endpoint:
             port.send(self._demand_proof(initial, addr), addr)
         if verdict is not Verdict.ENTER:
             return None
-        engine = Engine(self._configuration(is_client=False), *(cids or (initial.destination_cid, None)))
-        connection = self._add(port, engine, None)
+        core = QuicCore(self._configuration(is_client=False), *(cids or (initial.destination_cid, None)))
+        connection = self._add(port, core, {core.host_cid, initial.destination_cid}, None)
         self._shaking.enter(connection, origin if cids else "", place)
         if len(self._shaking) > MAX_HANDSHAKES:
             self._shaking.give_way().end(TimedOut("others want to shake hands"))
-        self.route(initial.destination_cid, connection)
-        self.schedule(connection)
         return connection
 
     def _proven_cids(self, initial: Initial, addr: Addr, now: float) -> tuple[bytes, bytes] | None:
@@ -349,16 +336,10 @@ class Endpoint:
     async def _run_timers(self) -> None:
         while True:
             now = trio.current_time()
-            while self._timers and self._timers[0][0] <= now:
-                connection = heapq.heappop(self._timers)[2]
-                connection.timers.pop()
-                if connection.error is None:
-                    with connection.guarded():
-                        connection.on_timer(now)
-                if connection.error is None:
-                    self.schedule(connection)
+            while (connection := self._timers.pop(now)) is not None:
+                connection.on_timer(now)
             self._timer_changed = trio.Event()
-            self._sleeping_until = self._timers[0][0] if self._timers else float("inf")
+            self._sleeping_until = self._timers.next_at
             with trio.move_on_at(self._sleeping_until):
                 await self._timer_changed.wait()
 

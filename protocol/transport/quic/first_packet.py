@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from aioquic.quic.packet import encode_quic_retry, encode_quic_version_negotiation
 
-from protocol.transport.quic.engine import VERSIONS
+from protocol.transport.quic.core import VERSIONS
 
 _MAX_CID_BYTES = 20  # RFC 9000, section 17.2
 _SMALLEST_FIRST_DATAGRAM = 1200  # RFC 9000, section 14.1

@@ -6,6 +6,7 @@ import errno
 import socket
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 
 import trio
 
@@ -52,18 +53,19 @@ class Port:
         """Receive and send until cancelled or closed."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._send_backlog)
-            try:
+            with suppress(trio.ClosedResourceError):
                 while not self._closed:
-                    await trio.lowlevel.wait_readable(self._socket.fileno())
+                    await trio.lowlevel.wait_readable(self._socket)
                     self._receive_batch()
-            except trio.ClosedResourceError:
-                pass
             nursery.cancel_scope.cancel()
 
     def close(self) -> None:
-        """Give the port back. What is in the backlog is lost."""
+        """Give the port back. What is in the backlog is lost. Safe to call twice, and whatever runs."""
+        if self._closed:
+            return
         self._closed = True
-        trio.lowlevel.notify_closing(self._socket.fileno())
+        self._backlog.clear()
+        trio.lowlevel.notify_closing(self._socket)
         self._socket.close()
 
     def _receive_batch(self) -> None:
@@ -95,12 +97,14 @@ class Port:
         return number
 
     async def _send_backlog(self) -> None:
-        while True:
-            await self._backlogged.wait()
-            self._backlogged = trio.Event()
-            while self._backlog:
-                await trio.lowlevel.wait_writable(self._socket.fileno())
+        # `close` empties the backlog, so that nobody waits for a socket that is no more; it also wakes whoever does.
+        with suppress(trio.ClosedResourceError):
+            while True:
+                await self._backlogged.wait()
+                self._backlogged = trio.Event()
                 while self._backlog:
-                    if self._try_send(*self._backlog[0]) in (errno.EAGAIN, errno.ENOBUFS):
-                        break
-                    self._backlog.popleft()
+                    await trio.lowlevel.wait_writable(self._socket)
+                    while self._backlog:
+                        if self._try_send(*self._backlog[0]) in (errno.EAGAIN, errno.ENOBUFS):
+                            break
+                        self._backlog.popleft()

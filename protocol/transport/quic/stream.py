@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import trio
 
 from protocol.errors import LocalProtocolError, Lost, PeerUnavailable
-from protocol.transport.limits import SEND_BUFFER
-from protocol.transport.quic.engine import APPLICATION_RESET
-
-if TYPE_CHECKING:
-    from protocol.transport.quic.connection import Connection
-
+from protocol.transport.limits import LINGER_TIMEOUT_S, SEND_BUFFER
+from protocol.transport.quic.core import APPLICATION_RESET
 
 _JOIN_BELOW = 16_384
 
@@ -44,11 +40,53 @@ class Waiter:
             trio.lowlevel.reschedule(task)
 
 
+class Carrier(Protocol):
+    """What a stream needs of the connection it is on."""
+
+    @property
+    def peer(self) -> str:
+        """The verified id of the peer at the other end."""
+
+    @property
+    def origin(self) -> str:
+        """The block of addresses that the peer's packets come from."""
+
+    def unacknowledged_bytes(self, stream_id: int) -> int:
+        """How much of the stream waits here, unsent or not acknowledged."""
+
+    def write(self, stream_id: int, data: bytes | memoryview, end: bool = False) -> None:
+        """Send `data`; what does not fit the window waits inside."""
+
+    def wants_room(self, stream: QuicStream) -> None:
+        """Tell `stream` when its send buffer has emptied."""
+
+    def consumed(self, stream_id: int, size: int, in_all: int | None) -> None:
+        """A reader has taken `size` bytes, `in_all` of this stream (None: it wants no more)."""
+
+    def widen(self) -> None:
+        """The peer may have more bytes unread and more streams open."""
+
+    def kept(self, stream: QuicStream) -> None:
+        """`stream` is of use, until it is over."""
+
+    def over(self, stream: QuicStream, *, kept: bool) -> None:
+        """This end has closed or reset `stream`."""
+
+    def stop(self, stream_id: int) -> None:
+        """Tell the peer that its bytes are not wanted any more."""
+
+    def abort(self, stream_id: int, code: int, *, stop: bool) -> None:
+        """Reset our direction, and the peer's if `stop`."""
+
+    def release(self, stream: QuicStream, linger_s: float = LINGER_TIMEOUT_S) -> None:
+        """`stream` is over here: forget it once the peer has acknowledged everything, or reset it."""
+
+
 class QuicStream:
     """See `protocol.transport.base.Stream`; `receive` can also be told how much to give at most."""
 
-    def __init__(self, connection: Connection, stream_id: int) -> None:
-        self.connection = connection
+    def __init__(self, carrier: Carrier, stream_id: int) -> None:
+        self._carrier = carrier
         self.stream_id = stream_id
         self._chunks: deque[bytes | bytearray] = deque()
         self._consumed = 0  # bytes the reader has taken, or that were thrown away
@@ -57,6 +95,7 @@ class QuicStream:
         self._fin_sent = False
         self._closed = False
         self._was_reset = False
+        self._is_lost = False
         self._kept = False
         self.reset_code: int | None = None  # the peer's, once it has reset the stream
         self._receive_error: PeerUnavailable | None = None
@@ -67,12 +106,12 @@ class QuicStream:
     @property
     def peer(self) -> str:
         """The verified id of the peer at the other end."""
-        return self.connection.peer
+        return self._carrier.peer
 
     @property
     def origin(self) -> str:
         """The block of addresses that the peer's packets come from."""
-        return self.connection.origin
+        return self._carrier.origin
 
     async def send(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of `data`; waits while the receiver is slow.
@@ -82,17 +121,17 @@ class QuicStream:
         view = memoryview(data).cast("B") if data else memoryview(b"")
         while True:
             self._check_sendable()
-            room = SEND_BUFFER - self.connection.engine.unacknowledged_bytes(self.stream_id)
+            room = SEND_BUFFER - self._carrier.unacknowledged_bytes(self.stream_id)
             if room > 0 or not view:
                 if view:
-                    self.connection.write(self.stream_id, view[:room])
+                    self._carrier.write(self.stream_id, view[:room])
                     view = view[room:]
                 if not view:
                     # after the flush, so that the packet is on its way before other tasks run
                     await trio.lowlevel.checkpoint()
                     return
             else:
-                self.connection.wants_room(self)
+                self._carrier.wants_room(self)
                 await self._writer.wait()
 
     async def receive(self, max_bytes: int | None = None) -> bytes:
@@ -118,7 +157,7 @@ class QuicStream:
         """Half-close: no more will be sent; receiving goes on."""
         if not self._fin_sent and self._send_error is None:
             self._fin_sent = True
-            self.connection.write(self.stream_id, b"", end=True)
+            self._carrier.write(self.stream_id, b"", end=True)
             self._release_if_done()
         await trio.lowlevel.checkpoint()
 
@@ -134,10 +173,10 @@ class QuicStream:
         self._close(Lost("the stream was closed"))
         if not self._fin_sent:
             self._fin_sent = True
-            self.connection.write(self.stream_id, b"", end=True)
+            self._carrier.write(self.stream_id, b"", end=True)
         if not self._fin_received:
-            self.connection.stop(self.stream_id)
-        self.connection.release(self)
+            self._carrier.stop(self.stream_id)
+        self._carrier.release(self)
 
     def reset(self, code: int = APPLICATION_RESET) -> None:
         """End both directions at once; the peer's next receive raises Lost. Never blocks. Safe twice."""
@@ -145,18 +184,18 @@ class QuicStream:
             return
         self._close(Lost("the stream was reset"))
         self._fin_sent = True
-        self.connection.abort(self.stream_id, code, stop=not self._fin_received)
-        self.connection.release(self)
+        self._carrier.abort(self.stream_id, code, stop=not self._fin_received)
+        self._carrier.release(self)
 
     def keep(self) -> None:
         """See `protocol.transport.base.Stream`."""
         if not (self._kept or self._closed):
             self._kept = True
-            self.connection.stream_kept(self)
+            self._carrier.kept(self)
 
     def widen(self) -> None:
         """See `protocol.transport.base.Stream`."""
-        self.connection.widen()
+        self._carrier.widen()
 
     # --- what the connection tells
 
@@ -164,6 +203,11 @@ class QuicStream:
     def is_closed(self) -> bool:
         """Whether this end has closed or reset it."""
         return self._closed
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether its connection has ended before it."""
+        return self._is_lost
 
     def data_received(self, data: bytes, fin: bool) -> None:
         """The next bytes in order, and whether they are the last."""
@@ -195,13 +239,14 @@ class QuicStream:
 
     def room_made(self) -> bool:
         """Wake the sender if there is room again; True if so."""
-        if self.connection.engine.unacknowledged_bytes(self.stream_id) > SEND_BUFFER // 2:
+        if self._carrier.unacknowledged_bytes(self.stream_id) > SEND_BUFFER // 2:
             return False
         self._writer.wake()
         return True
 
     def lost(self, error: PeerUnavailable) -> None:
         """The connection has ended. What arrived before a clean finish can still be read."""
+        self._is_lost = True
         self._send_error = self._send_error or error
         if not (self._fin_received or self._was_reset):
             self._receive_error = error
@@ -223,7 +268,7 @@ class QuicStream:
     def _release_if_done(self) -> None:
         """Both directions have ended well: the connection need not know us when all is acknowledged."""
         if self._fin_sent and self._fin_received and not self._closed:
-            self.connection.release(self, linger_s=math.inf)
+            self._carrier.release(self, linger_s=math.inf)
 
     def _readable(self) -> bool:
         return bool(self._chunks) or self._fin_received or self._receive_error is not None
@@ -243,20 +288,20 @@ class QuicStream:
             self._chunks.append(data[max_bytes:])
             data = data[:max_bytes]
         self._consumed += len(data)
-        self.connection.consumed(self.stream_id, len(data), self._consumed)
+        self._carrier.consumed(self.stream_id, len(data), self._consumed)
         return data
 
     def _discard(self) -> None:
         """Give the connection's credit for bytes that nobody will read; the stream's own ends with it."""
         unread = self._arrived - self._consumed
         self._consumed = self._arrived
-        self.connection.consumed(self.stream_id, unread, None)
+        self._carrier.consumed(self.stream_id, unread, None)
 
     def _close(self, error: Lost) -> None:
         self._closed = True
         self._chunks.clear()
         self._discard()
-        self.connection.stream_over(self, kept=self._kept)
+        self._carrier.over(self, kept=self._kept)
         self._receive_error = self._receive_error or error
         self._send_error = self._send_error or error
         self._reader.wake()

@@ -10,7 +10,7 @@ import trio
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection
 
-from protocol.transport.quic.engine import VERSIONS
+from protocol.transport.quic.core import VERSIONS
 from protocol.transport.quic.identity import ALPN
 from tests.attack.stranger import Field, host_and_port
 

@@ -25,8 +25,8 @@ from protocol.transport.limits import (
     STREAMS_PER_S,
 )
 from protocol.transport.quic.connection import Connection
+from protocol.transport.quic.core import QuicCore
 from protocol.transport.quic.endpoint import Endpoint
-from protocol.transport.quic.engine import Engine
 from protocol.transport.quic.stream import QuicStream
 from tests.protocol.transport.quic_support import HOST, Server, dialling, serving, wait_until
 
@@ -44,7 +44,11 @@ async def grant(stream: QuicStream) -> None:
 
 async def is_served(dialler: Endpoint, server: Server) -> QuicStream:
     """An honest peer dials, asks, and is granted what it asks for."""
-    connection = await dialler.dial(HOST, server.port, server.endpoint.peer)
+    return await is_granted(await dialler.dial(HOST, server.port, server.endpoint.peer))
+
+
+async def is_granted(connection: Connection) -> QuicStream:
+    """Over a connection that there is, a new stream asks, and is granted what it asks for."""
     stream = await connection.open_stream()
     await stream.send(b"please")
     with trio.fail_after(2):
@@ -62,39 +66,42 @@ async def still_works(stream: QuicStream) -> None:
 class HalfOpen:
     """Begins handshakes, each from a port of its own, proves its address when asked to, and never ends them."""
 
-    def __init__(self, cheat: Endpoint, server: Server) -> None:
+    def __init__(self, cheat: Endpoint, server: Server, nursery: trio.Nursery) -> None:
         self._cheat = cheat
         self._to = (HOST, server.port)
-        self._sockets: list[socket.socket] = []
+        self._nursery = nursery
 
     def begin(self) -> None:
         """One more."""
         sock = socket.socket(type=socket.SOCK_DGRAM)
         sock.bind((HOST, 0))
         sock.setblocking(False)
-        self._sockets.append(sock)
-        self._say(Engine(self._cheat._configuration(is_client=True)), sock)
+        core = QuicCore(self._cheat._configuration(is_client=True))
+        core.connect(self._to, trio.current_time())
+        self._say(core, sock)
+        self._nursery.start_soon(self._prove, core, sock)
 
-    def _say(self, engine: Engine, sock: socket.socket) -> None:
-        engine.connect(self._to, trio.current_time())
-        for data, _ in engine.datagrams_to_send(trio.current_time()):
+    async def _prove(self, core: QuicCore, sock: socket.socket) -> None:
+        with sock:
+            with suppress(OSError), trio.move_on_after(2):
+                await trio.lowlevel.wait_readable(sock)
+                data, _ = sock.recvfrom(65_535)
+                if data[0] & 0xF0 == 0xF0:  # a Retry, and no answer to what we said
+                    core.receive_datagram(data, self._to, trio.current_time())
+                    self._say(core, sock)
+            await trio.sleep_forever()  # or the server would hear that nobody listens
+
+    def _say(self, core: QuicCore, sock: socket.socket) -> None:
+        for data, _ in core.datagrams_to_send(trio.current_time()):
             sock.sendto(data, self._to)
-        trio.lowlevel.spawn_system_task(self._prove, engine, sock)
 
-    async def _prove(self, engine: Engine, sock: socket.socket) -> None:
-        with suppress(OSError, trio.ClosedResourceError), trio.move_on_after(2):
-            await trio.lowlevel.wait_readable(sock)
-            data, _ = sock.recvfrom(65_535)
-            if data[0] & 0xF0 == 0xF0:  # a Retry, and no answer to what we said
-                engine.receive_datagram(data, self._to, trio.current_time())
-                for again, _ in engine.datagrams_to_send(trio.current_time()):
-                    sock.sendto(again, self._to)
 
-    def close(self) -> None:
-        """Give the ports back."""
-        for sock in self._sockets:
-            trio.lowlevel.notify_closing(sock)
-            sock.close()
+@asynccontextmanager
+async def half_open(cheat: Endpoint, server: Server) -> AsyncIterator[HalfOpen]:
+    """Whoever begins handshakes and does not end them; what waits for a socket ends before the socket does."""
+    async with trio.open_nursery() as nursery:
+        yield HalfOpen(cheat, server, nursery)
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.net
@@ -104,9 +111,9 @@ async def test_unfinished_handshakes_do_not_lock_the_door() -> None:
         serving(grant) as server,
         dialling() as cheat,
         dialling() as honest,
+        half_open(cheat, server) as flood,
         trio.open_nursery() as nursery,
     ):
-        flood = HalfOpen(cheat, server)
 
         async def keep_beginning() -> None:
             while True:
@@ -120,27 +127,30 @@ async def test_unfinished_handshakes_do_not_lock_the_door() -> None:
         served = 0
         for _ in range(5):
             with suppress(PeerUnavailable), trio.fail_after(DIAL_TIMEOUT_S + 2):
-                stream = await is_served(honest, server)
+                await is_served(honest, server)
                 served += 1
-                stream.connection.close()
+                for connection in honest.connections:
+                    connection.close()
         assert served >= 4
         assert len(shaking) <= MAX_HANDSHAKES
         nursery.cancel_scope.cancel()
-        flood.close()
 
 
 async def test_the_oldest_unfinished_handshake_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """There are never more of them than may be, and whoever is the last to begin gets in."""
     monkeypatch.setattr("protocol.transport.quic.endpoint.MAX_HANDSHAKES", 4)
-    async with serving(grant) as server, dialling() as cheat, dialling() as honest:
-        flood = HalfOpen(cheat, server)
+    async with (
+        serving(grant) as server,
+        dialling() as cheat,
+        dialling() as honest,
+        half_open(cheat, server) as flood,
+    ):
         for number in range(12):
             flood.begin()
             await wait_until(
                 lambda number=number: len(server.endpoint._shaking) == min(4, number + 1)  # type: ignore[misc]
             )
         await is_served(honest, server)
-        flood.close()
 
 
 @asynccontextmanager
@@ -185,23 +195,18 @@ async def test_useful_connections_leave_half_of_the_places() -> None:
         connection = await newcomer.dial(HOST, server.port, server.endpoint.peer)
         async with crowd(server, 3):
             assert connection.error is None
-            stream = await connection.open_stream()
-            await stream.send(b"please")
-            with trio.fail_after(2):
-                assert await stream.receive() == GRANTED
+            await is_granted(connection)
 
 
 async def test_silent_streams_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many streams say nothing that is of use, no more than so many are kept, and one that asks is served."""
     monkeypatch.setattr("protocol.transport.quic.endpoint.MAX_UNUSED_STREAMS", 20)
     async with serving(grant) as server, dialling() as honest:
-        stream = await is_served(honest, server)
+        connection = await honest.dial(HOST, server.port, server.endpoint.peer)
+        stream = await is_granted(connection)
         async with crowd(server, 4, STRANGER_STREAMS):
             await wait_until(lambda: len(server.endpoint._unused_streams) == 20)
-            another = await stream.connection.open_stream()
-            await another.send(b"please")
-            with trio.fail_after(2):
-                assert await another.receive() == GRANTED
+            await is_granted(connection)
             await still_works(stream)
 
 
@@ -304,11 +309,11 @@ async def test_nobody_makes_a_long_handshake_be_held(start: int) -> None:
     async with serving(grant) as server, dialling() as dialler:
         connection = await dialler.dial(HOST, server.port, server.endpoint.peer)
         other = await server.first()
-        crypto = connection.engine._crypto_streams[Epoch.ONE_RTT].sender
+        crypto = connection._core._crypto_streams[Epoch.ONE_RTT].sender
         crypto.write(b"\x04\xff\xff\xff" + bytes(2 * MAX_CRYPTO_BYTES))
         if start:
             crypto._pending.subtract(0, start)
         connection.flush()
         with trio.fail_after(3):
             await other.closed.wait()
-        assert len(other.engine.tls._receive_buffer) <= MAX_CRYPTO_BYTES
+        assert len(other._core.tls._receive_buffer) <= MAX_CRYPTO_BYTES

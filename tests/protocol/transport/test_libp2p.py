@@ -280,8 +280,8 @@ async def test_a_peer_is_where_it_receives() -> None:
             place = elsewhere.getsockname()
             with trio.fail_after(5):
                 while behind.addr != place:  # what the client itself still sends moves it back
-                    connection.engine.send_ping(7)
-                    for data, addr in connection.engine.datagrams_to_send(trio.current_time()):
+                    connection._core.send_ping(7)
+                    for data, addr in connection._core.datagrams_to_send(trio.current_time()):
                         elsewhere.sendto(data, addr)
                     await trio.sleep(0.01)
             assert server.place_of(client.peer) == before

@@ -113,16 +113,16 @@ async def test_credit_is_given_for_reading_only() -> None:
         async with trio.open_nursery() as nursery:
             for _ in range(8):
                 nursery.start_soon((await connection.open_stream()).send, bytes(4 * MIB))
-            engine = (await server.first()).engine
-            await wait_until(lambda: engine._local_max_data.used == STRANGER_WINDOW)
+            core = (await server.first())._core
+            await wait_until(lambda: core._local_max_data.used == STRANGER_WINDOW)
             with trio.move_on_after(0.3):
                 await trio.sleep_forever()
-            assert engine.held_bytes == STRANGER_WINDOW
+            assert core.held_bytes == STRANGER_WINDOW
             streams[0].widen()
-            await wait_until(lambda: engine._local_max_data.used == CONNECTION_WINDOW)
+            await wait_until(lambda: core._local_max_data.used == CONNECTION_WINDOW)
             with trio.move_on_after(0.3):
                 await trio.sleep_forever()
-            assert engine._local_max_data.used == CONNECTION_WINDOW
+            assert core._local_max_data.used == CONNECTION_WINDOW
             assert all(stream._arrived <= STREAM_WINDOW for stream in streams)
             nursery.cancel_scope.cancel()
 
@@ -210,9 +210,9 @@ async def test_a_thousand_streams_leave_nothing_behind() -> None:
         other = await server.first()
         for end in (connection, other):
             await wait_until(lambda end=end: end.open_streams == 0)  # type: ignore[misc]
-            await wait_until(lambda end=end: len(end.engine._streams) == 0)  # type: ignore[misc]
-            assert end._ending == {}
-            assert end.engine._streams_queue == []
+            await wait_until(lambda end=end: len(end._core._streams) == 0)  # type: ignore[misc]
+            assert end._streams._ending == {}
+            assert end._core._streams_queue == []
         assert len(dialler._timers) < 100
 
 
@@ -450,7 +450,7 @@ async def test_rubbish_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_single_bytes_are_not_kept_one_by_one() -> None:
     """A peer that sends a byte at a time to a slow reader costs bytes, not objects."""
     async with dialling() as dialler:
-        stream = QuicStream(dialler._start_dial(HOST, 9, None), 0)
+        stream = QuicStream(dialler._start_dial(HOST, 9, None)._streams, 0)
         for number in range(100_000):
             stream.data_received(bytes((number % 256,)), fin=False)
         assert len(stream._chunks) < 10
@@ -466,7 +466,7 @@ async def test_a_stream_full_of_gaps_ends_the_connection() -> None:
         connection = await dialler.dial(HOST, server.port, server.endpoint.peer)
         stream = await connection.open_stream()
         await stream.send(b"x")
-        sender = connection.engine._streams[stream.stream_id].sender
+        sender = connection._core._streams[stream.stream_id].sender
         sender.write(bytes(10_000))
         for start in range(1, 10_000, 2):
             sender._pending.subtract(start, start + 1)
@@ -488,7 +488,7 @@ async def test_a_bug_inside_ends_one_connection_only(
         def broken(*_: object) -> None:
             raise AssertionError("deliberate")
 
-        monkeypatch.setattr(server.connections[1].engine, "receive_datagram", broken)
+        monkeypatch.setattr(server.connections[1]._core, "receive_datagram", broken)
         stream = await bad.open_stream()
         await stream.send(b"x")
         with trio.fail_after(2):
@@ -545,11 +545,11 @@ async def test_many_handshakes_at_once_demand_proof_of_address() -> None:
         spent = server.endpoint._door._unproven = Allowance(per_s=0.0, burst=1)
         spent.spend("", trio.current_time(), 1.0)
         connection = await dialler.dial(HOST, server.port, server.endpoint.peer)
-        assert connection.engine._retry_count == 1
+        assert connection._core._retry_count == 1
         await round_trip(connection, b"proven")
         server.endpoint._tokens._aead = type(server.endpoint._tokens._aead)(bytes(16))
         cheater = cheat._start_dial(HOST, server.port, server.endpoint.peer)
-        cheater.engine._peer_token = connection.engine._peer_token
+        cheater._core._peer_token = connection._core._peer_token
         with trio.fail_after(2):
             # a token that is not ours is as good as none: it is asked, and proves itself
             await cheater.wait_ready()

@@ -255,8 +255,8 @@ async def test_a_dialler_without_a_certificate_is_refused() -> None:
     """Client certificates are not optional, though TLS lets a client send none."""
     async with serving() as server, dialling() as dialler:
         connection = dialler._start_dial(HOST, server.port, server.endpoint.peer)
-        connection.engine.tls.certificate = None
-        connection.engine.tls.certificate_private_key = None
+        connection._core.tls.certificate = None
+        connection._core.tls.certificate_private_key = None
         with trio.fail_after(5):
             await connection.closed.wait()
         assert server.connections == []

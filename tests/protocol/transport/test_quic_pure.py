@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 
 import pytest
@@ -14,8 +15,40 @@ from protocol.transport.limits import FIRST_PROBE_S, REFUSAL_PROBE_S, REFUSALS_T
 from protocol.transport.quic.first_packet import parse_initial, version_negotiation
 from protocol.transport.quic.liveness import Liveness, Verdict
 from protocol.transport.quic.mtu import BASE, CANDIDATES, RETRY_AFTER_S, TRIES, MtuSearch
+from protocol.transport.quic.timers import Timers
 
 PEER = "12D3KooWCM4azr1fPDcNYPmL9FnbXk4E8pjQvysGZHuM7FgEML4J"
+
+
+# --- timers
+
+
+def test_who_wishes_earlier_is_called_earlier() -> None:
+    """Each is called when it first wished to be, and again where it had wished for later before that."""
+    timers: Timers[str] = Timers()
+    assert timers.next_at == math.inf
+    assert timers.pop(1e9) is None
+    timers.wish("a", 10.0)
+    timers.wish("b", 5.0)
+    timers.wish("a", 3.0)
+    timers.wish("a", 7.0)  # it will be called at 3, and may say so then
+    timers.wish("b", 5.0)
+    assert timers.next_at == 3.0
+    assert timers.pop(2.9) is None
+    assert [timers.pop(10.0) for _ in range(4)] == ["a", "b", "a", None]
+    timers.wish("b", 11.0)
+    assert timers.next_at == 11.0
+
+
+def test_wishes_that_come_and_go_are_few() -> None:
+    """Who wishes for something near again and again, and for something far in between, has two wishes at a time."""
+    timers: Timers[str] = Timers()
+    for number in range(1000):
+        now = number / 100
+        timers.wish("a", now + 10)
+        timers.wish("a", now + 0.01)
+        assert timers.pop(now + 0.01) == "a"
+    assert len(timers) <= 2
 
 
 # --- liveness

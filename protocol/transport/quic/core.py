@@ -58,8 +58,8 @@ _STREAM_CREDIT_PAUSE_S = 0.05
 Datagrams = list[tuple[bytes, tuple[object, ...]]]
 
 
-class Engine(QuicConnection):
-    """One QUIC connection, sans I/O."""
+class QuicCore(QuicConnection):
+    """One QUIC connection, sans I/O; bounded."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class Engine(QuicConnection):
         return self.tls._peer_certificate
 
     @property
-    def proven_address(self) -> Addr | None:
+    def proven_addr(self) -> Addr | None:
         """Where the peer has shown that it receives; it may claim to send from anywhere."""
         return next((path.addr for path in self._network_paths if path.is_validated), None)
 
