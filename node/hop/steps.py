@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from protocol import limits
-from protocol.candidates import NOTHING, Candidates, Want
+from protocol.candidates import NOTHING, Candidates, Want, join_candidates
 from protocol.errors import Malformed
 from protocol.messages import Output, Step
 from protocol.model import Manifest, Span
@@ -171,15 +171,7 @@ def join(parts: list[Result]) -> Result:
     hidden = [part for part in parts if isinstance(part, Tensor)]
     if hidden:
         return concat_rows(hidden)
-    found = [part for part in parts if isinstance(part, Candidates)]
-    if len(found) <= 1:
-        return found[0] if found else None
-    return Candidates(
-        np.concatenate([part.ids for part in found]),
-        np.concatenate([part.logits for part in found]),
-        np.concatenate([part.lse for part in found]),
-        np.concatenate([part.asked for part in found]),
-    )
+    return join_candidates([part for part in parts if isinstance(part, Candidates)])
 
 
 def check_result(result: Result) -> None:
