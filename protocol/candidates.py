@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -49,6 +50,14 @@ class Candidates:
         """The msgpack map."""
         fields = {"ids": self.ids, "logits": self.logits, "lse": self.lse, "asked": self.asked}
         return {name: from_numpy(array).pack() for name, array in fields.items()}
+
+
+def join_candidates(parts: Sequence[Candidates]) -> Candidates | None:
+    """All rows in order; None if there are no parts."""
+    if len(parts) < 2:
+        return parts[0] if parts else None
+    names = ("ids", "logits", "lse", "asked")
+    return Candidates(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
 def candidates_from_tensors(ids: Tensor, logits: Tensor, lse: Tensor, asked: Tensor) -> Candidates:

@@ -17,13 +17,16 @@ from typing import Protocol
 
 import trio
 
+from node.compute.call import Call, StepResult, make
+from node.compute.interfaces import Engine
 from node.compute.scheduler import Owner, Piece, Scheduler
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a piece of work ended; times by `time.perf_counter`, in seconds."""
+    """How a piece of work ended, and with what; times by `time.perf_counter`, in seconds."""
 
+    result: StepResult
     error: Exception | None
     started: float
     ended: float
@@ -32,7 +35,7 @@ class Outcome:
 # A piece of a step takes seconds at most, however large the model and slow the machine.
 FINISH_WITHIN_S = 10.0
 
-Work = Callable[[], None]
+Work = Callable[[], StepResult]
 Done = Callable[[Outcome], None]
 
 
@@ -46,12 +49,13 @@ class Executor(Protocol):
 def attempt(work: Work) -> Outcome:
     """Do it, and say how it ended."""
     started = time.perf_counter()
+    result: StepResult = None
     error = None
     try:
-        work()
+        result = work()
     except Exception as raised:  # noqa: BLE001 - it is handed to the event loop, which logs it
         error = raised
-    return Outcome(error, started, time.perf_counter())
+    return Outcome(result, error, started, time.perf_counter())
 
 
 def _forget_frames(error: BaseException | None) -> None:
@@ -112,10 +116,10 @@ class Runnable(Protocol):
     def owner(self) -> Owner:
         """Whose it is."""
 
-    def compute(self, piece: Piece) -> None:
-        """Run a piece. Called in the worker thread."""
+    def prepare(self, piece: Piece) -> Call | None:
+        """The call that runs a piece; None if nobody waits for it any more. Called in the worker thread."""
 
-    def computed(self, piece: Piece, outcome: Outcome) -> None:
+    def take(self, piece: Piece, outcome: Outcome) -> None:
         """The piece has run, or failed. Called in the event loop; must not raise.
 
         The outcome's error loses its traceback afterwards: log it now.
@@ -123,9 +127,10 @@ class Runnable(Protocol):
 
 
 class EngineLoop:
-    """Gives the executor the next piece as soon as the last is done."""
+    """Owns the engine: has the executor run the next piece on it as soon as the last is done."""
 
-    def __init__(self, executor: Executor, scheduler: Scheduler) -> None:
+    def __init__(self, engine: Engine, executor: Executor, scheduler: Scheduler) -> None:
+        self._engine = engine
         self.executor = executor
         self.scheduler = scheduler
         self._runnables: dict[int, Runnable] = {}
@@ -149,11 +154,16 @@ class EngineLoop:
         if piece is not None:
             runnable = self._runnables[piece.session]
             self.executor.submit(
-                lambda: runnable.compute(piece), lambda outcome: self._done(runnable, piece, outcome)
+                lambda: self._run(runnable, piece), lambda outcome: self._done(runnable, piece, outcome)
             )
+
+    def _run(self, runnable: Runnable, piece: Piece) -> StepResult:
+        """In the worker thread."""
+        call = runnable.prepare(piece)
+        return None if call is None else make(self._engine, call)
 
     def _done(self, runnable: Runnable, piece: Piece, outcome: Outcome) -> None:
         self.scheduler.finish(piece.session)
-        runnable.computed(piece, outcome)
+        runnable.take(piece, outcome)
         _forget_frames(outcome.error)
         self._next()

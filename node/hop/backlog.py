@@ -1,53 +1,98 @@
-"""What the steps of a session hold between their arrival and their sending on."""
+"""The steps of a session between their arrival and their sending on, and what they hold."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
+from node.compute.call import StepResult
+from node.compute.loop import Outcome
+from node.hop.admission import Seat
 from node.hop.steps import Shape
 from protocol import limits
+from protocol.candidates import Want
+from protocol.messages import Error, Step
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class Load:
     """What one step holds."""
 
     rows: int = 0
     answer_bytes: int = 0
 
 
-class Backlog:
-    """Keeps it within what the session has reserved: who brings more waits."""
+@dataclass(slots=True)
+class Pending:
+    """A step that waits, is computed, or has been and is to be sent on; `want` is what the engine is asked for."""
 
-    def __init__(self, shape: Shape) -> None:
+    step: Step
+    from_client: bool
+    want: Want
+    load: Load
+    arrived: float
+    queue_ms: float = -1.0  # not known yet
+    compute_ms: float = 0.0
+    parts: list[StepResult] = field(default_factory=list)
+    failure: Error | None = None
+
+    def add(self, outcome: Outcome) -> None:
+        """A piece of it has run, or failed."""
+        if self.queue_ms < 0:
+            self.queue_ms = (outcome.started - self.arrived) * 1e3
+        self.compute_ms += (outcome.ended - outcome.started) * 1e3
+        self.parts.append(outcome.result)
+
+
+class Backlog:
+    """Keeps them within what the session has reserved: who brings more waits. Tells the seat whether it is used."""
+
+    def __init__(self, shape: Shape, seat: Seat) -> None:
         self.acks = 0  # that wait to be told with others
+        self._seat = seat
         self._rows_most = shape.waiting_rows
         self._answer_bytes_most = shape.answer_bytes
+        self._uncomputed: dict[int, Pending] = {}
         self._steps = 0
         self._rows = 0
         self._answer_bytes = 0
         self._less = trio.Event()
 
-    async def wait_room(self, more: Held) -> None:
+    async def wait_room(self, more: Load) -> None:
         """Return once `more` may be held; a single step always may."""
         while not self._has_room(more):
             if self._less.is_set():
                 self._less = trio.Event()
             await self._less.wait()
 
-    def hold(self, more: Held) -> None:
-        """A step has come."""
-        self._steps += 1
-        self._rows += more.rows
-        self._answer_bytes += more.answer_bytes
+    def add(self, pending: Pending) -> None:
+        """A step has come that is to be computed."""
+        self.hold(pending.load)
+        self._uncomputed[pending.step.number] = pending
+        self._seat.waiting += 1
 
-    def let_go(self, held: Held) -> None:
+    def find(self, number: int) -> Pending | None:
+        """Step `number`, if it is not computed yet."""
+        return self._uncomputed.get(number)
+
+    def computed(self, pending: Pending) -> None:
+        """It is computed, or never will be, and still held."""
+        del self._uncomputed[pending.step.number]
+        self._seat.waiting -= 1
+        self._seat.used_at = trio.current_time()
+
+    def hold(self, load: Load) -> None:
+        """Something has come that is held until it is let go."""
+        self._steps += 1
+        self._rows += load.rows
+        self._answer_bytes += load.answer_bytes
+
+    def let_go(self, load: Load) -> None:
         """It has gone on."""
         self._steps -= 1
-        self._rows -= held.rows
-        self._answer_bytes -= held.answer_bytes
+        self._rows -= load.rows
+        self._answer_bytes -= load.answer_bytes
         self._less.set()
 
     def acks_told(self) -> None:
@@ -55,7 +100,11 @@ class Backlog:
         self.acks = 0
         self._less.set()
 
-    def _has_room(self, more: Held) -> bool:
+    def forget(self) -> None:
+        """The session is over: nothing is computed any more. The seat stays in use until it is given back."""
+        self._uncomputed.clear()
+
+    def _has_room(self, more: Load) -> bool:
         if self.acks >= limits.STEPS_IN_FLIGHT:
             return False
         return self._steps == 0 or (

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable
 from dataclasses import replace
-from typing import Protocol
 
 import trio
 
+from node.hop.answers import Answers
 from node.hop.next_hop import Link, OpenStream
 from node.hop.steps import JOURNAL_IDS, Computed, KeptOutputs, Shape, output_of, size_of
 from protocol import limits
-from protocol.errors import Lost
 from protocol.journal import Entry, Journal
 from protocol.messages import Ack, LinkDown, Message, NextHop, Output, Relink, Step
 from protocol.tensors import Tensor
 from protocol.transport.allowance import Allowance
-from protocol.transport.base import Stream
 
 logger = logging.getLogger(__name__)
 
@@ -27,34 +24,17 @@ REPLAYS = "replays"
 LINK_FAILED = "the link to the next hop does not work"
 
 
-class Tell(Protocol):
-    """Sends messages to the client, together."""
-
-    def __call__(self, *messages: Message) -> Awaitable[None]:
-        """Returns when they are sent, or the client is gone."""
-
-
-class TellLater(Protocol):
-    """Sends messages to the client soon, with others."""
-
-    def __call__(self, *messages: Message) -> None:
-        """Returns at once."""
-
-
 class Sender:
     """Used by one task, which emits in the order of computing; `drop_link` alone may be called by another.
 
     What is sent again, to whomever, is paced: a client cannot have a long journal replayed over and over.
     """
 
-    def __init__(
-        self, shape: Shape, open_stream: OpenStream, tell: Tell, tell_later: TellLater, *, bridged: bool
-    ) -> None:
+    def __init__(self, shape: Shape, open_stream: OpenStream, answers: Answers, *, bridged: bool) -> None:
         self.emitted = 0  # the highest number plus one
         self._shape = shape
         self._open_stream = open_stream
-        self._tell = tell
-        self._tell_later = tell_later
+        self._answers = answers
         self._bridged = bridged
         self._live_from = 0  # steps before this number were fills, which nobody waits for
         self._relink: Relink | None = None
@@ -76,12 +56,11 @@ class Sender:
             self._link.abandon()
 
     def forget(self) -> None:
-        """The session is over: give back what is kept, and know the session no more."""
+        """The session is over: give back what is kept."""
         self._link = None
         self._kept = KeptOutputs(0)
         if self._journal is not None:
             self._journal.truncate(0)
-        self._tell, self._tell_later, self._open_stream = _tell_nobody, _tell_nobody_later, _open_nothing
 
     async def emit(self, done: Computed, ack: Ack) -> None:
         """Keep a result, send it on, then acknowledge the step.
@@ -106,7 +85,7 @@ class Sender:
             output = None if entry is None else output_of(_live(entry), bridged=self._bridged)
         if output is not None:
             await self._pause(size_of(output))
-            await self._tell(output)
+            await self._answers.send(output)
 
     async def relink(self, nursery: trio.Nursery, relink: Relink) -> None:
         """Turn to another next hop, or to the client, and bring it up to date. Raises: Malformed, as `emit`."""
@@ -128,7 +107,7 @@ class Sender:
             step = Step(done.number, done.position, done.result, done.want, done.fill_until)
             if self._goes_on(step):
                 await self._link.send(step)
-        self._tell_later(*after)
+        self._answers.send_later(*after)
 
     def _as_relinked(self, done: Computed) -> Computed:
         """A hop may be relinked while it is itself being filled: what it computes then belongs to the journal that
@@ -151,7 +130,7 @@ class Sender:
                 self._kept.keep(output)
             after = (output, *after)
         if after:
-            await self._tell(*after)
+            await self._answers.send(*after)
 
     async def _replay_to(self, link: Link, relink: Relink) -> None:
         assert self._journal is not None, "no hop after the head"
@@ -165,13 +144,13 @@ class Sender:
         if self._journal is None:
             for output in self._kept.since(relink.live_from):
                 await self._pause(size_of(output))
-                await self._tell(output)
+                await self._answers.send(output)
             return
         for entry in self._journal.entries:
             if self._bridged or entry.number >= relink.live_from:
                 await self._pause(len(entry.rows.data))
             if self._bridged:
-                await self._tell(Output(entry.number, entry.position, hidden=entry.rows))
+                await self._answers.send(Output(entry.number, entry.position, hidden=entry.rows))
             elif entry.number >= relink.live_from:
                 await self._deliver_to_client(_live(entry))
 
@@ -179,23 +158,10 @@ class Sender:
         reason = await link.run(self._open_stream)
         if reason is not None and self._link is link:
             logger.info("the link to %s is down: %s", link.target.peer, reason)
-            await self._tell(LinkDown(link.target.session, LINK_FAILED))
+            await self._answers.send(LinkDown(link.target.session, LINK_FAILED))
 
     async def _pause(self, again_bytes: int) -> None:
         await trio.sleep(self._again.wait_s(REPLAYS, trio.current_time(), again_bytes))
-
-
-async def _tell_nobody(*_: Message) -> None:
-    await trio.lowlevel.checkpoint()
-
-
-def _tell_nobody_later(*_: Message) -> None:
-    pass
-
-
-async def _open_nothing(_: str) -> Stream:
-    await trio.lowlevel.checkpoint()
-    raise Lost("the session is over")
 
 
 def _live(entry: Entry) -> Computed:

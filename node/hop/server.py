@@ -37,6 +37,9 @@ SEAT_LOOK_S = PAUSE_S / 2
 # What an origin may open comes back this soon.
 RETRY_SOON_S = 0.2
 
+LEAVING = Error("leaving", "this node is leaving", elsewhere=True)
+GAVE_WAY = Error("gave_way", "idle, and others need the room", elsewhere=True)
+
 
 class HopServer:
     """Serves the sessions of one engine over one transport.
@@ -57,7 +60,7 @@ class HopServer:
     ) -> None:
         self.meter = meter or Meter()
         self.scheduler = Scheduler()
-        loop = EngineLoop(executor or WorkerThread(), self.scheduler)
+        loop = EngineLoop(engine, executor or WorkerThread(), self.scheduler)
         self._machine = Machine(engine, loop, neighbours or Neighbours(transport), budget, self.meter)
         self._transport = transport
         self._digest = engine.manifest.digest
@@ -95,7 +98,7 @@ class HopServer:
         """Take no more sessions, end those there are by telling their clients; wait for that, but not long."""
         self._draining = True
         for session in self._sessions.values():
-            session.fail("leaving", "this node is leaving", elsewhere=True)
+            session.fail(LEAVING)
         if self._sessions:
             with trio.move_on_after(within_s):
                 await self._empty.wait()
@@ -137,15 +140,15 @@ class HopServer:
         try:
             channel.frame_limit = session.shape.frame_bytes
             await channel.send(Opened(engine.dtype))
-            await session.run()
+            failure = await session.run()
         finally:
             session.free()
             del self._sessions[asked.session], self._seated[granted]
             if not self._sessions:
                 self._empty.set()
-        if session.failure is not None:
-            logger.info("a session of %s failed: %s", channel.peer, session.failure.message)
-            await say_error(channel, session.failure)
+        if failure is not None:
+            logger.info("a session of %s failed: %s", channel.peer, failure.message)
+            await say_error(channel, failure)
 
     async def _grant(self, stream: Stream, asked: Open, shape: Shape) -> Seat | Refused:
         """Its seat, or why not. Who has to give way for it is told.
@@ -173,7 +176,7 @@ class HopServer:
                 return refused
         for other in gone:
             if other in self._seated:
-                self._seated[other].fail("gave_way", "idle, and others need the room", elsewhere=True)
+                self._seated[other].fail(GAVE_WAY)
         return seat
 
     def _why_not(self, asked: Open) -> Refused | None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 
-import numpy as np
-
+from node.compute.call import BadOutput, StepResult
 from protocol import limits
-from protocol.candidates import NOTHING, Candidates, Want
-from protocol.errors import Malformed
-from protocol.messages import Output, Step
+from protocol.candidates import NOTHING, Candidates, Want, join_candidates
+from protocol.errors import Malformed, UnsupportedModel
+from protocol.messages import Error, Output, Step
 from protocol.model import Manifest, Span
-from protocol.tensors import ITEM_BYTES, Tensor, check_finite, concat_rows
+from protocol.tensors import ITEM_BYTES, Tensor, concat_rows
 from protocol.transport.limits import STREAM_WINDOW
 
 # What a frame holds besides its tensor: the other fields, and the ids that a step asks for, of 5 bytes each.
@@ -163,31 +162,27 @@ def piece_want(want: Want, *, last: bool) -> Want:
     return want if last or want.every else NOTHING
 
 
-Result = Tensor | Candidates | None
-
-
-def join(parts: list[Result]) -> Result:
+def join(parts: list[StepResult]) -> StepResult:
     """The result of a step from those of its pieces."""
     hidden = [part for part in parts if isinstance(part, Tensor)]
     if hidden:
         return concat_rows(hidden)
-    found = [part for part in parts if isinstance(part, Candidates)]
-    if len(found) <= 1:
-        return found[0] if found else None
-    return Candidates(
-        np.concatenate([part.ids for part in found]),
-        np.concatenate([part.logits for part in found]),
-        np.concatenate([part.lse for part in found]),
-        np.concatenate([part.asked for part in found]),
-    )
+    return join_candidates([part for part in parts if isinstance(part, Candidates)])
 
 
-def check_result(result: Result) -> None:
-    """Raises Malformed if the result holds numbers that nobody can go on with."""
-    if isinstance(result, Tensor):
-        check_finite(result)
-    elif result is not None and (np.isnan(result.logits).any() or not np.isfinite(result.lse).all()):
-        raise Malformed("the logits hold NaN or infinite values")
+def explain(error: Exception, *, from_client: bool) -> Error:
+    """What a client is told of a step that failed: whose fault it is, and whether another node may do better."""
+    if isinstance(error, BadWant):
+        return Error(
+            "bad_step", str(error), elsewhere=False
+        )  # whoever brought it: a want is the client's own
+    if isinstance(error, Malformed):
+        return Error("bad_step" if from_client else "bad_hidden", str(error), elsewhere=not from_client)
+    if isinstance(error, BadOutput):
+        return Error("bad_output", str(error), elsewhere=True)
+    if isinstance(error, UnsupportedModel):
+        return Error("unsupported", str(error), elsewhere=False)
+    return Error("engine", f"the engine failed: {type(error).__name__}", elsewhere=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +193,7 @@ class Computed:
     position: int
     want: Want
     fill_until: int | None
-    result: Result
+    result: StepResult
 
 
 def output_of(done: Computed, *, bridged: bool) -> Output | None:

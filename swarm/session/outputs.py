@@ -145,14 +145,6 @@ def _check_lse(
         raise Misfit("returned a normaliser that its logits cannot have")
 
 
-def join_candidates(parts: Sequence[Candidates]) -> Candidates | None:
-    """All rows in order; None if there are no parts."""
-    if len(parts) < 2:
-        return parts[0] if parts else None
-    names = ("ids", "logits", "lse", "asked")
-    return Candidates(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
-
-
 def answer_bytes(asked: Asked, vocab_size: int, hidden_size: int) -> int:
     """The largest frame that answers `asked`."""
     if asked.want.kind == "hidden":

@@ -14,7 +14,7 @@ import numpy as np
 import trio
 
 from protocol import limits
-from protocol.candidates import NOTHING, Candidates, Want
+from protocol.candidates import NOTHING, Candidates, Want, join_candidates
 from protocol.errors import (
     ConfigError,
     Lost,
@@ -41,7 +41,6 @@ from swarm.session.outputs import (
     check_candidates,
     check_hidden,
     fit_rows,
-    join_candidates,
 )
 from swarm.session.refusals import Refusals
 from swarm.session.watch import GiveUp, Probe, Slow, Unlinked, Watch

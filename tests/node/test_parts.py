@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from node.compute.call import StepResult
 from node.compute.casting import cast_hidden
 from node.compute.kv import ENTRY_BYTES, MOST_DEFAULT_TOKENS, buffer_bytes, default_kv_tokens
 from node.compute.meter import QUIET_S, Meter, StepTime
 from node.config import NodeConfig
-from node.hop.steps import KeptOutputs, Result, join, piece_want
+from node.hop.steps import KeptOutputs, join, piece_want
 from protocol import limits
 from protocol.candidates import NOTHING, Candidates, Want
 from protocol.errors import ConfigError
@@ -143,12 +144,12 @@ def test_pieces_of_a_step() -> None:
     want = Want("candidates")
     assert (piece_want(want, last=False), piece_want(want, last=True)) == (NOTHING, want)
     assert piece_want(Want("candidates", every=True), last=False).every
-    rows: list[Result] = [from_numpy(np.full((n, 2), n, np.float32)) for n in (1, 2)]
+    rows: list[StepResult] = [from_numpy(np.full((n, 2), n, np.float32)) for n in (1, 2)]
     hidden = join(rows)
     assert isinstance(hidden, Tensor)
     assert hidden.numpy().tolist() == [[1, 1], [2, 2], [2, 2]]
     ids, logits, lse = np.zeros((1, 2), np.int32), np.zeros((1, 2), np.float32), np.zeros(1, np.float32)
-    parts: list[Result] = [Candidates(ids + n, logits, lse, logits) for n in range(3)]
+    parts: list[StepResult] = [Candidates(ids + n, logits, lse, logits) for n in range(3)]
     found = join([None, *parts])
     assert isinstance(found, Candidates)
     assert found.ids.tolist() == [[0, 0], [1, 1], [2, 2]]

@@ -15,6 +15,7 @@ from node.hop.admission import Seat
 from protocol import identity as identities
 from protocol.candidates import Candidates, Want
 from protocol.errors import ConfigError, NoRoute
+from protocol.messages import Error
 from protocol.model import Span
 from protocol.transport.background import background_tasks
 from swarm.events import Bridged, Rerouted
@@ -103,7 +104,7 @@ def break_by_refusal(world: World, index: int) -> None:
     hop = world.nodes[index].hop
     hop._draining = True
     for session in list(hop._sessions.values()):
-        session.fail("leaving", "this node is leaving", elsewhere=True)
+        session.fail(Error("leaving", "this node is leaving", elsewhere=True))
 
 
 def break_by_closing(world: World, index: int) -> None:
