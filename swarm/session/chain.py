@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -33,6 +34,7 @@ class Chain:
     """What the session and its mender share. `done`: steps that are through, the highest such number plus one."""
 
     spec: SessionSpec
+    id: str  # of the session, in what its user is told
     journal: Journal  # of the boundary before the first hop
     links: list[HopStream] = field(default_factory=list)
     done: int = 0
@@ -106,4 +108,4 @@ class Chain:
 
 def new_chain(spec: SessionSpec) -> Chain:
     """A session without hops yet."""
-    return Chain(spec, Journal(spec.max_tokens))
+    return Chain(spec, secrets.token_hex(8), Journal(spec.max_tokens))

@@ -16,7 +16,7 @@ from protocol.errors import Busy, NoRoute, PeerUnavailable, RemoteProtocolError,
 from protocol.journal import Journal
 from protocol.messages import NextHop, Open
 from protocol.model import Span
-from swarm.events import Bridged, OnEvent, Rerouted, Waiting
+from swarm.events import Bridged, Event, OnEvent, Rerouted, Waiting
 from swarm.routing.bans import PAUSE_S
 from swarm.routing.route import Hop, Route, serve_command
 from swarm.routing.view import View
@@ -50,16 +50,18 @@ class Mender:
     def __init__(
         self, chain: Chain, view: View, on_event: OnEvent, on_open: Callable[[HopStream], None]
     ) -> None:
-        self.reroutes: list[Rerouted] = []
+        self.events: list[Event] = []  # of a wait only how it began
         self._chain = chain
         self._view = view
         self._on_event = on_event
         self._on_open = on_open
+        self._waits_for: str | None = None  # what was told last
 
     async def mend(self, route: Route | None = None) -> None:
         """Return when all hops live; `route` is tried first. Raises: NoRoute."""
         chain, began = self._chain, trio.current_time()
         refusals: dict[str, str] = {}
+        self._waits_for = None
         while True:
             await self._bridge_broken_links()
             gaps = chain.gaps()
@@ -129,14 +131,15 @@ class Mender:
 
     async def _look_further(self, stages: Span, began: float, refusals: dict[str, str]) -> None:
         """Ask the whole swarm again. Raises: NoRoute, if there is still no route and no time to wait."""
-        spec, view, tried = self._chain.spec, self._view, self._tried(began, refusals)
+        chain, view, tried = self._chain, self._view, self._tried(began, refusals)
+        spec = chain.spec
         await view.refresh(lambda: self._no_route(stages, tried) is None)
         error = self._no_route(stages, tried)
         if error is None:
             return
         left_s = began + spec.wait_s - trio.current_time()
         if left_s > 0:
-            self._on_event(Waiting(error.missing, str(error), left_s))
+            self._tell(Waiting(chain.id, error.missing, str(error), left_s))
             await trio.sleep(RETRY_EVERY_S)
             return
         with trio.move_on_after(DHT_SEARCH_S):
@@ -230,14 +233,14 @@ class Mender:
             before.relink(behind.address(), settled, fill_until)
             return
         self._chain.bridge(before, behind, fed_from=0)
-        self._on_event(Bridged((before.hop.peer, behind.hop.peer), "what the first one sends is in doubt"))
+        peers = before.hop.peer, behind.hop.peer
+        self._tell(Bridged(self._chain.id, peers, "what the first one sends is in doubt"))
 
     def _report(self, dead: Sequence[HopStream], opened: Sequence[HopStream], seconds: float) -> None:
         peers = tuple(link.hop.peer for link in opened)
         for link in dead:
-            moved = Rerouted(link.hop.peer, link.hop.span, link.failure or "", peers, seconds)
-            self.reroutes.append(moved)
-            self._on_event(moved)
+            reason = link.failure or ""
+            self._tell(Rerouted(self._chain.id, link.hop.peer, link.hop.span, reason, peers, seconds))
 
     async def _bridge_broken_links(self) -> None:
         """Where a living hop cannot reach the next living one, carry what passes between them."""
@@ -250,7 +253,15 @@ class Mender:
             if behind.feed is not None or not await self._answers(behind):
                 continue
             chain.bridge(before, behind, fed_from=chain.sent)
-            self._on_event(Bridged((before.hop.peer, behind.hop.peer), reason))
+            self._tell(Bridged(chain.id, (before.hop.peer, behind.hop.peer), reason))
+
+    def _tell(self, event: Event) -> None:
+        if not isinstance(event, Waiting):
+            self.events.append(event)
+        elif event.text != self._waits_for:
+            self._waits_for = event.text
+            self.events.append(event)
+        self._on_event(event)
 
     async def _answers(self, link: HopStream) -> bool:
         """Whether a hop answers a ping; one that does not is given up, as if nobody had said that it is cut off."""

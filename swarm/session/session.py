@@ -17,6 +17,7 @@ from protocol import limits
 from protocol.candidates import NOTHING, Candidates, Want
 from protocol.errors import (
     ConfigError,
+    LocalProtocolError,
     Lost,
     Malformed,
     NoRoute,
@@ -28,7 +29,7 @@ from protocol.journal import Journal
 from protocol.messages import Ack, Error, LinkDown, Message, Output, Pong, Step
 from protocol.model import Manifest
 from protocol.tensors import Tensor, from_numpy
-from swarm.events import OnEvent, Rerouted
+from swarm.events import Event, OnEvent, Rerouted
 from swarm.routing.route import Route
 from swarm.routing.view import View
 from swarm.session.chain import SessionSpec, new_chain
@@ -96,7 +97,8 @@ class Session:
         self._chain = new_chain(spec)
         self._mender = Mender(self._chain, view, on_event, self._start_reading)
         self._ends = ends
-        self._nursery = view.nursery
+        self._view = view
+        self._opened = False
         self._next_number = 0
         self._asked: dict[int, Asked] = {}  # of the steps that are out
         self._results: dict[int, Result] = {}
@@ -130,14 +132,28 @@ class Session:
         return tuple(self._chain.links)
 
     @property
+    def id(self) -> str:
+        """What its events are marked with."""
+        return self._chain.id
+
+    @property
+    def events(self) -> Sequence[Event]:
+        """Everything that happened to it; of a wait only how it began."""
+        return self._mender.events
+
+    @property
     def reroutes(self) -> list[Rerouted]:
         """Every hop that was replaced."""
-        return self._mender.reroutes
+        return [event for event in self._mender.events if isinstance(event, Rerouted)]
 
     async def open(self, route: Route | None = None) -> None:
-        """Open the hops, along `route` if its peers still serve. Raises: NoRoute."""
+        """Open the hops, along `route` if its peers still serve; nothing, if they are open. Raises: NoRoute."""
+        if self._opened:
+            return
+        await self._view.measure(self.spec.digest, self.spec.wanted)
         await self._mender.mend(route)
-        self._nursery.start_soon(self._watch)
+        self._opened = True
+        self._view.nursery.start_soon(self._watch)
 
     async def aclose(self) -> None:
         """Tell the hops that the session is over, and forget them. Safe to call twice."""
@@ -161,8 +177,11 @@ class Session:
         Long inputs go in chunks, each sent without waiting for the one before. Survives failing hops.
 
         Raises: ConfigError, for tokens outside the vocabulary or more than the session holds; NoRoute, when stages
-        are left that nobody serves (the session stays usable, the step can be tried again); RemoteProtocolError.
+        are left that nobody serves (the session stays usable, the step can be tried again); RemoteProtocolError;
+        LocalProtocolError, while another step is out.
         """
+        if self._waiting_since is not None:
+            raise LocalProtocolError("a session takes one step at a time")
         want = want or Want()
         position = self.length if position is None else position
         self._check(tokens, position, want)
@@ -253,8 +272,8 @@ class Session:
     def _start_reading(self, link: HopStream) -> None:
         if link is self._chain.last:
             link.allow(self._answer_bytes)
-        self._nursery.start_soon(self._read, link)
-        self._nursery.start_soon(link.send_posted)
+        self._view.nursery.start_soon(self._read, link)
+        self._view.nursery.start_soon(link.send_posted)
 
     async def _read(self, link: HopStream) -> None:
         """Take what a hop says until its stream ends."""
@@ -427,7 +446,7 @@ class Session:
         for verdict in self._watch_over.look(self._chain.links, trio.current_time(), since):
             match verdict:
                 case Probe(link):
-                    self._nursery.start_soon(link.ping)
+                    self._view.nursery.start_soon(link.ping)
                 case GiveUp(link, reason, honest):
                     self._mender.lose(link, reason, honest=honest)
                 case Slow(link, reason, honest):

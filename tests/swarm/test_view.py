@@ -24,7 +24,7 @@ from protocol.talk.channel import Channel
 from protocol.transport.background import background_tasks
 from protocol.transport.base import Stream
 from protocol.transport.memory import Network
-from swarm.client import Options, enter
+from swarm.entry import Options, enter
 from swarm.routing.view import PROBE_ROUND_S, View
 from swarm.session.mender import RETRY_EVERY_S
 
