@@ -26,7 +26,7 @@ from swarm.events import Event, Noticed, OnEvent, Waiting
 from swarm.routing.view import View
 from swarm.routing.weights import Pin, Trust, parse_pin
 from swarm.routing.weightstore import FolderStore, WeightStore
-from swarm.session.mender import RETRY_EVERY_S
+from swarm.session.search import RETRY_EVERY_S
 from swarm.session.session import Ends
 from swarm.text.modelfiles import model_files
 from swarm.text.process import TextProcess

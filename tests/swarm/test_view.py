@@ -26,7 +26,7 @@ from protocol.transport.base import Stream
 from protocol.transport.memory import Network
 from swarm.entry import Options, enter
 from swarm.routing.view import PROBE_ROUND_S, View
-from swarm.session.mender import RETRY_EVERY_S
+from swarm.session.search import RETRY_EVERY_S
 
 ALL = Span(0, 8)
 HONEST, OTHER = bytes.fromhex("e5f3cdc4") + bytes(28), bytes.fromhex("0badcafe") + bytes(28)
