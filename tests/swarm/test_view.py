@@ -25,7 +25,8 @@ from protocol.transport.background import background_tasks
 from protocol.transport.base import Stream
 from protocol.transport.memory import Network
 from swarm.entry import Options, enter
-from swarm.routing.view import PROBE_ROUND_S, View
+from swarm.routing.probes import PROBE_ROUND_S
+from swarm.routing.view import View
 from swarm.session.search import RETRY_EVERY_S
 
 ALL = Span(0, 8)
