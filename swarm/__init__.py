@@ -2,10 +2,12 @@
 
 from protocol.errors import NoRoute, SwarmError
 from swarm import blocking
-from swarm.client import Client, Conversation, connect
+from swarm.client import Client
+from swarm.conversation import Conversation
 from swarm.decoding import Sampling
+from swarm.entry import connect
 from swarm.events import Event
-from swarm.generation import Answer, Piece
+from swarm.generation import Answer, Generation, Piece
 from swarm.routing.route import Hop, Route
 from swarm.session.session import Session
 
@@ -14,6 +16,7 @@ __all__ = [
     "Client",
     "Conversation",
     "Event",
+    "Generation",
     "Hop",
     "NoRoute",
     "Piece",

@@ -15,9 +15,13 @@ from typing import Any
 
 from protocol.book import RecordBook
 from protocol.records import Announcement
-from swarm import client as trio_client
+from swarm import client as clients
+from swarm import conversation as conversations
+from swarm import entry
+from swarm import generation as generations
 from swarm.client import Model
 from swarm.decoding import Sampling
+from swarm.events import Event
 from swarm.generation import Answer, Piece
 from swarm.portal import Portal
 from swarm.routing.route import Route
@@ -27,7 +31,7 @@ from swarm.text import text as trio_text
 class Client:
     """`swarm.Client`, called from one ordinary thread. Made by `connect`."""
 
-    def __init__(self, portal: Portal, client: trio_client.Client) -> None:
+    def __init__(self, portal: Portal, client: clients.Client) -> None:
         self._portal = portal
         self._client = client
 
@@ -57,11 +61,6 @@ class Client:
         return dict(self._client.rtt_ms)
 
     @property
-    def last(self) -> Answer | None:
-        """The latest answer."""
-        return self._client.last
-
-    @property
     def weights(self) -> str | None:
         """The digest of the model's weights that this client goes by, if every stage is settled."""
 
@@ -86,13 +85,12 @@ class Client:
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
         chat: bool = False,
-    ) -> Generator[Piece, None, None]:
-        """Continue a prompt, or answer it by the chat template if `chat`. Raises: NoRoute; ConfigError."""
-        return self._portal.iterate(
-            lambda: self._client.generate(
-                prompt, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, chat=chat
-            )
+    ) -> Generation:
+        """Continue a prompt, or answer it by the chat template if `chat`; see `swarm.Client.generate`."""
+        made = self._client.generate(
+            prompt, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, chat=chat
         )
+        return Generation(self._portal, made)
 
     @contextmanager
     def conversation(
@@ -104,10 +102,39 @@ class Client:
             yield Conversation(self._portal, entered)
 
 
+class Generation:
+    """`swarm.Generation`, called from one ordinary thread: leaving the loop over its pieces stops the answer."""
+
+    def __init__(self, portal: Portal, generation: generations.Generation) -> None:
+        self._generation = generation
+        self._pieces = portal.iterate(lambda: generation)
+
+    def __iter__(self) -> Generator[Piece, None, None]:
+        """Raises: NoRoute; ConfigError."""
+        try:
+            yield from self._pieces
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Stop the answer where it is. Safe when it is over."""
+        self._pieces.close()
+
+    @property
+    def answer(self) -> Answer:
+        """What there is so far, which may be more than the loop has had of it."""
+        return self._generation.answer
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """What happened to its session meanwhile."""
+        return self._generation.events
+
+
 class Conversation:
     """`swarm.Conversation`, called from one ordinary thread."""
 
-    def __init__(self, portal: Portal, talk: trio_client.Conversation) -> None:
+    def __init__(self, portal: Portal, talk: conversations.Conversation) -> None:
         self._portal = portal
         self._talk = talk
 
@@ -121,14 +148,9 @@ class Conversation:
         """The hops in use, once there are any."""
         return self._talk.route
 
-    @property
-    def last(self) -> Answer | None:
-        """The latest answer."""
-        return self._talk.last
-
-    def say(self, text: str) -> Generator[Piece, None, None]:
-        """Answer the next turn; leaving the loop early stops the answer. Raises: NoRoute; ConfigError."""
-        return self._portal.iterate(lambda: self._talk.say(text))
+    def say(self, text: str) -> Generation:
+        """The answer to the next turn."""
+        return Generation(self._portal, self._talk.say(text))
 
     def reset(self) -> None:
         """Forget what was said."""
@@ -173,5 +195,5 @@ class Text:
 @contextmanager
 def connect(*addrs: str, **how: Any) -> Iterator[Client]:
     """Enter the swarm; takes and raises what `swarm.connect` does. `on_event` is called in another thread."""
-    with Portal() as portal, portal.holding(trio_client.connect(*addrs, **how)) as client:
+    with Portal() as portal, portal.holding(entry.connect(*addrs, **how)) as client:
         yield Client(portal, client)

@@ -1,4 +1,8 @@
-"""What a client tells its user while it works, beside the answer."""
+"""What a client tells its user while it works, beside the answer.
+
+`session` is the id of the session that it happened to, so that answers at the same time can be told apart; None where
+it is the client's own affair.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from protocol.model import Span
 class Rerouted:
     """Stages moved to other peers in mid-session; `seconds` from noticing the failure to going on."""
 
+    session: str
     lost: str  # the peer that failed
     stages: Span
     reason: str
@@ -23,14 +28,16 @@ class Rerouted:
 class Bridged:
     """Two hops cannot reach each other; the client now carries what passes between them."""
 
+    session: str
     peers: tuple[str, str]
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Nobody serves some stages; the client keeps looking for up to `seconds` more."""
+    """Nobody serves some stages, or any model yet; whoever waits keeps looking for up to `seconds` more."""
 
+    session: str | None
     missing: tuple[tuple[int, int], ...]
     text: str
     seconds: float
@@ -38,9 +45,10 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Noticed:
-    """Something the user may want to know: one line."""
+    """Something about the swarm that the user may want to know: one line."""
 
     text: str
+    session: None = None
 
 
 Event = Rerouted | Bridged | Waiting | Noticed

@@ -1,15 +1,17 @@
-"""From a prompt to text: drives a decoding strategy over a session and turns tokens into text."""
+"""One answer in the making: drives a decoding strategy over a session and turns tokens into text."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, field
+from typing import Final
 
 import trio
 
 from protocol.errors import ConfigError
 from swarm.decoding import Ask, Sampling, decode
-from swarm.events import Rerouted
+from swarm.events import Event, Rerouted
 from swarm.routing.route import Route
 from swarm.session.session import Session
 from swarm.text.stream import StopStrings
@@ -39,7 +41,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A finished (or stopped) answer and what it took. Times in seconds."""
+    """An answer as far as it came and what it took. Times in seconds."""
 
     text: str
     tokens: tuple[int, ...]  # the one that ended it included
@@ -47,7 +49,7 @@ class Answer:
     finish_reason: str  # "eos", "length", "stop" or "cancelled"
     seconds: float
     ttft_s: float  # from the request to the first token
-    route: Route
+    route: Route  # the latest; without hops, if there was none yet
     reroutes: tuple[Rerouted, ...]
 
     @property
@@ -63,25 +65,60 @@ class Answer:
         return tuple(dict.fromkeys([*lost, *self.route.peers]))
 
 
-class Generation:
-    """One answer in the making. Iterate it once; `answer` tells at any time how it stands.
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What an answer begins with: the ids of its prompt, and the session that is to hold them."""
 
-    `began`: when it was asked for, by trio's clock; what it took is counted from then on.
+    session: Session
+    prompt: Sequence[int]
+
+
+NO_ROUTE: Final = Route((), 0, 0.0)
+
+
+class Generation:
+    """One answer: iterate it once for its pieces. `answer` and `events` are its own, and can be read at any time.
+
+    Nothing is asked of the swarm before the first piece is awaited, and what it took is counted from then on. Whoever
+    leaves before the end calls `aclose`, or enters `contextlib.aclosing`.
+
+    `prepared` opens what the answer begins with and closes it again; `on_end` is told how it ended, however that was.
     """
 
     def __init__(
-        self, session: Session, text: Text, prompt: Sequence[int], request: Request, began: float
+        self,
+        text: Text,
+        request: Request,
+        prepared: Callable[[], AbstractAsyncContextManager[Start]],
+        on_end: Callable[[Answer], None] | None = None,
     ) -> None:
-        self._session = session
         self._text = text
-        self._prompt = list(prompt)
         self._request = request
-        self._began = self._first = self._ended = began
+        self._prepared = prepared
+        self._on_end = on_end
+        self._stream = self._answering()
+        self._session: Session | None = None  # while it is used
+        self._events_before = 0
+        self._events: tuple[Event, ...] = ()
+        self._route = NO_ROUTE
+        self._prompt: Sequence[int] = ()
+        self._began = self._first = self._ended = 0.0
         self._tokens: list[int] = []
         self._pieces: list[str] = []
         self._finish = "cancelled"
-        self._reroutes_before = len(session.reroutes)
 
+    def __aiter__(self) -> Generation:
+        return self
+
+    async def __anext__(self) -> Piece:
+        """The next text. Raises what a session raises where it is opened and steps; ConfigError, for a bad prompt."""
+        return await self._stream.__anext__()
+
+    async def aclose(self) -> None:
+        """Stop the answer where it is. Safe when it is over."""
+        await self._stream.aclose()
+
+    @property
     def answer(self) -> Answer:
         """What there is so far."""
         return Answer(
@@ -91,33 +128,65 @@ class Generation:
             finish_reason=self._finish,
             seconds=self._ended - self._began,
             ttft_s=self._first - self._began,
-            route=self._session.route,
-            reroutes=tuple(self._session.reroutes[self._reroutes_before :]),
+            route=self._session.route if self._session is not None else self._route,
+            reroutes=tuple(event for event in self.events if isinstance(event, Rerouted)),
         )
 
-    async def pieces(self) -> AsyncGenerator[Piece, None]:
-        """The text as it comes. Raises what `Session.step` raises."""
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """What happened to its session meanwhile; of a wait only how it began."""
+        return self._events if self._session is None else tuple(self._session.events[self._events_before :])
+
+    async def _answering(self) -> AsyncGenerator[Piece, None]:
+        """The whole of it, from the prompt's ids to what is left when it ends."""
+        self._began = self._first = self._ended = trio.current_time()
+        try:
+            async with self._prepared() as start:
+                self._take_up(start)
+                try:
+                    await start.session.open()
+                    async with aclosing(self._new_pieces(start.session)) as pieces:
+                        async for piece in pieces:
+                            self._pieces.append(piece.text)
+                            yield piece
+                finally:
+                    self._let_go(start.session)
+        finally:
+            if self._on_end is not None:
+                self._on_end(self.answer)
+
+    def _take_up(self, start: Start) -> None:
+        self._session, self._prompt = start.session, start.prompt
+        self._events_before = len(start.session.events)
+
+    def _let_go(self, session: Session) -> None:
+        """Keep what the session knows of this answer: others may use it next."""
+        self._events, self._route = self.events, session.route
+        self._session = None
+
+    async def _new_pieces(self, session: Session) -> AsyncGenerator[Piece, None]:
+        """The text as it comes."""
         stream, stops = self._text.stream(), StopStrings(self._request.stop)
         last = 0
-        async for token in self._run():
-            last = token
-            shown = "" if token in self._text.eos else stops.push(await stream.push(token))
-            if shown or stops.stopped:
-                self._pieces.append(shown)
-                yield Piece(shown, token)
-            if stops.stopped:
-                self._finish = "stop"
-                return
+        async with aclosing(self._new_tokens(session)) as tokens:
+            async for token in tokens:
+                last = token
+                shown = "" if token in self._text.eos else stops.push(await stream.push(token))
+                if stops.stopped:
+                    self._finish = "stop"
+                if shown or stops.stopped:
+                    yield Piece(shown, token)
+                if stops.stopped:
+                    return
         rest = stops.push(await stream.flush()) + stops.flush()
-        if rest:
-            self._pieces.append(rest)
-            yield Piece(rest, last)
         if stops.stopped:
             self._finish = "stop"
+        if rest:
+            yield Piece(rest, last)
 
-    async def _run(self) -> AsyncGenerator[int, None]:
+    async def _new_tokens(self, session: Session) -> AsyncGenerator[int, None]:
         """Tokens, as the strategy emits them."""
-        session, request = self._session, self._request
+        request = self._request
         strategy = decode(
             self._prompt,
             cached=_common_prefix(session.tokens, self._prompt),
@@ -142,6 +211,16 @@ class Generation:
                 self._first = self._ended
             self._tokens.append(event.token)
             yield event.token
+
+
+def check_length(prompt: Sequence[int], most: int) -> None:
+    """Raises: ConfigError, if a sequence of at most `most` tokens cannot hold this prompt and an answer."""
+    if not prompt:
+        raise ConfigError("the prompt is empty: there is nothing to continue")
+    if len(prompt) >= most:
+        raise ConfigError(
+            f"the prompt has {len(prompt)} tokens; with room for an answer at most {most - 1} fit"
+        )
 
 
 def _common_prefix(held: Sequence[int], wanted: Sequence[int]) -> int:

@@ -5,17 +5,26 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractAsyncContextManager, aclosing, contextmanager
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import trio
 
 from protocol.errors import LocalProtocolError
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Closable(Protocol[T_co]):
+    """What an async generator is to whoever iterates it."""
+
+    def __aiter__(self) -> AsyncIterator[T_co]: ...
+
+    async def aclose(self) -> None: ...
 
 
 class _Job(Generic[T]):
@@ -75,8 +84,8 @@ class Portal:
         """`await function(*args)` in the loop."""
         return self._start(lambda: function(*args)).result()
 
-    def iterate(self, make: Callable[[], AsyncGenerator[T, None]]) -> Generator[T, None, None]:
-        """The values of an async generator as they come; leaving the loop early closes it."""
+    def iterate(self, make: Callable[[], Closable[T]]) -> Generator[T, None, None]:
+        """The values of an async generator (or its like) as they come; leaving the loop early closes it."""
         # Bounded by what one generator yields: the maker runs ahead of a slow reader, as a network would.
         values: queue.SimpleQueue[tuple[T] | None] = queue.SimpleQueue()
 

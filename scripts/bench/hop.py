@@ -41,8 +41,8 @@ async def overheads(session: Session, tokens: int) -> list[float]:
         feed = [int(candidates.ids[0, 0])] if candidates is not None else PROMPT[:1]
     await trio.sleep(0.2)  # the last acknowledgements arrive after the last token
     computed: dict[int, float] = {}
-    for link in session.hops:
-        for cost in link.costs:
+    for hop in session.hops:
+        for cost in hop.costs:
             computed[cost.number] = computed.get(cost.number, 0.0) + cost.compute_ms
     hops = len(session.hops)
     return [(total_ms - computed[number]) / hops for number, total_ms in found[WARM_UP:]]

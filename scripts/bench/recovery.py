@@ -38,7 +38,7 @@ async def one_kill(running: LocalSwarm, rng: random.Random) -> dict[str, object]
             usual.append(trio.current_time())
             feed = [await next_token(session, feed)]
         victim = rng.randrange(2)
-        peer = session.hops[victim].hop.peer
+        peer = session.hops[victim].peer
         node = next(node for node in running.nodes if node.peer == peer)
         node.process.kill9()
         killed = time.perf_counter()

@@ -94,9 +94,9 @@ class _Chat:
     def answer(self, line: str) -> None:
         """Put one turn and stream the answer. To a person a failure is told, and the chat goes on."""
         printer, terminal = self.screen.printer, self.screen.terminal
-        pieces = self.talk.say(line)
+        generation = self.talk.say(line)
         try:
-            for piece in pieces:
+            for piece in generation:
                 printer.write(piece.text)
         except SwarmError as error:
             printer.end()
@@ -107,14 +107,13 @@ class _Chat:
                 terminal.remark("/reset forgets what was said and makes room")
             return
         except KeyboardInterrupt:
-            pieces.close()
+            generation.close()
             if not self.person:
                 raise
         finally:
             printer.end()
-        answer = self.talk.last
-        if answer is not None:
-            terminal.remark(describe_answer(answer))
+        if generation.answer.route.hops:  # else it was stopped before there was anything to tell of
+            terminal.remark(describe_answer(generation.answer))
 
     def show_route(self) -> None:
         """/route"""

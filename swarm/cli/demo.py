@@ -29,6 +29,7 @@ from swarm.cli.options import Verbose, readable
 from swarm.cli.screen import Screen
 from swarm.cli.terminal import Terminal, open_terminal
 from swarm.cli.words import count, describe_answer
+from swarm.generation import Answer
 
 LAYERS: Final = 8  # of the model that ships
 QUESTIONS: Final = (("What is 12 + 30?", "42"), ("What is the capital of France?", "Paris"))
@@ -103,8 +104,8 @@ class Show:
                 self._ask(talk, readable(prompt))
             else:
                 for question, answer in QUESTIONS:
-                    text = self._ask(talk, question)
-                    self._judge(answer in text, f"it is {answer}")
+                    said = self._ask(talk, question)
+                    self._judge(answer in said.text, f"it is {answer}")
             if kill:
                 self._kill_in_mid_answer(talk)
             if chat:
@@ -127,21 +128,20 @@ class Show:
         """Whether everybody has heard that all nodes serve."""
         return sum(a.state == "serving" for a in self.client.nodes) >= len(self.running.nodes)
 
-    def _ask(self, talk: Conversation, question: str, watch: Callable[[str], None] | None = None) -> str:
+    def _ask(self, talk: Conversation, question: str, watch: Callable[[str], None] | None = None) -> Answer:
         printer = self.screen.printer
         self.screen.terminal.out.print(Text(f"> {question}", style="bold"))
-        text = ""
+        generation, shown = talk.say(question), ""
         try:
-            for piece in talk.say(question):
+            for piece in generation:
                 printer.write(piece.text)
-                text += piece.text
+                shown += piece.text
                 if watch is not None:
-                    watch(text)
+                    watch(shown)
         finally:
             printer.end()
-        if talk.last is not None:
-            self.screen.terminal.remark(describe_answer(talk.last))
-        return text
+        self.screen.terminal.remark(describe_answer(generation.answer))
+        return generation.answer
 
     def _kill_in_mid_answer(self, talk: Conversation) -> None:
         talk.reset()
@@ -151,11 +151,10 @@ class Show:
             if not killed and text.count(",") >= KILL_AFTER:
                 killed.append(self._kill(talk))
 
-        text = self._ask(talk, COUNT, watch)
-        rerouted = talk.last.reroutes if talk.last is not None else ()
-        sound = re.findall(r"\d+", text) == COUNTED and bool(killed)
+        said = self._ask(talk, COUNT, watch)
+        sound = re.findall(r"\d+", said.text) == COUNTED and bool(killed)
         self._judge(
-            sound, "every number from 3 to 40" + (", with a node lost on the way" if rerouted else "")
+            sound, "every number from 3 to 40" + (", with a node lost on the way" if said.reroutes else "")
         )
 
     def _kill(self, talk: Conversation) -> DemoNode:

@@ -81,7 +81,7 @@ def generate(
     where = Where(tuple(join or ()), model, wait, weights)
     with open_client(where, terminal, screen.event) as client:
         screen.news.blocks = client.model.blocks
-        pieces = client.generate(
+        generation = client.generate(
             text,
             max_new_tokens=max_new_tokens,
             sampling=sampling,
@@ -89,14 +89,12 @@ def generate(
             chat=client.text.chats and not raw,
         )
         try:
-            for piece in pieces:
+            for piece in generation:
                 if not as_json:
                     printer.write(piece.text)
         finally:
             printer.end()
-        answer = client.last
-        if answer is None:
-            return
+        answer = generation.answer
         if as_json:
             print(json.dumps(answer_fields(answer, client.model.name, client.model.blocks)))
         elif terminal.err.is_terminal:

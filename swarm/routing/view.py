@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -12,39 +11,29 @@ from typing import Final
 import trio
 
 from protocol.book import RecordBook
-from protocol.clock import SwarmClock
 from protocol.errors import (
     ConfigError,
     NoRoute,
-    PeerUnavailable,
-    RemoteProtocolError,
     SwarmError,
     Unreachable,
 )
 from protocol.hints import SWARM_KEY, model_key
 from protocol.model import Span
 from protocol.records import Announcement
-from protocol.talk.exchange import meet, take_records
 from protocol.transport.addresses import parse_address
 from protocol.transport.base import PeerAddrs, Transport
 from swarm.events import Noticed, OnEvent
 from swarm.routing.bans import Bans
+from swarm.routing.models import choose_model, is_called
+from swarm.routing.probes import PROBE_ROUND_S, Probes
 from swarm.routing.route import Hop, Network, Route, missing_stages, plan_route
 from swarm.routing.weights import Trust, Verdict, Witness
 from swarm.routing.weightstore import WeightStore
 
-# Peers asked at once; bounds sockets and wake-ups in a swarm of thousands.
-PROBES_AT_ONCE: Final = 32
 # Peers asked in one round; more make no better route for one client.
 PROBES: Final = 128
 # Peers to know besides those that suffice: one of them replaces a hop that fails.
 SPARES: Final = 8
-# How long a round of probes may hold up its caller; who answers later is noted in the background.
-PROBE_ROUND_S: Final = 1.0
-# Models named in an error.
-MODELS_NAMED: Final = 8
-# Digits of a digest that are shown, at least.
-DIGITS: Final = 8
 # Lines told about nodes that differ in their weights: whoever keeps changing what it says is not worth more.
 DISPUTES_TOLD: Final = 8
 
@@ -64,32 +53,34 @@ class View:
         *,
         notify: OnEvent | None = None,
         store: WeightStore | None = None,
+        bans: Bans | None = None,
     ) -> None:
         self.transport = transport
         self.book = RecordBook()
-        self.bans = Bans()
-        self.rtt_ms: dict[str, float] = {}  # of those that answered when they were asked last
+        self.bans = bans if bans is not None else Bans()
         self.nursery = nursery
         self.trusts: dict[bytes, Trust] = {}  # by model digest
         self._notify = notify
         self._store = store
         self._rng = rng
-        self._clock = SwarmClock()
-        self._limiter = trio.CapacityLimiter(PROBES_AT_ONCE)
-        self._asking: dict[str, float] = {}  # peer -> since when
-        self._answer = trio.Event()  # when one of them has answered, or failed to
+        self._probes = Probes(transport, nursery, self.book, self.bans)
         self._doors: dict[str, PeerAddrs] = {}  # first contacts, asked again whenever the map is
         # Whom our user named, in that order, whoever answered first.
         self._named: dict[str, int] = {}
         self._disputes: set[frozenset[tuple[int, bytes]]] = set()  # told
 
+    @property
+    def rtt_ms(self) -> dict[str, float]:
+        """Round-trip times of those that answered when they were asked last."""
+        return self._probes.rtt_ms
+
     def now(self) -> float:
         """What time it is in the swarm, in seconds since the Unix epoch."""
-        return time.time() + self._clock.offset_s
+        return self._probes.now()
 
     def complaint(self) -> str:
         """One line on whose clock is wrong; empty if nobody's is."""
-        return self._clock.complaint()
+        return self._probes.clock.complaint()
 
     async def enter(self, addrs: Sequence[str]) -> None:
         """Make contact through the addresses given; one that answers is enough.
@@ -103,7 +94,7 @@ class View:
             try:
                 door = PeerAddrs(await self.transport.connect(addr), (addr,))
                 self.book.vouch(door.peer)
-                await self._probe(door)
+                await self._probes.probe(door)
             except SwarmError as error:
                 failures.append(error)
                 return
@@ -129,7 +120,7 @@ class View:
         chosen = [peer for peer in known.values() if peer.peer not in self._doors]
         chosen = self._rng.sample(chosen, min(len(chosen), PROBES - len(self._doors)))
         strangers = self.book.claim(self.now(), PROBES - len(chosen))
-        await self._round([*self._doors.values(), *chosen, *strangers], enough)
+        await self._probes.round([*self._doors.values(), *chosen, *strangers], enough)
 
     async def measure(self, digest: bytes, wanted: Span) -> None:
         """Meet nodes of a model until those that answered cover `wanted`, or a round is over; and some to spare.
@@ -157,7 +148,7 @@ class View:
         """
 
         def fits(said: Announcement) -> bool:
-            return name is None or _is_called(name, said)
+            return name is None or is_called(name, said)
 
         def enough() -> bool:
             return any(fits(said) for said in self.answered())
@@ -169,7 +160,7 @@ class View:
     async def search_dht(self, digest: bytes) -> None:
         """Look for peers in the DHT and ask them for their maps: the slow way, when the map has a hole."""
         for key in (model_key(digest), SWARM_KEY):
-            await self._round(await self.transport.dht.providers(key))
+            await self._probes.round(await self.transport.dht.providers(key))
 
     def answered(self) -> list[Announcement]:
         """What the nodes say that answered this client when it asked them last; its doors first.
@@ -236,29 +227,10 @@ class View:
         return min((wait_s for wait_s, a in spares if _parts(a, error)), default=None)
 
     def choose_model(self, name: str | None) -> Announcement:
-        """What a node says of the model asked for: by name, or by the first digits of its digest.
+        """What a node says of the model asked for. Raises what `models.choose_model` does."""
+        return choose_model(self.answered(), name, self._named, self.complaint())
 
-        Where several are called so, or nothing was asked for, the door's: the node through which the user came.
-        Raises: ConfigError, naming the models there are; NoRoute, if nobody serves any.
-        """
-        models: dict[bytes, Announcement] = {}
-        for said in self.answered():
-            models.setdefault(said.digest, said)
-        if not models:
-            complaint = self.complaint()
-            raise NoRoute("nobody in this swarm serves a model yet" + (f"; {complaint}" if complaint else ""))
-        wanted = [said for said in models.values() if name is None or _is_called(name, said)]
-        if len(wanted) == 1 or (wanted and wanted[0].peer in self._named):
-            return wanted[0]
-        if not wanted:
-            raise ConfigError(
-                f"nobody serves the model {name!r}; this swarm serves {_listed(models.values())}"
-            )
-        raise ConfigError(
-            f"several models could be meant, {_listed(wanted)}: choose one by more of its digits"
-        )
-
-    # --- probes
+    # --- meeting nodes
 
     async def _meet(
         self, wanted: Callable[[Announcement], bool], enough: Callable[[], bool], most: int
@@ -267,7 +239,7 @@ class View:
         began = trio.current_time()
         while trio.current_time() < began + PROBE_ROUND_S:
             strangers = self.book.claim(self.now(), most, wanted)
-            await self._round(strangers, enough)
+            await self._probes.round(strangers, enough)
             if not strangers or enough():
                 return
 
@@ -312,49 +284,6 @@ class View:
             self._disputes.add(disputed)
             self._notify(Noticed(line))
 
-    async def _round(self, peers: Sequence[PeerAddrs], enough: Callable[[], bool] = lambda: False) -> None:
-        """Ask these peers, and wait for whoever is asked now, until there is `enough`."""
-        began = trio.current_time()
-        for peer in peers:
-            asked_at = self._asking.get(peer.peer, float("-inf"))
-            # One that was silent for a whole round may have come back meanwhile: its old dial would not notice.
-            if peer.peer != self.transport.peer and asked_at <= began - PROBE_ROUND_S:
-                self._asking[peer.peer] = began
-                self.nursery.start_soon(self._ask, peer)
-        with trio.move_on_after(PROBE_ROUND_S):
-            while self._asking and not enough():
-                await self._answer.wait()
-            with trio.move_on_after(trio.current_time() - began):
-                while self._asking:
-                    await self._answer.wait()
-
-    async def _ask(self, peer: PeerAddrs) -> None:
-        try:
-            async with self._limiter:
-                await self._probe(peer)
-        except (PeerUnavailable, RemoteProtocolError) as error:
-            self.rtt_ms.pop(peer.peer, None)
-            now, honest = trio.current_time(), isinstance(error, PeerUnavailable)
-            if honest or not self.bans.banned(peer.peer, now):  # to break the rules twice in a ban is once
-                self.bans.ban(peer.peer, now, honest=honest)
-        self._asking.pop(peer.peer, None)
-        self._answer.set()
-        self._answer = trio.Event()
-
-    async def _probe(self, peer: PeerAddrs) -> None:
-        """Exchange maps with one peer. Raises: PeerUnavailable, RemoteProtocolError."""
-        met = await meet(self.transport, peer)
-        issued = met.issued()
-        if issued is not None:
-            self._clock.heard(met.peer, issued, time.time())
-        now = trio.current_time()
-        for record in await take_records(self.book, met.records, met.source, self.now):
-            self.bans.renewed(record.peer, now - (self.now() - record.announcement.issued), now)
-        self.book.prove(met.peer, *met.places)
-        self.rtt_ms[peer.peer] = min(1000 * met.rtt_s, self.rtt_ms.get(peer.peer, float("inf")))
-        if issued is not None:  # a node that has just started has yet to say what it serves
-            self.bans.answered(peer.peer, now)
-
     def _met(self) -> list[Announcement]:
         return self.book.met(self.now())
 
@@ -377,18 +306,3 @@ def _peer_of(addr: str) -> str | None:
         return parse_address(addr).peer
     except ConfigError:
         return None
-
-
-def _listed(models: Iterable[Announcement]) -> str:
-    """Names and as many digits as tell the models apart."""
-    said = sorted(models, key=lambda a: (a.model, a.digest))
-    digests = [a.digest.hex() for a in said]
-    digits = next(n for n in range(DIGITS, 65) if len({d[:n] for d in digests}) == len(digests))
-    names = [f"{a.model} ({digest[:digits]})" for a, digest in zip(said, digests, strict=True)]
-    more = f" and {len(names) - MODELS_NAMED} more" if len(names) > MODELS_NAMED else ""
-    return ", ".join(names[:MODELS_NAMED]) + more
-
-
-def _is_called(name: str, said: Announcement) -> bool:
-    hexadecimal = len(name) >= 4 and said.digest.hex().startswith(name.lower())
-    return hexadecimal or name in (said.model, said.model.rsplit("/", 1)[-1])

@@ -1,17 +1,58 @@
-"""The open hops of a session, in order, and which boundaries the client feeds."""
+"""The open hops of a session, in order, and what passes between them.
+
+Theory of operation
+-------------------
+A boundary is where one hop's output becomes the next one's input. What crosses it are steps: rows at a position,
+under a number that only grows. Whoever sends over a boundary keeps its *journal*, the rows that still stand by the
+steps that brought them. `journal` here is that of the boundary before the first hop. Every step is in it first, so
+it says of every other boundary which steps stand and how many rows each has.
+
+Three counts of steps, each the highest number plus one: `sent`; `done`, which the last hop says are through; and
+`settled`, which every living hop says it has computed and sent on. settled <= done <= sent. (The last hop may lie:
+then `done` runs ahead of `settled`, which is why nothing is thrown away by `done`.)
+
+*The splice* puts new hops, whose caches are empty, in the place of a gap. Whoever keeps the journal of the boundary
+before the gap (the living hop there, or we) sends all of it: steps below `settled` as fills, in large chunks, of
+which no output comes and which end at the last new hop, since every hop behind has computed them; the others as
+they were, with what they asked for. These pass the new hops and go on to the living ones, who compute those that
+they lack and no others. Hops that died while they were being filled hold nothing, so they belong to the gap.
+
+*No token can be wrong by this*, because a hop's cache follows from its boundary's journal alone: a step cuts the
+cache to its position before it appends its rows, and numbers come in order, each computed once. So all steps, or
+all that still stands of them in chunks, or a part twice, leave the same cache. A new hop is thus a hop that was
+slow; the output of a step is taken once, under its number, from the last hop only (`inbox`), and only as what was
+asked for (`outputs`). What a hop lies about is no better and no worse for the splice.
+
+*A bridge* makes us the sender of a boundary between two hops: `carry`. The first replays its journal to us, and
+then returns every step. How much of that the second has by the direct link nobody can tell, so all of it goes into
+our journal of this boundary, and on go the steps that the second has not said it received; if they are on their way
+to it already, the number makes them nothing. Of steps below `settled` several may come as one, as a fill; a later
+one comes alone, for with it goes what it asks for. Rows that were gone back over meanwhile are cut off: the first
+hop may not have heard of it yet.
+"""
 
 from __future__ import annotations
 
+import secrets
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Final
 
 import trio
 
+from protocol.candidates import NOTHING, Want
+from protocol.errors import Malformed
 from protocol.journal import Journal
+from protocol.messages import Output, Step
 from protocol.model import Span
 from swarm.session.hop_stream import HopStream
-from swarm.session.outputs import hidden_bytes
+from swarm.session.outputs import Misfit, check_hidden, fit_rows
 from swarm.session.recovery import Gap, Place, find_gaps
+
+# Patience doubles for a peer that was too slow; this often reaches the longest that `watch` waits from its shortest.
+MOST_DOUBLINGS: Final = 5
+# Each step has an ack and an output at most, each time it is sent.
+SAID_OF_A_STEP: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,32 +69,33 @@ class SessionSpec:
     direct: bool = True  # hops send to each other; else everything passes through the client
 
 
-@dataclass(slots=True, eq=False)
 class Chain:
-    """What the session and its mender share. `done`: steps that are through, the highest such number plus one."""
+    """A session's hops and boundaries; `id` is the session's, for its user. Begins without hops."""
 
-    spec: SessionSpec
-    journal: Journal  # of the boundary before the first hop
-    links: list[HopStream] = field(default_factory=list)
-    done: int = 0
-    rounds: int = 1  # how often hops may have been sent the same steps
-    slow: Counter[str] = field(default_factory=Counter)  # how often each peer was too slow
-    _changed: trio.Event = field(default_factory=trio.Event)
+    def __init__(self, spec: SessionSpec) -> None:
+        self.spec = spec
+        self.id = secrets.token_hex(8)
+        self.journal = Journal(spec.max_tokens)
+        self._hops: list[HopStream] = []
+        self._done = 0
+        self._rounds = 1  # how often hops may have been sent the same steps
+        self._slow: Counter[str] = Counter()  # how often each peer was too slow
+        self._changed = trio.Event()
 
     @property
-    def first(self) -> HopStream | None:
-        """The hop that the client feeds, once there is one."""
-        return self.links[0] if self.links else None
+    def hops(self) -> tuple[HopStream, ...]:
+        """The hops as they are now; those that failed stay until they are replaced."""
+        return tuple(self._hops)
 
     @property
     def last(self) -> HopStream | None:
         """The hop whose outputs are the session's."""
-        return self.links[-1] if self.links else None
+        return self._hops[-1] if self._hops else None
 
     @property
     def broken(self) -> bool:
         """Whether there is something to mend."""
-        return not self.links or any(link.failure or link.link_down for link in self.links)
+        return not self._hops or any(hop.failure or hop.link_down for hop in self._hops)
 
     @property
     def sent(self) -> int:
@@ -61,38 +103,117 @@ class Chain:
         return self.journal.last_number + 1
 
     @property
+    def done(self) -> int:
+        """Steps that the last hop says are through."""
+        return self._done
+
+    @property
     def settled(self) -> int:
         """Steps that every hop says are through, itself included: fewer than `done` if the last one lies."""
-        living = [link for link in self.links if link.failure is None]
-        return min([self.done, *(max(link.claims.acked, link.filled_at) for link in living)])
+        living = [hop for hop in self._hops if hop.failure is None]
+        return min([self._done, *(max(hop.claims.acked, hop.filled_at) for hop in living)])
 
-    def before(self, link: HopStream) -> HopStream | None:
-        """The hop before `link`, or None if that is the client (or `link` is no longer of the session)."""
-        index = self.links.index(link) if link in self.links else 0
-        return self.links[index - 1] if index else None
+    @property
+    def most_said(self) -> int:
+        """The acks and outputs that a hop may have sent by now."""
+        return SAID_OF_A_STEP * self.sent * self._rounds
 
-    def behind(self, link: HopStream) -> HopStream | None:
-        """The hop behind `link`, or None if that is the client (or `link` is no longer of the session)."""
-        index = self.links.index(link) + 1 if link in self.links else len(self.links)
-        return self.links[index] if index < len(self.links) else None
+    def before(self, hop: HopStream) -> HopStream | None:
+        """The hop before `hop`, or None if that is the client (or `hop` is no longer of the session)."""
+        index = self._hops.index(hop) if hop in self._hops else 0
+        return self._hops[index - 1] if index else None
+
+    def behind(self, hop: HopStream) -> HopStream | None:
+        """The hop behind `hop`, or None if that is the client (or `hop` is no longer of the session)."""
+        index = self._hops.index(hop) + 1 if hop in self._hops else len(self._hops)
+        return self._hops[index] if index < len(self._hops) else None
 
     def gaps(self) -> list[Gap]:
         """What is to be replaced, left to right."""
-        places = [Place(h.hop.span, h.failure is None, h.filled) for h in self.links]
+        places = [Place(hop.span, hop.failure is None, hop.filled) for hop in self._hops]
         return find_gaps(self.spec.wanted, places)
 
-    def bridge(self, before: HopStream, behind: HopStream, fed_from: int) -> None:
-        """Carry from now on what passes between two neighbours; `fed_from` steps may have passed directly."""
-        behind.feed = Journal(self.spec.max_tokens)
-        behind.fed_from = fed_from
-        before.bridge(self.sent, self.settled, hidden_bytes(self.spec.hidden_size))
-        self.rounds += 1
+    def behind_gap(self, gap: Gap) -> HopStream | None:
+        """The living hop behind a gap, if there is one."""
+        return self._hops[gap.last] if gap.last < len(self._hops) else None
+
+    # -- what passes
+
+    def send(self, step: Step) -> None:
+        """Note a step, and send it to the first hop if there is one."""
+        _note(self.journal, step)
+        if self._hops:
+            self._hops[0].post(step)
+
+    def carry(self, hop: HopStream, output: Output, want: Want) -> None:
+        """Take the result of a step that wants `want` over a boundary that we bridge: the rows its journal lacks.
+
+        Raises: Misfit, if they are others; Malformed, if they cannot be, or we bridge nothing there.
+        """
+        behind = self.behind(hop)
+        if hop.bridged_from is None or behind is None or behind.feed is None:
+            raise Malformed("returned what was to go to the next hop")
+        hidden = check_hidden(output, self.spec.hidden_size, hop.dtype)
+        lacking = self.journal.between(behind.feed.last_number, output.number)
+        if lacking:  # else it was answered again, or rolled back meanwhile
+            fill = output.number < self.settled
+            if len(lacking) > 1 and not fill:
+                raise Misfit(f"passed over the hidden states of step {lacking[0].number}")
+            rows = fit_rows(lacking, output.position, hidden)
+            wanted, fill_until = (NOTHING, behind.fill_until) if fill else (want, None)
+            step = Step(output.number, output.position, rows, wanted, fill_until)
+            _note(behind.feed, step)
+            if output.number >= behind.claims.received:  # else it came before the boundary was bridged
+                behind.post(step)
+        hop.claims.deliver(output.number, len(hidden.data), trio.current_time())
 
     def advance(self, done: int) -> None:
         """Every step below `done` is through."""
-        if done > self.done:
-            self.done = done
+        if done > self._done:
+            self._done = done
             self.notify()
+
+    # -- what changes
+
+    def splice(self, gap: Gap, opened: list[HopStream]) -> list[HopStream]:
+        """Put new hops in a gap, to be filled by whoever fed the first of those they replace; returns these."""
+        behind, dead = self.behind_gap(gap), self._hops[gap.first : gap.last]
+        feed = self.journal if gap.first == 0 else dead[0].feed
+        for hop in dead:
+            hop.fail("was being filled by a hop that died")
+        settled = self.settled
+        self._hops[gap.first : gap.last] = opened
+        if feed is not None:
+            opened[0].take_feed(feed)
+        if not self.spec.direct:
+            for hop in opened[1:]:
+                hop.take_feed(Journal(self.spec.max_tokens))
+        elif behind is not None:
+            behind.leave_feed()
+        for hop in opened:
+            hop.begin_fill(settled, opened[-1].span.stop, 1 << min(self._slow[hop.peer], MOST_DOUBLINGS))
+        self._rounds += 1
+        return dead
+
+    def bridge(self, before: HopStream, behind: HopStream, fed_from: int) -> None:
+        """Carry from now on what passes between two neighbours; `fed_from` steps may have passed directly."""
+        behind.take_feed(Journal(self.spec.max_tokens), fed_from)
+        before.bridge(self.sent, self.settled)
+        self._rounds += 1
+
+    def cut(self, hop: HopStream, reason: str) -> None:
+        """A hop cannot reach the next one."""
+        hop.cut_off(reason)
+        self.notify()
+
+    def note_slow(self, peer: str) -> None:
+        """A peer was too slow: it is given more time the next time."""
+        self._slow[peer] += 1
+
+    def release(self) -> list[HopStream]:
+        """The session is over: the hops that are to be closed."""
+        hops, self._hops = self._hops, []
+        return hops
 
     def notify(self) -> None:
         """Wake whoever waits for a change."""
@@ -104,6 +225,5 @@ class Chain:
         await self._changed.wait()
 
 
-def new_chain(spec: SessionSpec) -> Chain:
-    """A session without hops yet."""
-    return Chain(spec, Journal(spec.max_tokens))
+def _note(journal: Journal, step: Step) -> None:
+    journal.append(step.number, step.position, step.inputs, step.want)

@@ -24,12 +24,14 @@ from protocol.messages import (
     Relink,
     Step,
 )
+from protocol.model import Span
 from protocol.session import Side, StreamState
 from protocol.talk.channel import Channel
 from protocol.transport.base import Transport
 from swarm.routing.route import Hop
 from swarm.session.claims import Claims
-from swarm.session.outputs import FRAME_EXTRA_BYTES, Misfit
+from swarm.session.outputs import FRAME_EXTRA_BYTES, Misfit, hidden_bytes
+from swarm.session.watch import Watched
 
 # A reason that a peer gives, as users see it; some hops may give one in a row.
 QUOTE_CHARACTERS: Final = 200
@@ -45,99 +47,162 @@ class StepCost:
 
 
 class HopStream:
-    """The client's end of a hop. `feed`, the journal of what it was sent, is set while the client itself feeds it."""
+    """The client's end of a hop. What is without underscore is for others to read; they change it by its verbs."""
 
-    def __init__(self, hop: Hop, request: Open, dtype: str, channel: Channel) -> None:
-        self.hop = hop
+    def __init__(self, planned: Hop, request: Open, hidden_size: int, dtype: str, channel: Channel) -> None:
+        self.planned = planned  # as the route has it
         self.session = request.session
         self.dtype = dtype  # of the hidden states it gives
         self.channel = channel
         self.claims = Claims(trio.current_time())
-        self.feed: Journal | None = None
-        self.fed_from = 0  # steps of lower numbers may have reached it from the hop before
-        self.bridged_from: int | None = None  # set: its results come to us, before its acks from this step on
-        self.fill_until = hop.span.stop  # the stage up to which what fills this hop fills those behind it
-        self.filled_at = 0  # the steps received when its filling is done
-        self.patience = 1  # how many times the usual time it may take
-        self.failure: str | None = None
-        self.link_down: str | None = None  # why this hop cannot reach the next one
-        self.accused = 0  # how often a hop that it fed failed in a way that this hop may have brought about
         self.costs: deque[StepCost] = deque(maxlen=4096)
+        self._hidden_size = hidden_size
+        self._feed: Journal | None = None
+        self._fed_from = 0  # steps of lower numbers may have reached it from the hop before
+        self._bridged_from = 0 if request.bridged else None
+        self._fill_until = planned.span.stop
+        self._filled_at = 0
+        self._patience = 1  # how many times the usual time it may take
+        self._failure: str | None = None
+        self._link_down: str | None = None
+        self._accused = 0
         self._links_left = 0 if request.next is None else 1  # links it was given and has not reported as lost
         self._said = 0
         self._outbox, self._posted = trio.open_memory_channel[Message](float("inf"))
-        if request.bridged:
-            self.bridged_from = 0
 
+    @property
+    def peer(self) -> str:
+        """Who it is."""
+        return self.planned.peer
+
+    @property
+    def span(self) -> Span:
+        """The stages it runs here."""
+        return self.planned.span
+
+    @property
     def address(self) -> NextHop:
         """How another hop reaches this one."""
-        return NextHop(self.hop.peer, self.session)
+        return NextHop(self.peer, self.session)
 
-    def fail(self, reason: str) -> None:
-        """Mark the hop dead and end its stream, so that whoever waits on it goes on. Never blocks."""
-        if self.failure is None:
-            self.failure = reason
-        self.channel.stream.reset()
-        self._outbox.close()
+    @property
+    def failure(self) -> str | None:
+        """Why it is given up, if it is."""
+        return self._failure
 
-    def post(self, message: Message) -> None:
-        """Have a message sent after those posted before. What waits is in a journal as well, which bounds it."""
-        if self.failure is None:
-            self._outbox.send_nowait(message)
+    @property
+    def watched(self) -> Watched:
+        """What there is to know of it for whoever judges how long it takes."""
+        return Watched(
+            self.session,
+            self.planned,
+            self.claims,
+            failed=self._failure is not None,
+            fed_here=self._feed is not None,
+            filled_at=self._filled_at,
+            patience=self._patience,
+        )
 
-    def relink(self, following: NextHop, live_from: int, fill_until: int) -> None:
-        """Have it send on to another hop, and fill that one."""
-        self.link_down = None
-        self._links_left += 1
-        self.post(Relink(following, False, live_from, fill_until))
+    # -- being fed
 
-    def bridge(self, sent: int, live_from: int, frame_bytes: int) -> None:
-        """Have its results come to us from now on; those of `sent` steps may have gone to the next hop until now."""
-        self.link_down = None
-        self.bridged_from = sent
-        self.claims.owe_results(0, trio.current_time())
-        self.allow(frame_bytes)
-        self.post(Relink(None, True, live_from, 0))
-
-    def allow(self, frame_bytes: int) -> None:
-        """Take frames of this size, which may be the answer to what it is asked."""
-        self.channel.frame_limit = max(self.channel.frame_limit, frame_bytes)
-
-    async def send_posted(self) -> None:
-        """Send what is posted, until the hop is given up."""
-        async for message in self._posted:
-            await self._send(message)
-
-    async def close(self) -> None:
-        """Say that the session is over, and free the stream."""
-        if self.failure is None:
-            await self._send(Close())
-            await self.channel.stream.aclose()
-
-    async def _send(self, message: Message) -> None:
-        if isinstance(message, Step):
-            self.claims.sent = max(self.claims.sent, message.number + 1)
-        try:
-            await self.channel.send(message)
-        except PeerUnavailable:
-            return  # whoever reads the stream hears of its end too, and says what follows from it
-        except LocalProtocolError:
-            if self.failure is None:  # else the stream closed while this waited its turn
-                raise
+    @property
+    def feed(self) -> Journal | None:
+        """The journal of what it was sent, while the client itself feeds it."""
+        return self._feed
 
     @property
     def fed_by_us(self) -> bool:
         """Whether all that it was sent came from us: then whatever it gets wrong is its own fault."""
-        return self.feed is not None and self.fed_from == 0
+        return self._feed is not None and self._fed_from == 0
+
+    def take_feed(self, journal: Journal, fed_from: int = 0) -> None:
+        """The client feeds it from now on; steps below `fed_from` may have reached it from the hop before."""
+        self._feed, self._fed_from = journal, fed_from
+
+    def leave_feed(self) -> None:
+        """The hop before it feeds it from now on."""
+        self._feed = None
+
+    def reach(self, sent: int) -> int:
+        """The steps it can have got by now, of the `sent` there are: the highest number plus one."""
+        return sent if self._feed is None else max(self.claims.sent, self._fed_from)
+
+    # -- being filled
 
     @property
     def filled(self) -> bool:
         """Whether it has received all that was through when it was opened."""
-        return self.claims.received >= self.filled_at
+        return self.claims.received >= self._filled_at
 
-    async def ping(self) -> None:
-        """Ask for a pong."""
-        await self._send(self.claims.ping(trio.current_time()))
+    @property
+    def filled_at(self) -> int:
+        """The steps received when its filling is done."""
+        return self._filled_at
+
+    @property
+    def fill_until(self) -> int:
+        """The stage up to which what fills this hop fills those behind it."""
+        return self._fill_until
+
+    def begin_fill(self, settled: int, fill_until: int, patience: int) -> None:
+        """Steps below `settled` will come as fills, which go on to the hops before stage `fill_until`."""
+        self._filled_at, self._fill_until, self._patience = settled, fill_until, patience
+        if self._bridged_from is not None:
+            # its fills come to us as well, if there is another hop to be filled with them
+            passes_on = self.span.stop < fill_until
+            self.claims.owe_results(0 if passes_on else settled, trio.current_time())
+            self.allow(hidden_bytes(self._hidden_size))
+
+    def replay(self) -> None:
+        """Send it all that its feed holds: what fills it first."""
+        assert self._feed is not None
+        for step in self._feed.replay(self._filled_at, self._fill_until):
+            self.post(step)
+
+    # -- sending on
+
+    @property
+    def bridged_from(self) -> int | None:
+        """Set where its results come to us: from this step on they come before its acks."""
+        return self._bridged_from
+
+    @property
+    def link_down(self) -> str | None:
+        """Why it cannot reach the next hop, as far as that is not mended."""
+        return self._link_down
+
+    def cut_off(self, reason: str) -> None:
+        """It cannot reach the next hop."""
+        self._link_down = reason
+
+    def forget_cut(self) -> None:
+        """Whether it reaches the next hop is not known, or does not matter any more."""
+        self._link_down = None
+
+    def relink(self, following: HopStream) -> None:
+        """Have it send on to another hop, and fill that one."""
+        self.forget_cut()
+        self._links_left += 1
+        self.post(Relink(following.address, False, following.filled_at, following.fill_until))
+
+    def bridge(self, sent: int, live_from: int) -> None:
+        """Have its results come to us from now on; those of `sent` steps may have gone to the next hop until now."""
+        self.forget_cut()
+        self._bridged_from = sent
+        self.claims.owe_results(0, trio.current_time())
+        self.allow(hidden_bytes(self._hidden_size))
+        self.post(Relink(None, True, live_from, 0))
+
+    # -- being heard
+
+    @property
+    def accused(self) -> int:
+        """How often a hop that it fed failed in a way that this hop may have brought about."""
+        return self._accused
+
+    def accuse(self) -> None:
+        """That happened once more."""
+        self._accused += 1
 
     def note_said(self, most: int) -> None:
         """It says one more thing about steps. Raises: Misfit, if it has said more than `most`."""
@@ -156,8 +221,52 @@ class HopStream:
         if self._links_left < 0:
             raise Malformed("lost more links than it was given")
 
+    def allow(self, frame_bytes: int) -> None:
+        """Take frames of this size, which may be the answer to what it is asked."""
+        self.channel.frame_limit = max(self.channel.frame_limit, frame_bytes)
 
-async def open_hop(transport: Transport, hop: Hop, request: Open) -> HopStream:
+    # -- the stream
+
+    def post(self, message: Message) -> None:
+        """Have a message sent after those posted before. What waits is in a journal as well, which bounds it."""
+        if self._failure is None:
+            self._outbox.send_nowait(message)
+
+    async def send_posted(self) -> None:
+        """Send what is posted, until the hop is given up."""
+        async for message in self._posted:
+            await self._send(message)
+
+    async def ping(self) -> None:
+        """Ask for a pong."""
+        await self._send(self.claims.ping(trio.current_time()))
+
+    def fail(self, reason: str) -> None:
+        """Mark the hop dead and end its stream, so that whoever waits on it goes on. Never blocks."""
+        if self._failure is None:
+            self._failure = reason
+        self.channel.stream.reset()
+        self._outbox.close()
+
+    async def close(self) -> None:
+        """Say that the session is over, and free the stream."""
+        if self._failure is None:
+            await self._send(Close())
+            await self.channel.stream.aclose()
+
+    async def _send(self, message: Message) -> None:
+        if isinstance(message, Step):
+            self.claims.sent = max(self.claims.sent, message.number + 1)
+        try:
+            await self.channel.send(message)
+        except PeerUnavailable:
+            return  # whoever reads the stream hears of its end too, and says what follows from it
+        except LocalProtocolError:
+            if self._failure is None:  # else the stream closed while this waited its turn
+                raise
+
+
+async def open_hop(transport: Transport, planned: Hop, request: Open, hidden_size: int) -> HopStream:
     """Open a session at one hop.
 
     Raises: Busy, when it refuses for now; Unreachable, TimedOut or Lost; Malformed, when it refuses what it
@@ -165,13 +274,13 @@ async def open_hop(transport: Transport, hop: Hop, request: Open) -> HopStream:
     """
     within_s = limits.LINK_TIMEOUT_S + limits.OPEN_TIMEOUT_S
     with trio.move_on_after(within_s):
-        stream = await transport.open_stream(hop.peer, hop.addrs, SESSION_PROTOCOL)
+        stream = await transport.open_stream(planned.peer, planned.addrs, SESSION_PROTOCOL)
         try:
             channel = Channel(stream, state=StreamState(Side.OPENER), frame_limit=FRAME_EXTRA_BYTES)
             await channel.send(request)
             with trio.move_on_after(limits.OPEN_TIMEOUT_S):
-                opened = _check_opened(await channel.receive(), hop)
-                return HopStream(hop, request, opened.dtype, channel)
+                opened = _check_opened(await channel.receive(), planned)
+                return HopStream(planned, request, hidden_size, opened.dtype, channel)
         except BaseException:
             stream.reset()
             raise
@@ -180,11 +289,11 @@ async def open_hop(transport: Transport, hop: Hop, request: Open) -> HopStream:
     raise TimedOut(f"no session within {within_s:g} s")
 
 
-def _check_opened(reply: Message | None, hop: Hop) -> Opened:
+def _check_opened(reply: Message | None, planned: Hop) -> Opened:
     match reply:
         case Opened(dtype=dtype):
-            if hop.dtype not in ("", dtype):
-                raise Malformed(f"computes in {dtype} and announces {hop.dtype}")
+            if planned.dtype not in ("", dtype):
+                raise Malformed(f"computes in {dtype} and announces {planned.dtype}")
             return reply
         case None:
             raise Lost("closed the stream when asked to serve")

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from protocol.journal import Journal
-from swarm.session.hop_stream import HopStream
+from swarm.routing.route import Hop
+from swarm.session.claims import Claims
 
 # A hop that has not got on for this long while a step is out is asked whether it is there ...
 PING_AFTER_S: Final = 0.5
@@ -33,17 +34,30 @@ STEP_STALL_S: Final = 120.0
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
-    """Ping this hop."""
+class Watched:
+    """A hop as it is now, for whoever judges how long it takes."""
 
-    link: HopStream
+    id: bytes  # of its session
+    planned: Hop  # what it announces
+    claims: Claims
+    failed: bool
+    fed_here: bool  # by the client, not by the hop before it
+    filled_at: int  # the steps received when its filling is done
+    patience: int  # how many times the usual time it may take
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Ping this hop. Hops are named by their number."""
+
+    hop: int
 
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
     """This hop failed. `honest`: it is gone or cut off, rather than misbehaving."""
 
-    link: HopStream
+    hop: int
     reason: str
     honest: bool
 
@@ -52,7 +66,7 @@ class GiveUp:
 class Slow:
     """This hop is there and does not get on. `honest`: by what it says, it has not passed on what it owes."""
 
-    link: HopStream
+    hop: int
     reason: str
     honest: bool
 
@@ -61,7 +75,7 @@ class Slow:
 class Unlinked:
     """What this hop sends on does not arrive at the next."""
 
-    link: HopStream
+    hop: int
 
 
 Verdict = Probe | GiveUp | Slow | Unlinked
@@ -80,65 +94,64 @@ class Watch:
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
-        self._lacks: dict[HopStream, _Lack] = {}
+        self._lacks: dict[bytes, _Lack] = {}  # by the hop that lacks them
 
-    def look(self, links: Sequence[HopStream], now: float, since: float) -> Iterator[Verdict]:
+    def look(self, hops: Sequence[Watched], now: float, since: float) -> Iterator[Verdict]:
         """What to do about the hops, a step being out `since` then."""
-        self._lacks = {
-            link: lack for link, lack in self._lacks.items() if link in links and link.feed is None
-        }
-        before: HopStream | None = None
-        for link in links:
-            if link.failure is None:
-                yield from self._look_at(link, before, now, since)
-            before = link
+        fed_by_hops = {hop.id for hop in hops if not hop.fed_here}
+        self._lacks = {hop: lack for hop, lack in self._lacks.items() if hop in fed_by_hops}
+        before: Watched | None = None
+        for number, hop in enumerate(hops):
+            verdicts = [] if hop.failed else list(self._look_at(number, hop, now, since))
+            yield from verdicts
+            if hop.failed or any(isinstance(verdict, GiveUp | Slow) for verdict in verdicts):
+                before = None
+                continue
+            if before is not None and not hop.fed_here and self._is_cut(before, hop, now, since):
+                yield Unlinked(number - 1)
+            before = hop
 
-    def _look_at(
-        self, link: HopStream, before: HopStream | None, now: float, since: float
-    ) -> Iterator[Verdict]:
-        claims = link.claims
+    def _look_at(self, number: int, hop: Watched, now: float, since: float) -> Iterator[Verdict]:
+        claims = hop.claims
         quiet_s = now - max(claims.progress_at, claims.pong_at, since)
         asked = claims.asked_since
         if quiet_s > DEAD_AFTER_S:
-            yield GiveUp(link, f"silent for {quiet_s:.1f} s", True)
+            yield GiveUp(number, f"silent for {quiet_s:.1f} s", True)
             return
         if asked is not None and now - max(asked, since) > PONG_AFTER_S:
-            yield GiveUp(link, f"did not answer a ping for {PONG_AFTER_S:g} s", True)
+            yield GiveUp(number, f"did not answer a ping for {PONG_AFTER_S:g} s", True)
             return
         if quiet_s > PING_AFTER_S and asked is None:
-            yield Probe(link)
+            yield Probe(number)
         if claims.owes_since is not None:
             waited_s = now - max(claims.owes_since, since)
-            if waited_s > PROGRESS_FLOOR_S and waited_s > self._allowed_s(link):
+            if waited_s > PROGRESS_FLOOR_S and waited_s > self._allowed_s(hop):
                 withheld = claims.acked > claims.through and not claims.carried_bytes
-                yield Slow(link, f"got nowhere in {waited_s:.0f} s", not withheld)
-                return
-        if before is not None and before.failure is None and link.feed is None:
-            yield from self._look_between(before, link, now, since)
+                yield Slow(number, f"got nowhere in {waited_s:.0f} s", not withheld)
 
-    def _allowed_s(self, link: HopStream) -> float:
+    def _allowed_s(self, hop: Watched) -> float:
         """How long a hop may take for what it has had to do since it began to owe, by its own announcement."""
-        claims, hop = link.claims, link.hop
+        claims, planned = hop.claims, hop.planned
         steps = rows = 0
         for entry in self._journal.between(claims.owes_from - 1, claims.received - 1):
             rows += entry.rows.rows
-            steps += entry.number >= link.filled_at  # what fills it comes in large chunks
-        compute_ms = (steps + 1) * (hop.queue_ms + hop.token_ms) + rows * hop.row_ms
+            steps += entry.number >= hop.filled_at  # what fills it comes in large chunks
+        compute_ms = (steps + 1) * (planned.queue_ms + planned.token_ms) + rows * planned.row_ms
         allowed_s = PROGRESS_FLOOR_S + SLACK * compute_ms / 1e3 + claims.carried_bytes / CARRIED_BYTES_PER_S
-        return min(allowed_s * link.patience, STEP_STALL_S)
+        return min(allowed_s * hop.patience, STEP_STALL_S)
 
-    def _look_between(
-        self, before: HopStream, link: HopStream, now: float, since: float
-    ) -> Iterator[Verdict]:
-        lack = self._lacks.get(link)
-        if lack is None or link.claims.received >= lack.number:
-            self._lacks.pop(link, None)
-            if before.claims.acked > link.claims.received:
-                self._lacks[link] = _Lack(before.claims.acked, now)
-            return
+    def _is_cut(self, before: Watched, hop: Watched, now: float, since: float) -> bool:
+        """Whether a hop has lacked for a while what the one before sent on to it, though both answer."""
+        lack = self._lacks.get(hop.id)
+        if lack is None or hop.claims.received >= lack.number:
+            self._lacks.pop(hop.id, None)
+            if before.claims.acked > hop.claims.received:
+                self._lacks[hop.id] = _Lack(before.claims.acked, now)
+            return False
         lacks_since = max(lack.since, since)
         # both answered since: else one of them is cut off, and there is nothing to bridge
-        answered_at = min(link.claims.pong_at, max(before.claims.pong_at, before.claims.progress_at))
-        if now - lacks_since > LINK_STALL_S and answered_at > lacks_since + LINK_STALL_S / 2:
-            del self._lacks[link]
-            yield Unlinked(before)
+        answered_at = min(hop.claims.pong_at, max(before.claims.pong_at, before.claims.progress_at))
+        if now - lacks_since <= LINK_STALL_S or answered_at <= lacks_since + LINK_STALL_S / 2:
+            return False
+        del self._lacks[hop.id]
+        return True

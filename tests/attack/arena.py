@@ -289,15 +289,15 @@ async def ask(
     """A question to a client, and how it went."""
     began = time.monotonic() if began is None else began
     first: float | None = None
+    generation = client.generate(question, chat=True, max_new_tokens=24)
     try:
         with trio.fail_after(ANSWER_WITHIN_S):
-            async for _ in client.generate(question, chat=True, max_new_tokens=24):
+            async for _ in generation:
                 first = first or time.monotonic() - began
-        assert client.last is not None
         bans, now = client._view.bans, trio.current_time()
         banned = tuple(said.peer for said in client.book.alive(time.time()) if bans.banned(said.peer, now))
         ttft_s = first or time.monotonic() - began
-        return Asked(question, newcomer, tuple(client.last.tokens), ttft_s, banned=banned)
+        return Asked(question, newcomer, generation.answer.tokens, ttft_s, banned=banned)
     except (SwarmError, trio.TooSlowError) as error:
         return Asked(question, newcomer, (), float("inf"), f"{type(error).__name__}: {error}")
 

@@ -149,10 +149,10 @@ def test_the_blocking_client(swarm_of_two: Demo) -> None:
     with blocking.connect(*swarm_of_two.doors) as client:
         assert "Paris" in "".join(piece.text for piece in client.generate(QUESTION, chat=True))
         with client.conversation() as talk:
-            for _ in talk.say("Count from 3 to 40."):
+            count = talk.say("Count from 3 to 40.")
+            for _ in count:
                 break
-            assert talk.last is not None
-            assert talk.last.finish_reason == "cancelled"
+            assert count.answer.finish_reason == "cancelled"
             assert "Rome" in "".join(piece.text for piece in talk.say("What is the capital of Italy?"))
             assert len(talk.messages) == 4
         client.refresh()

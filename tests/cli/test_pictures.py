@@ -97,8 +97,9 @@ def test_a_model_name_cannot_become_a_command() -> None:
     assert command == "swarm node --model 'x; rm -rf [2J$(id)' --layers 3:8 --join ADDR"
 
 
+SESSION = "5e55104e"
 ROUTE = Route((Hop(A, (), Span(0, 5), 2.0), Hop(B, (), Span(5, 10), 3.0)), 8, 5.0)
-LOST = Rerouted(A, Span(0, 5), "gone", (B,), 0.314)
+LOST = Rerouted(SESSION, A, Span(0, 5), "gone", (B,), 0.314)
 FULL_ID = "12D3KooWL6mTvFXi9JSMNbz6Q1PG2sgCYaqje8mdbLGWmYpXG3Vk"
 ANSWER = Answer("hi", (5, 6, 7), 4, "length", 1.25, 0.25, ROUTE, (LOST,))
 
@@ -119,7 +120,12 @@ def test_events_are_one_line_each() -> None:
     )
     assert describe_event(LOST, 8, {B: "node 2"}).count("node 2") == 1
     assert "(…pXG3Vk left)" in describe_event(replace(LOST, reason=f"{FULL_ID} left"))
-    for event in (LOST, Bridged((A, B), "no way"), Waiting((), "nobody serves it", 5), Noticed("hm")):
+    for event in (
+        LOST,
+        Bridged(SESSION, (A, B), "no way"),
+        Waiting(None, (), "nobody serves it", 5),
+        Noticed("hm"),
+    ):
         assert "\n" not in describe_event(event)
 
 
@@ -127,11 +133,11 @@ def test_a_wait_is_told_once() -> None:
     """Until something else happens, or something else is waited for."""
     news = News()
     events: list[Event] = [
-        Waiting((), "a", 9),
-        Waiting((), "a", 8),
-        Waiting((), "b", 7),
+        Waiting(None, (), "a", 9),
+        Waiting(None, (), "a", 8),
+        Waiting(None, (), "b", 7),
         Noticed("x"),
-        Waiting((), "b", 6),
+        Waiting(None, (), "b", 6),
     ]
     told = [news.line(event) is not None for event in events]
     assert told == [True, False, True, True, True]

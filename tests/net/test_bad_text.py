@@ -59,10 +59,10 @@ async def test_the_client_outlives_what_nodes_hand_out(
             async for _ in client.generate("hello o", chat=True):
                 pass
         assert psutil.Process().memory_info().rss - before < 2**28  # the nodes compute in here too
-        async for _ in client.generate([5, 4, 3], max_new_tokens=4):
+        generation = client.generate([5, 4, 3], max_new_tokens=4)
+        async for _ in generation:
             pass
-        assert client.last is not None
-        assert client.last.finish_reason == "length"
+        assert generation.answer.finish_reason == "length"
 
 
 async def test_ctrl_c_at_a_hostile_template(tmp_path: Path, deadline: Callable[[float], float]) -> None:

@@ -46,12 +46,12 @@ def generated(folder: Path, ids: list[int]) -> list[int]:
     return found
 
 
-async def answer(client: swarm.Client) -> list[int]:
+async def answer(client: swarm.Client) -> swarm.Answer:
     """What the swarm makes of it."""
-    async for _ in client.generate(PROMPT, max_new_tokens=NEW_TOKENS):
+    generation = client.generate(PROMPT, max_new_tokens=NEW_TOKENS)
+    async for _ in generation:
         pass
-    assert client.last is not None
-    return list(client.last.tokens)
+    return generation.answer
 
 
 @pytest.mark.parametrize("nodes", list(CUTS))
@@ -65,6 +65,6 @@ async def test_swarm_equals_generate(family: str, nodes: int, checkpoints) -> No
             for direct in (True, False):
                 async with swarm.connect(addrs[-1], ends=with_ends, direct=direct) as client:
                     expected = generated(folder, await client.text.encode(PROMPT))
-                    assert await answer(client) == expected, (with_ends, direct)
-                    assert client.last is not None
-                    assert len(client.last.route.hops) == nodes
+                    found = await answer(client)
+                    assert list(found.tokens) == expected, (with_ends, direct)
+                    assert len(found.route.hops) == nodes

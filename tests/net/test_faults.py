@@ -71,7 +71,7 @@ class Writer:
 
     def node(self, hop: int) -> RunningNode:
         """The node that is hop number `hop` now."""
-        peer = self.session.hops[hop].hop.peer
+        peer = self.session.hops[hop].peer
         return next(node for node in self._nodes.nodes if node.peer == peer)
 
     async def write(self, count: int) -> None:
@@ -98,8 +98,8 @@ class Writer:
 
     async def in_prefill(self, hop: int) -> None:
         """Until a hop has computed the first chunk."""
-        link = self.session.hops[hop]
-        await eventually(lambda: link.claims.acked, 30, "the hop computes a part of the prompt")
+        claims = self.session.hops[hop].claims
+        await eventually(lambda: claims.acked, 30, "the hop computes a part of the prompt")
 
 
 @asynccontextmanager

@@ -33,10 +33,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 async def answer(client: swarm.Client) -> list[int]:
     """The tokens after PROMPT."""
-    async for _ in client.generate(PROMPT, max_new_tokens=NEW):
+    generation = client.generate(PROMPT, max_new_tokens=NEW)
+    async for _ in generation:
         pass
-    assert client.last is not None
-    return list(client.last.tokens)
+    return list(generation.answer.tokens)
 
 
 async def everybody_known(client: swarm.Client, count: int) -> None:

@@ -16,7 +16,8 @@ from node.compute.interfaces import Engine
 from node.config import NodeConfig
 from protocol.errors import RemoteProtocolError, TooLarge
 from protocol.model import ManifestFile, Span
-from swarm.client import Client, Options, enter
+from swarm.client import Client
+from swarm.entry import Options, enter
 from tests.node.fakes import MANIFEST, FakeEngine
 from tests.node.test_daemon import FakeBackend, FakeModel, House
 from tests.swarm.test_text_process import TEMPLATES, TOKENIZERS, templated

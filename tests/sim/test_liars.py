@@ -28,7 +28,6 @@ from protocol.messages import (
     Step,
 )
 from protocol.tensors import Tensor, from_numpy
-from swarm.routing.bans import Bans
 from swarm.session.session import REPAIRS, Session
 from tests.node.fakes import HIDDEN, VOCAB
 from tests.sim.liars import Lie, honest
@@ -43,27 +42,6 @@ SEEDS = 30
 SOON_S = 16.0  # by the clock of the simulation, in which honest hops take next to nothing
 
 
-@dataclass(frozen=True)
-class Banned:
-    """One ban."""
-
-    peer: str
-    honest: bool
-
-
-class NotedBans(Bans):
-    """Bans, and a list of all there were."""
-
-    def __init__(self, noted: list[Banned]) -> None:
-        super().__init__()
-        self.noted = noted
-
-    def ban(self, peer: str, now: float, *, honest: bool, **more: Any) -> None:
-        """See `Bans`."""
-        self.noted.append(Banned(peer, honest))
-        super().ban(peer, now, honest=honest, **more)
-
-
 @pytest.fixture
 def clock() -> trio.testing.MockClock:
     """Time passes when everybody waits."""
@@ -75,7 +53,6 @@ class Trial:
     """A swarm in which some lie."""
 
     world: World
-    bans: NotedBans
     liars: set[int]
 
     def corrupt(self, index: int, lie: Lie) -> None:
@@ -85,19 +62,17 @@ class Trial:
 
     def pardon(self) -> None:
         """Lift all bans, as time would."""
-        self.world.view.bans = self.bans = NotedBans(self.bans.noted)
+        self.world.bans.pardon()
 
     def check(self) -> None:
         """No honest node was banned as if it had broken the rules."""
         liars = {self.world.nodes[index].peer for index in self.liars}
-        assert not [ban for ban in self.bans.noted if ban.peer not in liars and not ban.honest]
+        assert not [ban for ban in self.world.bans.noted if ban.peer not in liars and not ban.honest]
 
 
 def trial_of(world: World) -> Trial:
-    """The same swarm, and a client that notes its bans."""
-    bans = NotedBans([])
-    world.view.bans = bans
-    return Trial(world, bans, set())
+    """The same swarm, in which nobody lies yet."""
+    return Trial(world, set())
 
 
 # --- lies about steps
@@ -564,17 +539,16 @@ async def test_an_honest_node_that_is_slower_than_it_says(clock: trio.testing.Mo
         trial = trial_of(world)
         session = await world.session()
         assert await greedy(session, PROMPT, 2) == greedy_reference(PROMPT, 2)
-        assert 2 <= len(trial.bans.noted) <= 3  # a new session waits for what the one given up still computes
+        assert 2 <= len(world.bans.noted) <= 3  # a new session waits for what the one given up still computes
         trial.check()
 
 
 async def test_a_slow_hop_has_the_time_that_it_announces(clock: trio.testing.MockClock) -> None:
     """A node that says how slow it is, is not given up for being so."""
     async with swarm_of((0, 8), slow=[0], step_s=15) as world:
-        trial = trial_of(world)
         session = await world.session(max_tokens=400)
         assert await greedy(session, LONG, 1) == greedy_reference(LONG, 1)
-        assert not trial.bans.noted
+        assert not world.bans.noted
 
 
 # --- everything at once

@@ -342,7 +342,7 @@ async def test_a_session_that_gave_way_while_it_idled_goes_on(clock: trio.testin
         begin = await greedy(session, PROMPT, 5)
         await trio.sleep(300)
         others = [await world.session(max_tokens=1000) for _ in range(4)]
-        await eventually(lambda: all(link.failure for link in session.hops), 5)
+        await eventually(lambda: all(hop.failure for hop in session.hops), 5)
         for other in others:
             await other.aclose()
         await trio.sleep(1)

@@ -16,11 +16,11 @@ from protocol.errors import NoRoute
 from protocol.model import Span, weights_digest
 from protocol.transport.background import background_tasks
 from protocol.transport.memory import Network
-from swarm.events import Noticed
+from swarm.events import Event, Noticed
 from swarm.routing.view import View
 from swarm.routing.weights import Pin, Trust
 from tests.node.fakes import MANIFEST, STAGES
-from tests.sim.world import ALL, FakeNode, World, greedy, greedy_reference, start_node
+from tests.sim.world import ALL, FakeNode, NotedBans, World, greedy, greedy_reference, start_node
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 OURS, THEIRS = b"weights!", b"tampered"
@@ -76,8 +76,10 @@ async def swarm_with(lots: Sequence[Lot], door: int = 0, trust: Trust | None = N
             nodes.append(node)
         client = await stack.enter_async_context(network.transport(identities.generate().key, listen=False))
         nursery = await stack.enter_async_context(background_tasks())
-        world = World(network, nodes, View(client, nursery, random.Random(2)))
-        world.view = View(client, nursery, random.Random(2), notify=world.events.append)
+        events: list[Event] = []
+        bans = NotedBans()
+        view = View(client, nursery, random.Random(2), notify=events.append, bans=bans)
+        world = World(network, nodes, view, bans, events)
         if trust is not None:
             world.view.trusts[MANIFEST.digest] = trust
         await world.view.enter([nodes[door].transport.addrs[0]])

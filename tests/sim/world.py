@@ -24,6 +24,7 @@ from protocol.transport.base import Stream
 from protocol.transport.memory import Network
 from protocol.transport.memory.transport import MemoryTransport
 from swarm.events import Event
+from swarm.routing.bans import Bans
 from swarm.routing.view import View
 from swarm.session.chain import SessionSpec
 from swarm.session.session import Session
@@ -81,6 +82,31 @@ class FakeNode:
         return sign_record(self.identity, self.announcement())
 
 
+@dataclass(frozen=True)
+class Banned:
+    """That a peer was banned, and for what."""
+
+    peer: str
+    honest: bool
+
+
+class NotedBans(Bans):
+    """Notes for what each ban was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noted: list[Banned] = []
+
+    def ban(self, peer: str, now: float, *, honest: bool) -> None:
+        """See `Bans`."""
+        self.noted.append(Banned(peer, honest))
+        super().ban(peer, now, honest=honest)
+
+    def pardon(self) -> None:
+        """Lift all bans, as time would; what was noted stays."""
+        super().__init__()
+
+
 @dataclass(eq=False)
 class World:
     """Nodes by the order they were asked for; `events` is what the client was told."""
@@ -88,6 +114,7 @@ class World:
     network: Network
     nodes: list[FakeNode]
     view: View
+    bans: NotedBans
     events: list[Event] = field(default_factory=list)
 
     def by_peer(self, peer: str) -> FakeNode:
@@ -169,10 +196,11 @@ async def swarm_of(
             nodes.append(node)
         client = await stack.enter_async_context(network.transport(identities.generate().key, listen=False))
         nursery = await stack.enter_async_context(background_tasks())
-        view = View(client, nursery, random.Random(2))
+        bans = NotedBans()
+        view = View(client, nursery, random.Random(2), bans=bans)
         await view.enter([nodes[0].transport.addrs[0]])
         await view.measure(MANIFEST.digest, ALL)
-        yield World(network, nodes, view)
+        yield World(network, nodes, view, bans)
 
 
 async def greedy(session: Session, prompt: Sequence[int], count: int) -> list[int]:

@@ -24,9 +24,10 @@ from protocol.talk.channel import Channel
 from protocol.transport.background import background_tasks
 from protocol.transport.base import Stream
 from protocol.transport.memory import Network
-from swarm.client import Options, enter
-from swarm.routing.view import PROBE_ROUND_S, View
-from swarm.session.mender import RETRY_EVERY_S
+from swarm.entry import Options, enter
+from swarm.routing.probes import PROBE_ROUND_S
+from swarm.routing.view import View
+from swarm.session.search import RETRY_EVERY_S
 
 ALL = Span(0, 8)
 HONEST, OTHER = bytes.fromhex("e5f3cdc4") + bytes(28), bytes.fromhex("0badcafe") + bytes(28)

@@ -4,54 +4,39 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import trio
-import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.candidates import NOTHING
 from protocol.journal import Journal
-from protocol.messages import Open, Pong
+from protocol.messages import Pong
 from protocol.model import Span
-from protocol.talk.channel import Channel
 from protocol.tensors import from_numpy
 from swarm.routing.route import Hop
-from swarm.session.hop_stream import HopStream
-from swarm.session.watch import PROGRESS_FLOOR_S, STEP_STALL_S, Probe, Slow, Watch
+from swarm.session.claims import Claims
+from swarm.session.watch import PROGRESS_FLOOR_S, STEP_STALL_S, Probe, Slow, Watch, Watched
 
 ROWS = 64
 MS = st.floats(0.0, 1e6)
 
 
-class NoStream:
-    """Never used: nothing is sent."""
-
-    peer = "nobody"
-
-
-def slow_after_s(hop: Hop, steps: int, patience: int) -> float:
+def slow_after_s(planned: Hop, steps: int, patience: int) -> float:
     """How long a hop that answers all pings and computes nothing is waited for, to a quarter of a second."""
-
-    async def main() -> float:
-        link = HopStream(hop, Open(bytes(16), bytes(32), hop.span, 9999, None), "f32", Channel(NoStream()))  # type: ignore[arg-type]
-        link.patience = patience
-        journal = Journal()
-        rows = from_numpy(np.zeros(ROWS, np.int32))
-        for number in range(steps):
-            journal.append(number, number * ROWS, rows, NOTHING)
-        link.claims.sent = steps
-        watch = Watch(journal)
-        for tick in range(10_000):
-            now = tick / 4
-            for verdict in watch.look([link], now, 0.0):
-                if isinstance(verdict, Slow):
-                    return now
-                assert isinstance(verdict, Probe), verdict
-                ping = link.claims.ping(now)
-                link.claims.pong(Pong(ping.nonce, steps, 0), steps, now)
-        raise AssertionError("it is waited for for ever")
-
-    return trio.run(main, clock=trio.testing.MockClock())
+    journal, claims = Journal(), Claims(0.0)
+    rows = from_numpy(np.zeros(ROWS, np.int32))
+    for number in range(steps):
+        journal.append(number, number * ROWS, rows, NOTHING)
+    claims.sent = steps
+    hop = Watched(b"", planned, claims, failed=False, fed_here=True, filled_at=0, patience=patience)
+    watch = Watch(journal)
+    for tick in range(10_000):
+        now = tick / 4
+        for verdict in watch.look([hop], now, 0.0):
+            if isinstance(verdict, Slow):
+                return now
+            assert isinstance(verdict, Probe), verdict
+            claims.pong(Pong(claims.ping(now).nonce, steps, 0), steps, now)
+    raise AssertionError("it is waited for for ever")
 
 
 @settings(max_examples=60, deadline=None)

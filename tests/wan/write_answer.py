@@ -34,8 +34,8 @@ async def watch_prefill(session: swarm.Session) -> None:
     """A line for each hop that has computed the first chunk."""
     told: set[int] = set()
     while len(told) < len(session.hops):
-        for number, link in enumerate(session.hops):
-            if link.claims.acked and number not in told:
+        for number, hop in enumerate(session.hops):
+            if hop.claims.acked and number not in told:
                 told.add(number)
                 say("chunk", number)
         await trio.sleep(0.005)
@@ -48,8 +48,8 @@ async def main(prompt: list[int], count: int, addrs: list[str]) -> None:
         client.session(max_tokens=len(prompt) + count) as session,
         trio.open_nursery() as nursery,
     ):
-        for number, link in enumerate(session.hops):
-            say("hop", number, link.hop.peer)
+        for number, hop in enumerate(session.hops):
+            say("hop", number, hop.peer)
         nursery.start_soon(watch_prefill, session)
         feed = prompt
         for _ in range(count):

@@ -1,0 +1,139 @@
+"""The search for new hops: plans among those who are known, asks them, and looks further where that is not enough."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from protocol.errors import Busy, NoRoute, PeerUnavailable, RemoteProtocolError, SwarmError
+from protocol.messages import NextHop, Open
+from protocol.model import Span
+from swarm.routing.bans import PAUSE_S
+from swarm.routing.route import Hop, Route, serve_command
+from swarm.routing.view import View
+from swarm.session.chain import SessionSpec
+from swarm.session.hop_stream import HopStream, open_hop
+
+# Between looks at the map while nobody serves some stages.
+RETRY_EVERY_S: Final = 0.5
+# The last resort before a session fails; the user waits for it.
+DHT_SEARCH_S: Final = 4.0
+# Nodes whose reasons are in one error's line.
+REASONS_SHOWN: Final = 4
+# Then the pause of a banned peer may have to pass that alone serves what is missing; not that of one that lied.
+LAST_PAUSE_S: Final = 2 * PAUSE_S
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """What kept a hop from being opened while a chain is mended; `final`: its peer is not asked once more."""
+
+    why: str
+    final: bool
+
+
+class Search:
+    """Of one mending, from now on. `on_wait` is told, again and again, while there is nothing but to wait."""
+
+    def __init__(self, spec: SessionSpec, view: View, on_wait: Callable[[NoRoute, float], None]) -> None:
+        self.began = trio.current_time()
+        self._spec = spec
+        self._view = view
+        self._on_wait = on_wait
+        self._refusals: dict[str, _Refusal] = {}
+
+    def plan(self, stages: Span) -> Route:
+        """The best route now. Raises: NoRoute."""
+        return self._plan(stages, self._tried())
+
+    async def open_all(self, hops: Sequence[Hop], behind: HopStream | None) -> list[HopStream] | None:
+        """Open all hops at once, each linked to the next and the last to `behind`; None if one failed."""
+        spec = self._spec
+        places = [NextHop(hop.peer, secrets.token_bytes(16)) for hop in hops]
+        following: list[NextHop | None] = [*places[1:], behind.address if behind is not None else None]
+        opened: list[HopStream | None] = [None] * len(hops)
+
+        async def open_one(index: int) -> None:
+            hop, next_hop = hops[index], following[index] if spec.direct else None
+            bridged = next_hop is None and following[index] is not None
+            session = places[index].session
+            request = Open(session, spec.digest, hop.span, spec.max_tokens, next_hop, bridged)
+            try:
+                opened[index] = await open_hop(self._view.transport, hop, request, spec.hidden_size)
+            except (PeerUnavailable, RemoteProtocolError) as error:
+                self._note_refusal(hop, error)
+
+        async with trio.open_nursery() as nursery:
+            for index in range(len(hops)):
+                nursery.start_soon(open_one, index)
+        found = [hop for hop in opened if hop is not None]
+        if len(found) == len(hops):
+            return found
+        for hop in found:
+            hop.fail("not needed")
+        return None
+
+    async def look_further(self, stages: Span) -> None:
+        """Ask the whole swarm again. Raises: NoRoute, if there is still no route and no time to wait."""
+        spec, view, tried = self._spec, self._view, self._tried()
+        await view.refresh(lambda: self._no_route(stages, tried) is None)
+        error = self._no_route(stages, tried)
+        if error is None:
+            return
+        left_s = self.began + spec.wait_s - trio.current_time()
+        if left_s > 0:
+            self._on_wait(error, left_s)
+            await trio.sleep(RETRY_EVERY_S)
+            return
+        with trio.move_on_after(DHT_SEARCH_S):
+            await view.search_dht(spec.digest)
+        tried = self._tried()
+        pause_s = view.pause_s(spec.digest, error, spec.max_tokens, tried)
+        if pause_s is not None:
+            await trio.sleep(min(pause_s, LAST_PAUSE_S))
+        error = self._no_route(stages, tried)
+        if error is not None:
+            raise explained(error, self._refusals, spec.blocks)
+
+    def _plan(self, stages: Span, tried: Collection[str] | None) -> Route:
+        spec = self._spec
+        return self._view.plan(spec.digest, spec.blocks, stages, spec.max_tokens, tried)
+
+    def _no_route(self, stages: Span, tried: Collection[str] | None) -> NoRoute | None:
+        try:
+            self._plan(stages, tried)
+        except NoRoute as error:
+            return error
+        return None
+
+    def _tried(self) -> Collection[str] | None:
+        """Who gets no other chance: as long as there is time to wait, everybody does.
+
+        After that only who had no room for now, once: sessions end, and who has many makes room for who has none.
+        """
+        if trio.current_time() - self.began < self._spec.wait_s:
+            return None
+        return {peer for peer, refusal in self._refusals.items() if refusal.final}
+
+    def _note_refusal(self, hop: Hop, error: SwarmError) -> None:
+        again = isinstance(error, Busy) and hop.peer not in self._refusals
+        self._refusals[hop.peer] = _Refusal(str(error), final=not again)
+        now = trio.current_time()
+        if isinstance(error, Busy):
+            self._view.bans.pause(hop.peer, now, error.retry_after_s)
+        else:
+            self._view.bans.ban(hop.peer, now, honest=isinstance(error, PeerUnavailable))
+
+
+def explained(error: NoRoute, refusals: Mapping[str, _Refusal], blocks: int) -> NoRoute:
+    """The error with what nodes said when asked, and the commands that would help."""
+    shown = list(refusals.items())[:REASONS_SHOWN]
+    reasons = "".join(f"; {peer}: {refusal.why}" for peer, refusal in shown)
+    if len(refusals) > len(shown):
+        reasons += f"; and {len(refusals) - len(shown)} more"
+    commands = " and ".join(serve_command(Span(*pair), blocks) for pair in error.missing)
+    return NoRoute(f"{error}{reasons}. To serve them, run on another machine: {commands}", error.missing)
