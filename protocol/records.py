@@ -62,7 +62,7 @@ class Announcement:
     dtype: str = wire(word("f32", "f16", "bf16"))
     # one digest per stage served
     weights: tuple[bytes, ...] = wire(sequence(blob(8, exact=8), limits.STAGES))
-    state: str = wire(word("joining", "serving", "draining", "gone"))
+    state: str = wire(word("joining", "serving", "gone"))
     decode_ms: float = wire(_PER_STEP_MS)  # per block and token, one token at a time
     prefill_ms: float = wire(_PER_STEP_MS)  # per block and token, in a chunk
     head_ms: float = wire(_PER_STEP_MS)  # per token, if the head is served
