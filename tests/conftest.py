@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from hypothesis import settings
 
+from tests.support.forge import Forge
 from tests.support.processes import Processes
 
 # Before torch is imported anywhere: OpenMP threads that spin while they wait starve the other processes.
@@ -55,3 +56,10 @@ def processes() -> Iterator[Processes]:
     """`processes.start([...])` starts a subprocess; all are killed and reaped when the test ends."""
     with Processes() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def forge() -> Iterator[Forge]:
+    """Starts nodes in a fraction of a second."""
+    with Forge() as opened:
+        yield opened

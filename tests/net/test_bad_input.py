@@ -139,10 +139,11 @@ def test_a_tensor_that_is_missing(run: Run, sharded: Path) -> None:
     run("node", "--model", sharded, "--layers", "0:2").failed(1, re.escape(name))
 
 
-def test_a_shard_that_is_cut_short(run: Run, sharded: Path) -> None:
+@pytest.mark.parametrize("damage", [lambda data: data[:-1000], lambda _: b"junk"], ids=["short", "junk"])
+def test_a_shard_that_is_damaged(run: Run, sharded: Path, damage: Callable[[bytes], bytes]) -> None:
     """The line names the file."""
     shard = sorted(sharded.glob("*.safetensors"))[1]
-    shard.write_bytes(shard.read_bytes()[:-1000])
+    shard.write_bytes(damage(shard.read_bytes()))
     run("node", "--model", sharded, "--layers", "0:2").failed(1, shard.name)
 
 
@@ -152,7 +153,9 @@ def test_a_shard_that_is_cut_short(run: Run, sharded: Path) -> None:
         (["--layers", "1:9"], "1:9.*0:2"),
         (["--layers", "2:1"], "2:1"),
         (["--layers", "some"], "some"),
+        (["--layers", "0:2", "--max-memory", "10"], "memory"),
         (["--listen", "/ip4/127.0.0.1/tcp/4001"], "malformed address"),
+        (["--listen", "rubbish"], "malformed address 'rubbish'"),
         (["--join", "/ip4/127.0.0.1/udp/4001/quic-v1"], "peer id"),
         (["--join", "127.0.0.1:4001"], "malformed address"),
     ],
@@ -169,6 +172,12 @@ def test_a_port_that_is_taken(run: Run, sharded: Path) -> None:
         port = taken.getsockname()[1]
         listen = f"/ip4/127.0.0.1/udp/{port}/quic-v1"
         run("node", "--model", sharded, "--layers", "0:2", "--listen", listen).failed(2, str(port))
+
+
+def test_nobody_to_join(run: Run, sharded: Path) -> None:
+    """After about ten seconds, the line says where nobody is."""
+    join = ["--layers", "0:2", "--join", NOBODY]
+    run("node", "--model", sharded, *join).failed(1, "no node answers at /ip4/127.0.0.1/udp/9/")
 
 
 # --- a client that asks for what cannot be

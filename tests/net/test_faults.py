@@ -158,7 +158,7 @@ async def test_a_fault_in_the_prompt_and_one_in_the_answer(
     if fault is dismiss:
         for victim in victims:
             status = await trio.to_thread.run_sync(victim.process.wait, 10)
-            assert (status, victim.process.lines[-1]) == (0, "leaving")
+            assert (status, victim.said[-1]) == (0, "leaving")
 
 
 async def check_that_it_serves(

@@ -29,11 +29,11 @@ REAP_EVERY_S = 0.02
 REQUEST_BYTES = 64 * 1024
 # What a node imports before it serves a Llama.
 MODULES = (
-    "node.daemon",
     "node.engine.measure",
     "node.engine.shards",
     "node.engine.span",
     "node.engine.split",
+    "node.process",
     "protocol.transport.libp2p",
     "swarm.cli",
     "transformers.models.auto.modeling_auto",
