@@ -18,8 +18,11 @@ from pathlib import Path
 import pytest
 
 from swarm import blocking
-from swarm.cli.demo_nodes import Demo, shipped_model, start
-from tests.cli.test_usage import run
+from swarm.cli.demo_nodes import shipped_model
+from tests.support.commands import run, run_afresh
+from tests.support.forge import Forge
+from tests.support.local_swarm import LocalSwarm
+from tests.support.processes import Processes
 
 pytestmark = [pytest.mark.net, pytest.mark.timeout(240)]
 
@@ -27,17 +30,19 @@ QUESTION = "What is the capital of France?"
 
 
 @pytest.fixture(scope="module")
-def swarm_of_two() -> Iterator[Demo]:
+def swarm_of_two(forge: Forge, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSwarm]:
     """Two nodes, together the whole model, neither of them alone."""
-    with start(shipped_model(), [(0, 5), (3, 8)]) as running:
-        for _ in running.progress():
-            pass
-        yield running
+    with Processes(launch=forge.start) as processes:
+        nodes = LocalSwarm(
+            processes, shipped_model(), tmp_path_factory.mktemp("two"), extra=["--kv-tokens", "8192"]
+        )
+        nodes.start("0:5", "3:8")
+        yield nodes
 
 
 @pytest.fixture
-def join(swarm_of_two: Demo) -> list[str]:
-    return ["--join", swarm_of_two.doors[1]]
+def join(swarm_of_two: LocalSwarm) -> list[str]:
+    return ["--join", swarm_of_two.nodes[1].addr]
 
 
 def test_generate_prints_the_text_alone(join: list[str], tmp_path: Path) -> None:
@@ -144,9 +149,9 @@ def test_chat_takes_piped_lines(join: list[str], tmp_path: Path) -> None:
     assert b"tok/s" in done.stderr
 
 
-def test_the_blocking_client(swarm_of_two: Demo) -> None:
+def test_the_blocking_client(swarm_of_two: LocalSwarm) -> None:
     """The same client without async: generate, a conversation, leaving an answer early, the map."""
-    with blocking.connect(*swarm_of_two.doors) as client:
+    with blocking.connect(*(node.addr for node in swarm_of_two.nodes)) as client:
         assert "Paris" in "".join(piece.text for piece in client.generate(QUESTION, chat=True))
         with client.conversation() as talk:
             for _ in talk.say("Count from 3 to 40."):
@@ -156,7 +161,7 @@ def test_the_blocking_client(swarm_of_two: Demo) -> None:
             assert "Rome" in "".join(piece.text for piece in talk.say("What is the capital of Italy?"))
             assert len(talk.messages) == 4
         client.refresh()
-        assert {record.peer for record in client.book} == set(swarm_of_two.names)
+        assert {record.peer for record in client.book} == {node.peer for node in swarm_of_two.nodes}
         assert client.plan_route().hops
 
 
@@ -255,7 +260,7 @@ def test_ctrl_c_ends_generate_with_130(join: list[str], tmp_path: Path) -> None:
 
 def test_the_demo_survives_kill_9(tmp_path: Path) -> None:
     """A node dies in mid-answer, the reroute is shown, the answer is right; no process and no folder stays."""
-    done = run("demo", "--kill", home=tmp_path, TMPDIR=str(tmp_path))
+    done = run_afresh("demo", "--kill", home=tmp_path, TMPDIR=str(tmp_path))
     assert done.returncode == 0, done.stderr
     numbers = ", ".join(map(str, range(3, 41)))
     assert numbers in done.stdout
