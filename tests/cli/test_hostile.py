@@ -26,7 +26,7 @@ from tests.support.commands import run
 from tests.support.forge import Forge
 from tests.support.hostile import hostile_node
 from tests.support.processes import Process
-from tests.support.waiting import wait_until
+from tests.support.waiting import block_until
 
 pytestmark = [pytest.mark.net, pytest.mark.timeout(240)]
 
@@ -200,7 +200,7 @@ def test_a_node_whose_output_is_stuck_serves_on(forge: Forge, tmp_path: Path) ->
         streams = (null.fileno(), writer, null.fileno())
         node = forge.spawn([*words, "--listen", place], streams, os.environ)
     try:
-        wait_until(lambda: _serves(f"{place}/p2p/{peer}", tmp_path), 90)
+        block_until(lambda: _serves(f"{place}/p2p/{peer}", tmp_path), 90)
     finally:
         os.kill(node.pid, signal.SIGKILL)
         node.wait()

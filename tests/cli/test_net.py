@@ -23,6 +23,7 @@ from tests.support.commands import run, run_afresh
 from tests.support.forge import Forge
 from tests.support.local_swarm import LocalSwarm
 from tests.support.processes import Processes
+from tests.support.waiting import block_until
 
 pytestmark = [pytest.mark.net, pytest.mark.timeout(240)]
 
@@ -279,10 +280,11 @@ def test_a_demo_that_is_itself_killed_leaves_no_node(tmp_path: Path) -> None:
         env={**os.environ, "TMPDIR": str(tmp_path), "SWARM_HOME": str(tmp_path)},
     )
     try:
-        nodes = _wait_for(lambda: _children(demo.pid) if len(_children(demo.pid)) == 2 else None)
+        block_until(lambda: len(_children(demo.pid)) == 2, 60)
+        nodes = _children(demo.pid)
         demo.send_signal(signal.SIGKILL)
         demo.wait()
-        _wait_for(lambda: all(not _alive(pid) for pid in nodes) or None)
+        block_until(lambda: not any(_alive(pid) for pid in nodes), 60)
     finally:
         demo.kill()
         demo.wait()
@@ -313,16 +315,6 @@ def test_ctrl_c_while_the_demo_starts(tmp_path: Path) -> None:
     assert (status, len(nodes)) == (130, 4)
     assert not any(_alive(pid) for pid in nodes)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("swarm-demo")] == []
-
-
-def _wait_for(condition: object, within_s: float = 60.0) -> list[int]:
-    assert callable(condition)
-    deadline = time.monotonic() + within_s
-    while time.monotonic() < deadline:
-        if (value := condition()) is not None:
-            return value if isinstance(value, list) else []
-        time.sleep(0.05)
-    raise AssertionError("it did not happen in time")
 
 
 def _children(pid: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Wait for a condition with a deadline, instead of sleeping and hoping."""
+"""Wait for a condition with a deadline, instead of sleeping and hoping: `eventually` in trio, else `block_until`."""
 
 import time
 from collections.abc import Awaitable, Callable
@@ -29,7 +29,7 @@ async def eventually(
     raise AssertionError(f"not within {within_s} s: {what or predicate}")
 
 
-def wait_until(predicate: Callable[[], object], within_s: float = WITHIN_S, what: str = "") -> None:
+def block_until(predicate: Callable[[], object], within_s: float = WITHIN_S, what: str = "") -> None:
     """`eventually` for tests without an event loop: blocks the calling thread, by the wall clock."""
     deadline = time.monotonic() + within_s
     while not predicate():
