@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import gc
 import logging
-import os
 import random
 import shlex
-import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import TypeVar
 
 import trio
 
-from node.backend import Backend, Model, OpenBackend, open_torch
+from node import events
+from node.backend import Backend, Model, OpenBackend
 from node.compute.interfaces import Engine
 from node.compute.kv import buffer_bytes, default_kv_tokens
 from node.compute.measure import Speed, measure
 from node.compute.meter import Meter
 from node.config import NodeConfig
+from node.events import Notify, describe_size
 from node.hop.admission import Admission, Room
 from node.hop.neighbours import Neighbours
 from node.hop.server import HopServer
@@ -27,12 +26,10 @@ from node.presence.gossip import Gossip
 from node.presence.modelfiles import ModelFiles
 from node.presence.placement import choose_span, coverage
 from protocol import limits
-from protocol.errors import ConfigError, EngineError, SwarmError, Unreachable, unwrapped
-from protocol.hints import RecordRule
+from protocol.errors import ConfigError, EngineError, Unreachable
 from protocol.identity import Identity
-from protocol.keyfile import HeldKey, hold
 from protocol.model import Span, describe_stages, weights_digest
-from protocol.plain import one_line, plain
+from protocol.plain import plain
 from protocol.records import Record
 from protocol.tensors import ITEM_BYTES
 from protocol.transport.base import Transport
@@ -40,7 +37,6 @@ from protocol.transport.base import Transport
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Notify = Callable[[str], None]
 
 # How long the addresses given have to answer: an address is there or wrong, seconds tell.
 JOIN_WITHIN_S = 10.0
@@ -61,10 +57,6 @@ SUSPECTS_NAMED = 16
 MODELS_NAMED = 8
 # The goodbye and the end of sessions each take at most this long.
 LEAVE_WITHIN_S = 1.0
-# The event loop gets the interpreter back from the engine's Python code after this, not after 5 ms.
-SWITCH_INTERVAL_S = 0.001
-# What little ends in cycles (errors with their tracebacks, mostly) is freed this often.
-COLLECT_EVERY_S = 60.0
 
 
 class Node:
@@ -81,7 +73,7 @@ class Node:
         self._config = config
         self._transport = transport
         self._open_backend = backend
-        self._tell = notify
+        self._notify = notify
         self._rng = random.Random()
         self._announcer = Announcer(identity, transport, rng=self._rng)
         self._gossip = Gossip(self._announcer, transport, self._refresh, rng=self._rng)
@@ -97,7 +89,7 @@ class Node:
         Raises: ConfigError, BadCheckpoint, UnsupportedModel; Unreachable, if the swarm to join does not answer.
         """
         config = self._config
-        self._notify(f"opening {config.model}")
+        self._notify(events.Opening(config.model))
         backend = await _in_thread(lambda: self._open_backend(config))
         model = backend.model
         wanted = config.span(model.manifest.blocks)
@@ -125,21 +117,17 @@ class Node:
             if self._hop is not None:
                 nursery.start_soon(self._hop.drain, LEAVE_WITHIN_S)
 
-    def _notify(self, line: str) -> None:
-        """Tell what happens, in one line whoever is quoted in it."""
-        self._tell(one_line(line))
-
     # --- joining
 
     async def _join(self, model: Model) -> None:
         addrs = self._config.join
-        self._notify(f"joining the swarm through {', '.join(addrs)}")
+        self._notify(events.Joining(addrs))
         try:
             await self._gossip.join(addrs, JOIN_WITHIN_S)
         except Unreachable as error:
             raise Unreachable(f"no node answers at {', '.join(addrs)}: {error}") from error
         if complaint := self._announcer.complaint():
-            self._notify(f"warning: {complaint}")
+            self._notify(events.Warned(complaint))
         others = self._announcer.others()
         models = {said.digest: said.model for said in others}
         digest = model.manifest.digest
@@ -147,8 +135,10 @@ class Node:
             named = sorted(f"{plain(name)} ({key.hex()[:12]})" for key, name in models.items())
             known = ", ".join(named[:MODELS_NAMED]) + ", …" * (len(named) > MODELS_NAMED)
             self._notify(
-                f"note: this swarm serves {known}; {model.name} ({digest.hex()[:12]}) is another model, "
-                "whose nodes work only with each other"
+                events.Noted(
+                    f"this swarm serves {known}; {model.name} ({digest.hex()[:12]}) is another model, "
+                    "whose nodes work only with each other"
+                )
             )
 
     async def _choose_span(self, backend: Backend) -> Span:
@@ -162,9 +152,9 @@ class Node:
         counts = coverage([said.span for said in peers], manifest.stages)
         span = choose_span(counts, sizes, memory_bytes, self._rng)
         if span is None:
-            least = _size(min(sizes))
+            least = describe_size(min(sizes))
             raise ConfigError(
-                f"the smallest stage takes {least}, {_size(memory_bytes)} may be used for weights"
+                f"the smallest stage takes {least}, {describe_size(memory_bytes)} may be used for weights"
             )
         return span
 
@@ -181,8 +171,10 @@ class Node:
         dtype = await _in_thread(backend.dtype)
         need = await _in_thread(lambda: sum(model.stage_bytes(stage, dtype) for stage in span))
         if config.max_memory is not None and need > config.max_memory:
-            raise ConfigError(f"{stages} take {_size(need)}, the memory limit is {_size(config.max_memory)}")
-        self._notify(f"loading {stages} of {model.name} ({_size(need)}, {dtype})")
+            raise ConfigError(
+                f"{stages} take {describe_size(need)}, the memory limit is {describe_size(config.max_memory)}"
+            )
+        self._notify(events.Loading(model.name, manifest.blocks, span, need, dtype))
         await _in_thread(lambda: model.require(span))
         weights = await _in_thread(lambda: model.stage_digests(span))
         name = config.name or model.name
@@ -208,11 +200,17 @@ class Node:
         hop.serve()
         self._hop = hop
         self._refresh()
-        kv_bytes = engine.kv_bytes_per_token() * self._budget.total
         self._notify(
-            f"serving {describe_stages(span, manifest.blocks)} of {model.name} ({manifest.digest.hex()[:12]}); "
-            f"weights {_size(engine.weight_bytes)}, room for {self._budget.total} tokens ({_size(kv_bytes)}), "
-            f"{speed.decode_ms_per_block:.2f} ms per block and token"
+            events.Serving(
+                model.name,
+                manifest.digest,
+                manifest.blocks,
+                span,
+                weight_bytes=engine.weight_bytes,
+                kv_tokens=self._budget.total,
+                kv_bytes=engine.kv_bytes_per_token() * self._budget.total,
+                decode_ms=speed.decode_ms_per_block,
+            )
         )
 
     def _kv_tokens(self, engine: Engine, free_bytes: int) -> int:
@@ -222,12 +220,13 @@ class Node:
     def _tell_how_to_join(self) -> None:
         addrs = self._transport.addrs
         for addr in addrs:
-            self._notify(f"address {addr}")
+            self._notify(events.Address(addr))
         far = [addr for addr in addrs if not addr.startswith(("/ip4/127.", "/ip6/::1/"))]
         addr = shlex.quote((far or list(addrs) or ["ADDRESS"])[0])
-        self._notify(f"others join with:  swarm node --model {shlex.quote(self._config.model)} --join {addr}")
-        self._notify(f"others chat with:  swarm chat --join {addr}")
-        self._notify(f"ready {self._transport.peer}")
+        serve = f"swarm node --model {shlex.quote(self._config.model)} --join {addr}"
+        self._notify(events.Invitation("join", serve))
+        self._notify(events.Invitation("chat", f"swarm chat --join {addr}"))
+        self._notify(events.Ready(self._transport.peer, addrs))
 
     async def _tell_weights(self, model: Model) -> None:
         """Say which weights the whole model has, where all are here and the others soon read."""
@@ -249,7 +248,7 @@ class Node:
             return
         if rest is not None:
             whole = weights_digest(digest for _, digest in sorted({**own, **rest}.items()))
-            self._notify(f"weights {whole.hex()[:WEIGHTS_DIGITS]}")
+            self._notify(events.Weights(whole.hex()[:WEIGHTS_DIGITS]))
 
     # --- the record
 
@@ -274,9 +273,11 @@ class Node:
                 continue
             self._suspects.add(peer)
             if len(self._suspects) <= SUSPECTS_NAMED:
-                self._notify(f"warning: node {peer} serves other weights for the same layers of this model")
+                self._notify(
+                    events.Warned(f"node {peer} serves other weights for the same layers of this model")
+                )
             else:
-                self._notify("warning: more nodes serve other weights than can be named here")
+                self._notify(events.Warned("more nodes serve other weights than can be named here"))
         return self._announcer.announce(self._served, load, "joining" if hop is None else "serving")
 
 
@@ -286,90 +287,7 @@ def _piece_rows(speed: Speed, stages: int) -> int:
     return max(LEAST_PIECE_ROWS, min(limits.STEP_TOKENS, rows))
 
 
-def _size(size_bytes: int) -> str:
-    size, units = float(size_bytes), ["B", "KiB", "MiB", "GiB"]
-    while size >= 1024 and len(units) > 1:
-        size /= 1024
-        units.pop(0)
-    return f"{size:.3g} {units[0]}" if size < 1000 else f"{size:.0f} {units[0]}"
-
-
 async def _in_thread(work: Callable[[], T]) -> T:
     """Run blocking work beside the event loop; a node that is told to leave does not wait for it."""
     # The type stubs that libp2p brings are of an older trio.
     return await trio.to_thread.run_sync(work, abandon_on_cancel=True)  # type: ignore[call-arg, unused-ignore]
-
-
-async def run(config: NodeConfig, *, on_event: Notify | None = None) -> None:
-    """Serve until SIGTERM or SIGINT, then say goodbye; a second signal ends the process at once.
-
-    `on_event` is told what happens, a line at a time; one that begins with "ready " once the node serves.
-    Raises: ConfigError, BadCheckpoint, UnsupportedModel, Unreachable.
-    """
-    config.check()
-    try:
-        await _run(config, on_event or logger.info)
-    except BaseExceptionGroup as group:
-        error = unwrapped(group)
-        if not isinstance(error, SwarmError):
-            raise
-        raise error from None
-
-
-async def _run(config: NodeConfig, notify: Notify) -> None:
-    from protocol.transport.libp2p import open_transport  # takes a second, which a wrong option need not cost
-
-    with (
-        await _in_thread(lambda: _hold_key(config)) as key,
-        trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
-    ):
-        if not key.sure:
-            notify(f"warning: {config.home} cannot be locked: make sure that no other node uses it")
-        async with open_transport(
-            key.identity.key,
-            listen=config.listen,
-            announce=config.announce,
-            dht="server",
-            validate=RecordRule(),
-        ) as transport:
-            node = Node(config, key.identity, transport, open_torch, notify)
-            async with trio.open_nursery() as nursery:
-                serving = trio.CancelScope()
-                nursery.start_soon(_obey, signals, serving, notify)
-                nursery.start_soon(_settle, node)
-                with serving:
-                    await node.run()
-                await node.leave()
-                nursery.cancel_scope.cancel()
-
-
-def _hold_key(config: NodeConfig) -> HeldKey:
-    try:
-        home = config.home.expanduser()
-    except RuntimeError as error:
-        raise ConfigError(f"{config.home}: whose home that is, is not known here") from error
-    return hold(home / "node.key")
-
-
-async def _settle(node: Node) -> None:
-    """What is loaded stays: the collector need not walk a hundred thousand objects of torch between two tokens.
-
-    Nor at the end, when it would hold the exit up for seconds. What comes later it walks in milliseconds; by itself
-    it would wait until there is a quarter as much of that as it found when it last looked.
-    """
-    await node.ready.wait()
-    gc.collect()
-    gc.freeze()
-    while True:
-        gc.collect()
-        await trio.sleep(COLLECT_EVERY_S)
-
-
-async def _obey(signals: AsyncIterator[int], serving: trio.CancelScope, notify: Notify) -> None:
-    leaving = False
-    async for number in signals:
-        if leaving:
-            os._exit(128 + number)
-        leaving = True
-        notify("leaving")
-        serving.cancel()

@@ -63,7 +63,7 @@ class Announcement:
     dtype: str = wire(FLOATS)
     # one digest per stage served
     weights: tuple[bytes, ...] = wire(sequence(exactly(8), limits.STAGES))
-    state: str = wire(word("joining", "serving", "draining", "gone"))
+    state: str = wire(word("joining", "serving", "gone"))
     decode_ms: float = wire(_PER_STEP_MS)  # per block and token, one token at a time
     prefill_ms: float = wire(_PER_STEP_MS)  # per block and token, in a chunk
     head_ms: float = wire(_PER_STEP_MS)  # per token, if the head is served

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 import pytest
 from hypothesis import settings
 
+from tests.support.forge import Forge, shared
 from tests.support.processes import Processes
+from tests.support.sets import Guard, keep_the_inner, mark_starters
 
 # Before torch is imported anywhere: OpenMP threads that spin while they wait starve the other processes.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -19,14 +21,31 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A machine that is busy with other tests is no bug: only pytest's own time limit counts.
 settings.register_profile("swarm", deadline=None, print_blob=True)
-settings.load_profile("swarm")
+settings.register_profile("fast", settings.get_profile("swarm"), max_examples=20)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--thorough`: what takes long, or judges times and so wants a machine to itself."""
+    """`--fast`: the inner loop. `--thorough`: what takes long, or judges times and so wants a machine to itself."""
+    parser.addoption(
+        "--fast", action="store_true", help="what starts no process, with fewer examples of each property"
+    )
     parser.addoption(
         "--thorough", action="store_true", help="all shapes of the attacks, and what they cost in time"
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """As many examples as there is time for; and no process without its marker."""
+    settings.load_profile("fast" if config.getoption("--fast") else "swarm")
+    config.pluginmanager.register(Guard())
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what starts processes, and leave it out where only the inner loop is wanted."""
+    mark_starters(items)
+    if config.getoption("--fast"):
+        keep_the_inner(config, items)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -55,3 +74,9 @@ def processes() -> Iterator[Processes]:
     """`processes.start([...])` starts a subprocess; all are killed and reaped when the test ends."""
     with Processes() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def forge() -> Forge:
+    """Starts `swarm ...` in a fraction of a second."""
+    return shared()

@@ -40,6 +40,8 @@ KILL_AFTER: Final = 10
 MAX_NEW_TOKENS: Final = 300
 # On a machine that is busy with other things a slow node may be taken for a lost one; it is back soon.
 WAIT_S: Final = 30.0
+# Of what a node tells, what it does meanwhile.
+DOING: Final = ("opening", "joining", "loading", "serving", "ready")
 # News of the last node to be ready is with all others within about a second.
 SETTLED_WITHIN_S: Final = 5.0
 
@@ -183,8 +185,9 @@ def _wait_until_ready(running: Demo, terminal: Terminal) -> None:
     say = f"starting {count(len(running.nodes), 'node')} with layers of the model in {running.model.name}"
     terminal.remark(say, style="bold")
     with Live(console=terminal.out, refresh_per_second=10, transient=True) as live:
-        for node, line in running.progress():
-            doing[node.name] = _in_short(line) or doing[node.name]
+        for node, news in running.progress():
+            if news.name in DOING:
+                doing[node.name] = news.name
             if terminal.out.is_terminal:
                 live.update(_progress(running, doing, terminal))
     terminal.remark(f"✓ all ready after {time.monotonic() - began:.1f} s", "", style="green")
@@ -202,9 +205,3 @@ def _progress(running: Demo, doing: dict[str, str], terminal: Terminal) -> Table
 
 def _spinner(terminal: Terminal) -> Spinner:
     return Spinner("dots" if "utf" in terminal.out.encoding else "line")
-
-
-def _in_short(line: str) -> str:
-    """The first word of a node's line, if it says what the node does."""
-    first = line.split()[0]
-    return first if first in ("opening", "joining", "loading", "serving", "ready") else ""

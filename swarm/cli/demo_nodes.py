@@ -12,7 +12,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -26,6 +25,7 @@ from typing import Final
 from protocol.errors import ConfigError, SwarmError
 from protocol.keyfile import load_or_create
 from protocol.model import Span
+from swarm.cli.node_process import Told, node_command, told
 
 # A node loads torch and the model; on a machine that is busy with others that takes its time.
 READY_WITHIN_S: Final = 120.0
@@ -101,7 +101,7 @@ class Demo:
         self.model = model
         self.home = home
         self.nodes: list[DemoNode] = []
-        self._news: queue.SimpleQueue[tuple[DemoNode, str]] = queue.SimpleQueue()
+        self._news: queue.SimpleQueue[tuple[DemoNode, Told | None]] = queue.SimpleQueue()
 
     @property
     def names(self) -> dict[str, str]:
@@ -121,33 +121,36 @@ class Demo:
             # The keys are made here, so that names and addresses are known before anybody runs.
             peer = load_or_create(home / "node.key").peer
             place = f"/ip4/127.0.0.1/udp/{_free_port()}/quic-v1"
-            command = [sys.executable, "-m", "swarm", "node", "--stop-on-eof", "--model", str(self.model)]
-            command += ["--layers", f"{part[0]}:{part[1]}", "--listen", place, "--home", str(home)]
-            command += ["--threads", str(threads), "--kv-tokens", "8192"]
-            if self.nodes:
-                command += ["--join", self.nodes[0].address]
+            command = node_command(
+                self.model,
+                f"{part[0]}:{part[1]}",
+                home=home,
+                listen=place,
+                join=self.doors[:1],
+                options=["--stop-on-eof", "--threads", str(threads), "--kv-tokens", "8192"],
+            )
             log = self.home / f"node-{number}.log"
             process = _start(command, log, self.home)
             node = DemoNode(f"node {number}", part, peer, f"{place}/p2p/{peer}", log, process)
             self.nodes.append(node)
             threading.Thread(target=self._read, args=[node], daemon=True).start()
 
-    def progress(self, within_s: float = READY_WITHIN_S) -> Iterator[tuple[DemoNode, str]]:
-        """What the nodes say while they come up, until all are ready. Raises: DemoFailed."""
+    def progress(self, within_s: float = READY_WITHIN_S) -> Iterator[tuple[DemoNode, Told]]:
+        """What the nodes tell while they come up, until all are ready. Raises: DemoFailed."""
         deadline = time.monotonic() + within_s
         coming = set(self.nodes)
         while coming:
             try:
-                node, line = self._news.get(timeout=max(0.0, deadline - time.monotonic()))
+                node, news = self._news.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
                 slow = min(coming, key=lambda node: node.name)
                 raise _failed(slow, f"is not ready after {within_s:.0f} s") from None
-            if not line:
+            if news is None:
                 node.process.wait()
                 raise _failed(node, "ended while starting")
-            if line.startswith("ready "):
+            if news.name == "ready":
                 coming.discard(node)
-            yield node, line
+            yield node, news
 
     def stop(self) -> None:
         """End all nodes that still run and wait for them; in the end by force."""
@@ -161,14 +164,15 @@ class Demo:
             node.kill()
 
     def _read(self, node: DemoNode) -> None:
-        """Lines of a node to its log and to `progress`; an empty one when it has ended."""
+        """What a node tells, to `progress` and in words to its log; None when it has ended."""
         assert node.process.stdout is not None
         with node.log.open("ab", buffering=0) as log:
             for line in node.process.stdout:
-                log.write(line)
-                if text := line.decode(errors="replace").strip():
-                    self._news.put((node, text))
-        self._news.put((node, ""))
+                news = told(line.decode(errors="replace"))
+                log.write(line if news is None else f"{news.text}\n".encode())
+                if news is not None:
+                    self._news.put((node, news))
+        self._news.put((node, None))
 
 
 @contextmanager

@@ -6,13 +6,11 @@ Everything of `node` is imported inside functions, so that a client without torc
 from __future__ import annotations
 
 import importlib.util
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-import trio
-
 from protocol.errors import ConfigError
+from swarm.cli.node_process import Told
 
 if TYPE_CHECKING:
     from swarm.session.session import Ends
@@ -21,23 +19,16 @@ _INSTALL: Final = 'pip install "inference-swarm[node]"'
 _NEEDED: Final = ("torch", "transformers", "safetensors", "huggingface_hub", "psutil")
 
 
-def serve(options: dict[str, Any], on_line: Callable[[str], None]) -> None:
+def serve(options: dict[str, Any], tell: Callable[[Told], None]) -> None:
     """Run a node until it is told to leave; `options` are fields of `node.config.NodeConfig`.
 
-    Raises: ConfigError, also where the node's half is not installed; what `node.daemon.run` raises.
+    Raises: ConfigError, also where the node's half is not installed; what `node.process.serve` raises.
     """
     _require("serving layers")
-    from node import daemon
+    from node import process
     from node.config import NodeConfig
 
-    config = NodeConfig(**options)
-    config.check()
-    sys.setswitchinterval(daemon.SWITCH_INTERVAL_S)
-
-    async def run() -> None:
-        await daemon.run(config, on_event=on_line)
-
-    trio.run(run)
+    process.serve(NodeConfig(**options), lambda event: tell(Told(event.name, str(event), event.as_json())))
 
 
 def load_ends(folder: str) -> Ends:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import queue
 import re
 import signal
 import sys
 import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -16,17 +19,17 @@ import typer
 from rich.text import Text
 
 from protocol.errors import ConfigError
-from protocol.plain import one_line
 from swarm.cli import joined, local
-from swarm.cli.options import NETWORK, Verbose
+from swarm.cli.node_process import Told
+from swarm.cli.options import NETWORK, JsonLines, Verbose
 from swarm.cli.streams import OutputLost
 from swarm.cli.terminal import Terminal, open_terminal
 
 _ENGINE = "The engine"
-# A node says some twenty lines as it starts, and then one an hour; more than this waits only where nobody reads.
-LINES_WAITING: Final = 256
-# How long the end of a node waits for its last lines to be written.
-LAST_LINES_S: Final = 1.0
+# A node tells some twenty things as it starts, and then one an hour; more than this waits only where nobody reads.
+EVENTS_WAITING: Final = 256
+# How long the end of a node waits for its last events to be written.
+LAST_NEWS_S: Final = 1.0
 
 
 def node(
@@ -123,6 +126,7 @@ def node(
     cache_dir: Annotated[
         Path | None, typer.Option(help="Where downloaded weights are kept.", show_default=False)
     ] = None,
+    as_json: JsonLines = False,
     stop_on_eof: Annotated[bool, typer.Option(hidden=True)] = False,
     verbose: Verbose = 0,
 ) -> None:
@@ -157,52 +161,55 @@ def node(
         options["home"] = home or Path(os.environ["SWARM_HOME"])
     if stop_on_eof:
         threading.Thread(target=_stop_at_eof, daemon=True).start()
-    with _Lines(open_terminal()) as lines:
-        local.serve(options, lines.say)
+    show = _show_json if as_json else partial(_show_line, terminal=open_terminal())
+    with _News(show) as news:
+        local.serve(options, news.tell)
 
 
-class _Lines:
-    """The daemon's lines on standard output; its addresses are kept, so that a chat on this machine finds it.
+class _News:
+    """The node's events on standard output; its addresses are kept, so that a chat on this machine finds it.
 
     Written by a thread of their own: a terminal that is stopped, or a pipe that nobody empties, holds no node up.
     """
 
-    def __init__(self, terminal: Terminal) -> None:
-        self._terminal = terminal
-        self._addrs: list[str] = []
-        self._said: queue.Queue[str | None] = queue.Queue(LINES_WAITING)
-        self._writer = threading.Thread(target=self._write, name="lines", daemon=True)
+    def __init__(self, show: Callable[[Told], None]) -> None:
+        self._show = show
+        self._told: queue.Queue[Told | None] = queue.Queue(EVENTS_WAITING)
+        self._writer = threading.Thread(target=self._write, name="news", daemon=True)
 
-    def __enter__(self) -> _Lines:
+    def __enter__(self) -> _News:
         self._writer.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """What was said is written, if it can be; what went wrong is said after it."""
+        """What was told is written, if it can be; what went wrong is said after it."""
         self._put(None)
-        self._writer.join(LAST_LINES_S)
+        self._writer.join(LAST_NEWS_S)
 
-    def say(self, line: str) -> None:
-        """Write the line soon. Never blocks: where too many wait already, it is dropped."""
-        self._put(line)
+    def tell(self, event: Told) -> None:
+        """Write the event soon. Never blocks: where too many wait already, it is dropped."""
+        self._put(event)
 
-    def _put(self, line: str | None) -> None:
+    def _put(self, event: Told | None) -> None:
         with contextlib.suppress(queue.Full):
-            self._said.put_nowait(line)
+            self._told.put_nowait(event)
 
     def _write(self) -> None:
-        while (line := self._said.get()) is not None:
-            first, _, rest = line.partition(" ")
-            if first == "address":
-                self._addrs.append(rest)
-            if first == "ready":
-                joined.remember(self._addrs)
+        while (event := self._told.get()) is not None:
+            if event.name == "ready":
+                joined.remember(event.fields["addrs"])
             with contextlib.suppress(OutputLost):  # a node serves on when nobody reads what it says
-                self._show(first, line)
+                self._show(event)
 
-    def _show(self, first: str, line: str) -> None:
-        styles = {"ready": "bold green", "address": "dim", "warning:": "yellow", "note:": "yellow"}
-        self._terminal.out.print(Text(one_line(line), style=styles.get(first, "")), soft_wrap=True)
+
+def _show_line(event: Told, terminal: Terminal) -> None:
+    styles = {"ready": "bold green", "address": "dim", "warned": "yellow", "noted": "yellow"}
+    terminal.out.print(Text(event.text, style=styles.get(event.name, "")), soft_wrap=True)
+
+
+def _show_json(event: Told) -> None:
+    print(json.dumps(event.fields))
+    sys.stdout.flush()
 
 
 def parse_layers(text: str | None) -> tuple[int, int] | None:

@@ -103,6 +103,9 @@ MaxNewTokens = Annotated[
     int,
     typer.Option("--max-new-tokens", "-n", min=1, help="The longest answer.", rich_help_panel=ANSWER),
 ]
+JsonLines = Annotated[
+    bool, typer.Option("--json", help="One JSON object for each event.", rich_help_panel=OUTPUT)
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object.", rich_help_panel=OUTPUT)]
 
 

@@ -60,13 +60,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 KV_TOKENS = 8192
 
 
-@pytest.fixture(scope="session")
-def forge() -> Iterator[Forge]:
-    """Starts nodes in a fraction of a second."""
-    with Forge() as opened:
-        yield opened
-
-
 @pytest.fixture(scope="module")
 def model() -> Path:
     """The checkpoint that the nodes serve; a module may have its own."""

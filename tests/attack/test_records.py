@@ -44,7 +44,7 @@ async def test_nodes_print_nothing_that_a_stranger_wrote(arena: Arena) -> None:
     harm.check()
     await trio.lowlevel.checkpoint()
     for node in arena.nodes.nodes:
-        printed = "\n".join(node.process.lines)
+        printed = "\n".join(node.said)
         assert all(character.isprintable() or character == "\n" for character in printed), printed
         assert "owned" not in printed
         assert "ready 12D3KooWfake" not in printed

@@ -22,10 +22,11 @@ from swarm.cli.demo_nodes import _free_port, shipped_model
 from swarm.portal import Portal
 from tests.cli.test_net import Person
 from tests.cli.test_streams import redirected
-from tests.cli.test_usage import run
+from tests.support.commands import run
+from tests.support.forge import Forge
 from tests.support.hostile import hostile_node
 from tests.support.processes import Process
-from tests.support.waiting import wait_until
+from tests.support.waiting import block_until
 
 pytestmark = [pytest.mark.net, pytest.mark.timeout(240)]
 
@@ -141,11 +142,12 @@ def test_what_a_terminal_gets(
     assert "bug of ours" not in text
 
 
-def test_a_node_that_joins(hostile: tuple[str, str], tmp_path: Path) -> None:
+def test_a_node_that_joins(hostile: tuple[str, str], forge: Forge, tmp_path: Path) -> None:
     """Its lines name the others' models, a few of them, and each line is one line; its log too."""
     argv = [sys.executable, "-m", "swarm", "node", "-v", "--model", str(shipped_model()), "--layers", "0:1"]
     argv += ["--join", hostile[0], "--home", str(tmp_path), "--listen", "/ip4/127.0.0.1/udp/0/quic-v1"]
-    with Process(argv, env={"SWARM_HOME": str(tmp_path), "COLUMNS": "200"}) as node:
+    env = {"SWARM_HOME": str(tmp_path), "COLUMNS": "200"}
+    with Process(argv, env=env, launch=forge.start) as node:
         node.wait_for_line("^ready ", 90)
         assert_harmless("\n".join(node.lines).replace("others join with:  swarm node --model ", ""))
         [note] = [line for line in node.lines if line.startswith("note: this swarm serves")]
@@ -183,7 +185,7 @@ def test_a_node_whose_lines_nobody_reads_serves_on(tmp_path: Path) -> None:
         assert one.lines == one.lines[:1]
 
 
-def test_a_node_whose_output_is_stuck_serves_on(tmp_path: Path) -> None:
+def test_a_node_whose_output_is_stuck_serves_on(forge: Forge, tmp_path: Path) -> None:
     """A pipe that is full and that nobody empties: lines wait or are lost, the event loop does neither."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -193,13 +195,14 @@ def test_a_node_whose_output_is_stuck_serves_on(tmp_path: Path) -> None:
     os.set_blocking(writer, True)
     peer, port = load_or_create(tmp_path / "node.key").peer, _free_port()
     place = f"/ip4/127.0.0.1/udp/{port}/quic-v1"
-    argv = [sys.executable, "-m", "swarm", "node", "--model", str(shipped_model()), "--layers", "0:1"]
-    argv += ["--home", str(tmp_path), "--listen", place]
-    node = subprocess.Popen(argv, stdout=writer, stdin=subprocess.DEVNULL)
+    words = ["node", "--model", str(shipped_model()), "--layers", "0:1", "--home", str(tmp_path)]
+    with open(os.devnull, "r+b") as null:
+        streams = (null.fileno(), writer, null.fileno())
+        node = forge.spawn([*words, "--listen", place], streams, os.environ)
     try:
-        wait_until(lambda: _serves(f"{place}/p2p/{peer}", tmp_path), 90)
+        block_until(lambda: _serves(f"{place}/p2p/{peer}", tmp_path), 90)
     finally:
-        node.kill()
+        os.kill(node.pid, signal.SIGKILL)
         node.wait()
         os.close(reader)
         os.close(writer)

@@ -18,8 +18,12 @@ from pathlib import Path
 import pytest
 
 from swarm import blocking
-from swarm.cli.demo_nodes import Demo, shipped_model, start
-from tests.cli.test_usage import run
+from swarm.cli.demo_nodes import shipped_model
+from tests.support.commands import run, run_afresh
+from tests.support.forge import Forge
+from tests.support.local_swarm import LocalSwarm
+from tests.support.processes import Processes
+from tests.support.waiting import block_until
 
 pytestmark = [pytest.mark.net, pytest.mark.timeout(240)]
 
@@ -27,17 +31,19 @@ QUESTION = "What is the capital of France?"
 
 
 @pytest.fixture(scope="module")
-def swarm_of_two() -> Iterator[Demo]:
+def swarm_of_two(forge: Forge, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSwarm]:
     """Two nodes, together the whole model, neither of them alone."""
-    with start(shipped_model(), [(0, 5), (3, 8)]) as running:
-        for _ in running.progress():
-            pass
-        yield running
+    with Processes(launch=forge.start) as processes:
+        nodes = LocalSwarm(
+            processes, shipped_model(), tmp_path_factory.mktemp("two"), extra=["--kv-tokens", "8192"]
+        )
+        nodes.start("0:5", "3:8")
+        yield nodes
 
 
 @pytest.fixture
-def join(swarm_of_two: Demo) -> list[str]:
-    return ["--join", swarm_of_two.doors[1]]
+def join(swarm_of_two: LocalSwarm) -> list[str]:
+    return ["--join", swarm_of_two.nodes[1].addr]
 
 
 def test_generate_prints_the_text_alone(join: list[str], tmp_path: Path) -> None:
@@ -144,9 +150,9 @@ def test_chat_takes_piped_lines(join: list[str], tmp_path: Path) -> None:
     assert b"tok/s" in done.stderr
 
 
-def test_the_blocking_client(swarm_of_two: Demo) -> None:
+def test_the_blocking_client(swarm_of_two: LocalSwarm) -> None:
     """The same client without async: generate, a conversation, leaving an answer early, the map."""
-    with blocking.connect(*swarm_of_two.doors) as client:
+    with blocking.connect(*(node.addr for node in swarm_of_two.nodes)) as client:
         assert "Paris" in "".join(piece.text for piece in client.generate(QUESTION, chat=True))
         with client.conversation() as talk:
             count = talk.say("Count from 3 to 40.")
@@ -156,7 +162,7 @@ def test_the_blocking_client(swarm_of_two: Demo) -> None:
             assert "Rome" in "".join(piece.text for piece in talk.say("What is the capital of Italy?"))
             assert len(talk.messages) == 4
         client.refresh()
-        assert {record.peer for record in client.book} == set(swarm_of_two.names)
+        assert {record.peer for record in client.book} == {node.peer for node in swarm_of_two.nodes}
         assert client.plan_route().hops
 
 
@@ -255,7 +261,7 @@ def test_ctrl_c_ends_generate_with_130(join: list[str], tmp_path: Path) -> None:
 
 def test_the_demo_survives_kill_9(tmp_path: Path) -> None:
     """A node dies in mid-answer, the reroute is shown, the answer is right; no process and no folder stays."""
-    done = run("demo", "--kill", home=tmp_path, TMPDIR=str(tmp_path))
+    done = run_afresh("demo", "--kill", home=tmp_path, TMPDIR=str(tmp_path))
     assert done.returncode == 0, done.stderr
     numbers = ", ".join(map(str, range(3, 41)))
     assert numbers in done.stdout
@@ -274,10 +280,11 @@ def test_a_demo_that_is_itself_killed_leaves_no_node(tmp_path: Path) -> None:
         env={**os.environ, "TMPDIR": str(tmp_path), "SWARM_HOME": str(tmp_path)},
     )
     try:
-        nodes = _wait_for(lambda: _children(demo.pid) if len(_children(demo.pid)) == 2 else None)
+        block_until(lambda: len(_children(demo.pid)) == 2, 60)
+        nodes = _children(demo.pid)
         demo.send_signal(signal.SIGKILL)
         demo.wait()
-        _wait_for(lambda: all(not _alive(pid) for pid in nodes) or None)
+        block_until(lambda: not any(_alive(pid) for pid in nodes), 60)
     finally:
         demo.kill()
         demo.wait()
@@ -308,16 +315,6 @@ def test_ctrl_c_while_the_demo_starts(tmp_path: Path) -> None:
     assert (status, len(nodes)) == (130, 4)
     assert not any(_alive(pid) for pid in nodes)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("swarm-demo")] == []
-
-
-def _wait_for(condition: object, within_s: float = 60.0) -> list[int]:
-    assert callable(condition)
-    deadline = time.monotonic() + within_s
-    while time.monotonic() < deadline:
-        if (value := condition()) is not None:
-            return value if isinstance(value, list) else []
-        time.sleep(0.05)
-    raise AssertionError("it did not happen in time")
 
 
 def _children(pid: int) -> list[int]:

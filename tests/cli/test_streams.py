@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_usage import NOBODY, run
+from tests.cli.test_usage import NOBODY
+from tests.support.commands import run
 
 FULL = "cannot write to standard output: No space left on device"
 CLOSED = "cannot write to standard output: Bad file descriptor"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,23 +13,10 @@ from protocol.errors import ConfigError
 from swarm.cli import local
 from swarm.cli.app import app, main
 from swarm.cli.node import parse_layers, parse_size
+from tests.support.commands import run, run_afresh
 
 COMMANDS = ["chat", "demo", "generate", "node", "route", "status"]
 NOBODY = "/ip4/127.0.0.1/udp/9/quic-v1/p2p/12D3KooWL6mTvFXi9JSMNbz6Q1PG2sgCYaqje8mdbLGWmYpXG3Vk"
-
-
-def run(*args: str, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`swarm ...` as a process of its own, in an empty home."""
-    inherited = {name: value for name, value in os.environ.items() if name != "SWARM_JOIN"}
-    return subprocess.run(
-        [sys.executable, "-m", "swarm", *args],
-        env={**inherited, "SWARM_HOME": str(home), "COLUMNS": "200", **environment},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -65,7 +51,7 @@ def test_the_client_does_not_load_torch(tmp_path: Path) -> None:
 
 def test_version(tmp_path: Path) -> None:
     """One line."""
-    done = run("--version", home=tmp_path)
+    done = run_afresh("--version", home=tmp_path)
     assert (done.returncode, done.stdout.split()[0]) == (0, "inference-swarm")
 
 

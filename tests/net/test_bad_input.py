@@ -54,6 +54,7 @@ from protocol.tensors import from_numpy
 from protocol.transport.base import Handler, Stream, Transport
 from protocol.transport.libp2p import open_transport
 from swarm.cli import main
+from tests.support.forge import Forge
 from tests.support.local_swarm import LOOPBACK, LocalSwarm
 from tests.support.models import VOCABULARY, make_model
 from tests.support.processes import Processes
@@ -139,10 +140,11 @@ def test_a_tensor_that_is_missing(run: Run, sharded: Path) -> None:
     run("node", "--model", sharded, "--layers", "0:2").failed(1, re.escape(name))
 
 
-def test_a_shard_that_is_cut_short(run: Run, sharded: Path) -> None:
+@pytest.mark.parametrize("damage", [lambda data: data[:-1000], lambda _: b"junk"], ids=["short", "junk"])
+def test_a_shard_that_is_damaged(run: Run, sharded: Path, damage: Callable[[bytes], bytes]) -> None:
     """The line names the file."""
     shard = sorted(sharded.glob("*.safetensors"))[1]
-    shard.write_bytes(shard.read_bytes()[:-1000])
+    shard.write_bytes(damage(shard.read_bytes()))
     run("node", "--model", sharded, "--layers", "0:2").failed(1, shard.name)
 
 
@@ -152,7 +154,9 @@ def test_a_shard_that_is_cut_short(run: Run, sharded: Path) -> None:
         (["--layers", "1:9"], "1:9.*0:2"),
         (["--layers", "2:1"], "2:1"),
         (["--layers", "some"], "some"),
+        (["--layers", "0:2", "--max-memory", "10"], "memory"),
         (["--listen", "/ip4/127.0.0.1/tcp/4001"], "malformed address"),
+        (["--listen", "rubbish"], "malformed address 'rubbish'"),
         (["--join", "/ip4/127.0.0.1/udp/4001/quic-v1"], "peer id"),
         (["--join", "127.0.0.1:4001"], "malformed address"),
     ],
@@ -169,6 +173,13 @@ def test_a_port_that_is_taken(run: Run, sharded: Path) -> None:
         port = taken.getsockname()[1]
         listen = f"/ip4/127.0.0.1/udp/{port}/quic-v1"
         run("node", "--model", sharded, "--layers", "0:2", "--listen", listen).failed(2, str(port))
+
+
+def test_nobody_to_join(run: Run, sharded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After as long as there is for it, the line says where nobody is."""
+    monkeypatch.setattr("node.daemon.JOIN_WITHIN_S", 1.0)
+    join = ["--layers", "0:2", "--join", NOBODY]
+    run("node", "--model", sharded, *join).failed(1, "no node answers at /ip4/127.0.0.1/udp/9/")
 
 
 # --- a client that asks for what cannot be
@@ -188,14 +199,14 @@ class Swarm:
 
 
 @pytest.fixture(scope="module")
-def two_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
+def two_models(forge: Forge, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
     """They run for the whole module: whatever a test does to them, the next one is served."""
     folder = tmp_path_factory.mktemp("two")
     models = (
         make_model("llama", folder / "first", seed=1, layers=LAYERS, eos_token_id=None),
         make_model("qwen2", folder / "second", seed=2, layers=LAYERS, eos_token_id=None),
     )
-    with Processes() as processes:
+    with Processes(launch=forge.start) as processes:
         extra = ["--threads", "1", "--kv-tokens", str(KV_TOKENS)]
         nodes = LocalSwarm(processes, models[0], folder, extra=extra)
         nodes.start(f"0:{LAYERS}")

@@ -19,7 +19,7 @@ import swarm
 from protocol.errors import RemoteProtocolError
 from tests.support.inprocess import running_nodes
 from tests.support.models import make_model
-from tests.support.waiting import wait_until
+from tests.support.waiting import block_until
 
 pytestmark = [pytest.mark.net, pytest.mark.timeout(180)]
 
@@ -75,11 +75,11 @@ async def test_ctrl_c_at_a_hostile_template(tmp_path: Path, deadline: Callable[[
         command = subprocess.Popen(words, env={**os.environ, "SWARM_HOME": str(tmp_path / "home")})
         try:
             client = psutil.Process(command.pid)
-            wait_until(lambda: any(c.cpu_times().user > 1.0 for c in client.children()), deadline(60))
+            block_until(lambda: any(c.cpu_times().user > 1.0 for c in client.children()), deadline(60))
             [child] = client.children()
             command.send_signal(signal.SIGINT)
             status = command.wait(deadline(10))
-            wait_until(lambda: not child.is_running(), deadline(10))
+            block_until(lambda: not child.is_running(), deadline(10))
         finally:
             command.kill()
             command.wait()

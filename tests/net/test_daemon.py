@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import signal
-import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -30,45 +26,16 @@ from protocol.talk.exchange import exchange_maps, fetch_model
 from protocol.tensors import from_numpy
 from protocol.transport.base import Transport
 from protocol.transport.libp2p import open_transport
+from tests.support.forge import Forge
+from tests.support.local_swarm import LocalSwarm, wait_for_news
 from tests.support.models import make_model
-from tests.support.processes import Process, Processes
+from tests.support.processes import Processes
 
 pytestmark = pytest.mark.net
 
-SCRIPT = Path(__file__).with_name("run_node.py")
-LOOPBACK = "/ip4/127.0.0.1/udp/0/quic-v1"
-START_S = 60.0  # importing torch on a busy machine
 LAYERS = 4
 STAGES = LAYERS + 2
 TOKENS = [257, 72, 105, 33]
-
-
-@dataclass
-class Nodes:
-    """Starts nodes of one tiny model."""
-
-    model: Path
-    homes: Path
-    processes: Processes = field(default_factory=Processes)
-    count: int = 0
-
-    def start(self, **fields: Any) -> Process:
-        """A node, not yet serving."""
-        self.count += 1
-        config = {
-            "model": str(self.model),
-            "home": str(self.homes / str(self.count)),
-            "listen": [LOOPBACK],
-            "kv_tokens": 1000,
-            **fields,
-        }
-        return self.processes.start([sys.executable, SCRIPT, json.dumps(config)], name=f"node {self.count}")
-
-    def serving(self, **fields: Any) -> tuple[Process, str]:
-        """A node that serves, and its address."""
-        process = self.start(**fields)
-        process.wait_for_line("^ready ", START_S)
-        return process, process.wait_for_line("^address (.*)", 1).group(1)
 
 
 @pytest.fixture(scope="module")
@@ -78,11 +45,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def nodes(model: Path, tmp_path: Path) -> Iterator[Nodes]:
-    """Nodes that end with the test."""
-    started = Nodes(model, tmp_path)
-    with started.processes:
-        yield started
+def nodes(forge: Forge, model: Path, tmp_path: Path) -> Iterator[LocalSwarm]:
+    """A swarm that ends with the test."""
+    with Processes(launch=forge.start) as processes:
+        yield LocalSwarm(processes, model, tmp_path, extra=["--kv-tokens", "1000"])
 
 
 class Peer:
@@ -123,11 +89,11 @@ def step(number: int, position: int, tokens: list[int]) -> Step:
     return Step(number, position, from_numpy(np.array(tokens, np.int32)), Want(every=True))
 
 
-async def test_two_processes_serve_one_model(nodes: Nodes) -> None:
+async def test_two_processes_serve_one_model(nodes: LocalSwarm, model: Path) -> None:
     """Through two nodes, hop to hop, a session gives the unsplit model's ids; then one says goodbye."""
-    _, first = nodes.serving(layers=[0, 2])
-    second_process, second = nodes.serving(layers=[2, 4], join=[first])
-    digest = Checkpoint.open(str(nodes.model)).digest
+    first, second = (node.addr for node in nodes.start("0:2", "2:4"))
+    second_process = nodes.nodes[1].process
+    digest = Checkpoint.open(str(model)).digest
     async with open_transport(generate().key, dht="client", validate=RecordRule()) as transport:
         client = Peer(transport)
         known = await client.map_of(first)
@@ -147,7 +113,7 @@ async def test_two_processes_serve_one_model(nodes: Nodes) -> None:
             if isinstance(message, Output):
                 assert message.candidates is not None
                 found += message.candidates.ids[:, 0].tolist()
-        assert found == local_ids(nodes.model)
+        assert found == local_ids(model)
         second_process.signal(signal.SIGTERM)
         with trio.fail_after(3):
             while not isinstance(message := await back.receive(), Error):
@@ -157,12 +123,12 @@ async def test_two_processes_serve_one_model(nodes: Nodes) -> None:
         assert (await client.map_of(first))[peer].state == "gone"
 
 
-async def test_a_node_answers_while_it_computes(nodes: Nodes) -> None:
+async def test_a_node_answers_while_it_computes(nodes: LocalSwarm, model: Path) -> None:
     """A ping overtakes the prompts that were sent before it."""
-    _, addr = nodes.serving()
-    digest = Checkpoint.open(str(nodes.model)).digest
+    [node] = nodes.start("0:4")
+    digest = Checkpoint.open(str(model)).digest
     async with open_transport(generate().key, dht="client", validate=RecordRule()) as transport:
-        channel = await Peer(transport).open(addr, Open(bytes(16), digest, Span(0, STAGES), 500, None))
+        channel = await Peer(transport).open(node.addr, Open(bytes(16), digest, Span(0, STAGES), 500, None))
         with trio.fail_after(30):
             for number in range(20):
                 await channel.send(step(number, 0, TOKENS * 100))
@@ -174,58 +140,22 @@ async def test_a_node_answers_while_it_computes(nodes: Nodes) -> None:
         assert acks < 20
 
 
-def test_a_second_signal_ends_it_at_once(nodes: Nodes) -> None:
-    """Even while it loads or leaves."""
-    process = nodes.start()
-    process.wait_for_line("^opening", START_S)
+def test_a_signal_ends_it_at_once_while_it_starts(nodes: LocalSwarm) -> None:
+    """With status 0, as whenever it is told to leave."""
+    process = nodes.spawn("0:4")
+    wait_for_news(process, "opening")
     process.signal(signal.SIGINT)
-    assert process.wait(5) in (0, 130)
+    assert process.wait(5) == 0
 
 
-async def test_kill_is_noticed(nodes: Nodes) -> None:
+async def test_kill_is_noticed(nodes: LocalSwarm, model: Path) -> None:
     """The session at a killed node is lost to its client within the transport's idle time, pings within seconds."""
-    process, addr = nodes.serving()
-    digest = Checkpoint.open(str(nodes.model)).digest
+    [node] = nodes.start("0:4")
+    digest = Checkpoint.open(str(model)).digest
     async with open_transport(
         generate().key, dht="client", validate=RecordRule(), idle_timeout_s=3
     ) as transport:
-        channel = await Peer(transport).open(addr, Open(bytes(16), digest, Span(0, STAGES), 100, None))
-        process.kill9()
+        channel = await Peer(transport).open(node.addr, Open(bytes(16), digest, Span(0, STAGES), 100, None))
+        node.process.kill9()
         with trio.fail_after(10), pytest.raises(Lost):
             await channel.receive()
-
-
-@pytest.mark.parametrize(
-    ("fields", "status", "line"),
-    [
-        ({"layers": [1, 9]}, 2, r"^error: layers 1:9: the model has 4 layers, so use 0:4 or less$"),
-        ({"model": "/nowhere/at/all"}, 2, r"^error: .*/nowhere/at/all"),
-        ({"listen": ["rubbish"]}, 2, r"^error: malformed address 'rubbish'"),
-        ({"layers": [0, 4], "max_memory": 10}, 2, r"^error: .*memory"),
-    ],
-    ids=["layers", "model", "listen", "memory"],
-)
-def test_what_cannot_be_is_one_line(nodes: Nodes, fields: dict[str, Any], status: int, line: str) -> None:
-    """On stderr, with the exit status that scripts look at, and no traceback."""
-    process = nodes.start(**fields)
-    assert process.wait(START_S) == status
-    process.wait_for_line(line, 1)
-    assert not any("Traceback" in printed for printed in process.lines)
-
-
-def test_damaged_weights_are_one_line(nodes: Nodes, tmp_path: Path) -> None:
-    """A checkpoint without its shard is a BadCheckpoint: exit status 1."""
-    folder = make_model("llama", tmp_path / "damaged", seed=1, layers=2)
-    (folder / "model.safetensors").write_bytes(b"junk")
-    process = nodes.start(model=str(folder))
-    assert process.wait(START_S) == 1
-    process.wait_for_line("^error: ", 1)
-    assert not any("Traceback" in printed for printed in process.lines)
-
-
-def test_nobody_to_join_is_one_line(nodes: Nodes) -> None:
-    """After about ten seconds."""
-    addr = f"/ip4/127.0.0.1/udp/9/quic-v1/p2p/{generate().peer}"
-    process = nodes.start(join=[addr])
-    assert process.wait(START_S) == 1
-    process.wait_for_line("^error: no node answers at /ip4/127.0.0.1/udp/9/", 1)

@@ -38,7 +38,8 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-un
     return made
 
 
-def generated(folder: Path, ids: list[int]) -> list[int]:
+@cache
+def generated(folder: Path, ids: tuple[int, ...]) -> list[int]:
     """What transformers makes of it."""
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     output = model.generate(torch.tensor([ids]), max_new_tokens=NEW_TOKENS, do_sample=False)
@@ -64,7 +65,7 @@ async def test_swarm_equals_generate(family: str, nodes: int, checkpoints) -> No
         for with_ends in (None, ends):
             for direct in (True, False):
                 async with swarm.connect(addrs[-1], ends=with_ends, direct=direct) as client:
-                    expected = generated(folder, await client.text.encode(PROMPT))
+                    expected = generated(folder, tuple(await client.text.encode(PROMPT)))
                     found = await answer(client)
                     assert list(found.tokens) == expected, (with_ends, direct)
                     assert len(found.route.hops) == nodes

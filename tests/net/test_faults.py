@@ -17,6 +17,7 @@ import swarm
 from protocol.errors import NoRoute
 from swarm.events import Event, Rerouted, Waiting
 from tests.support.answers import generated, make_slow_model
+from tests.support.forge import Forge
 from tests.support.local_swarm import LocalSwarm, RunningNode
 from tests.support.processes import Processes
 from tests.support.prompts import LONG, SHORT
@@ -42,9 +43,11 @@ def expected(checkpoint: Path) -> dict[int, list[int]]:
 
 
 @pytest.fixture(scope="module")
-def all_nodes(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSwarm]:
+def all_nodes(
+    forge: Forge, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LocalSwarm]:
     """Four nodes, each half twice."""
-    with Processes() as processes:
+    with Processes(launch=forge.start) as processes:
         extra = ["--threads", "1", "--kv-tokens", "8192"]
         running = LocalSwarm(processes, checkpoint, tmp_path_factory.mktemp("homes"), extra=extra)
         running.start(*HALVES, *HALVES)
@@ -158,7 +161,7 @@ async def test_a_fault_in_the_prompt_and_one_in_the_answer(
     if fault is dismiss:
         for victim in victims:
             status = await trio.to_thread.run_sync(victim.process.wait, 10)
-            assert (status, victim.process.lines[-1]) == (0, "leaving")
+            assert (status, victim.said[-1]) == (0, "leaving")
 
 
 async def check_that_it_serves(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import trio
 
 import swarm
 from protocol.errors import NoRoute
@@ -13,6 +12,7 @@ from swarm.events import Event, Noticed
 from tests.support.answers import generated
 from tests.support.inprocess import running_nodes
 from tests.support.models import make_model
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.net, pytest.mark.timeout(240)]
 
@@ -41,10 +41,12 @@ async def answer(client: swarm.Client) -> list[int]:
 
 async def everybody_known(client: swarm.Client, count: int) -> None:
     """All nodes have been heard, and have answered."""
-    with trio.fail_after(30):
-        while len(client.rtt_ms) < count:
-            await client.refresh()
-            await trio.sleep(0.05)
+
+    async def known() -> bool:
+        await client.refresh()
+        return len(client.rtt_ms) >= count
+
+    await eventually(known, 30)
 
 
 async def test_a_crowd_of_invented_nodes(models: tuple[Path, Path]) -> None:

@@ -289,10 +289,3 @@ def expected_ids(tokens: list[int]) -> list[list[int]]:
     """The three best ids that the unsplit model gives, a row per token."""
     ids: list[list[int]] = run_whole(tokens, STAGES, Want("candidates", every=True, top=3)).ids.tolist()
     return ids
-
-
-async def wait_until(condition: Callable[[], bool]) -> None:
-    """Let other tasks run until `condition` holds."""
-    with trio.fail_after(5):
-        while not condition():  # noqa: ASYNC110 - the condition is of code that knows no event for it
-            await trio.sleep(0.001)

@@ -30,8 +30,8 @@ from tests.node.fakes import (
     ids_of,
     opened,
     token_rows,
-    wait_until,
 )
+from tests.support.waiting import eventually
 
 TOKENS = [3, 1, 4]
 LAST = Want("candidates", top=3)
@@ -126,7 +126,7 @@ class House:
         made, here = trio.open_memory_channel[Running](1)
         self._nursery.start_soon(self._run, config, backend or FakeBackend(), made)
         node = await here.receive()
-        await wait_until(lambda: bool(node.said("ready ")) or node.error is not None)
+        await eventually(lambda: node.said("ready ") or node.error is not None)
         return node
 
     async def client(self) -> MemoryTransport:
@@ -148,7 +148,9 @@ class House:
         async with self.network.transport(identity.key, validate=RecordRule()) as transport:
             running = Running(transport)
             made.send_nowait(running)
-            node = Node(config, identity, transport, lambda _: backend, running.lines.append)
+            node = Node(
+                config, identity, transport, lambda _: backend, lambda event: running.lines.append(str(event))
+            )
             with running.scope:
                 try:
                     await node.run()

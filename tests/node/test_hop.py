@@ -38,8 +38,8 @@ from tests.node.fakes import (
     ids_of,
     opened,
     token_rows,
-    wait_until,
 )
+from tests.support.waiting import eventually
 
 WHOLE = Span(0, STAGES)
 FRONT, BACK = Span(0, 4), Span(4, STAGES)
@@ -211,10 +211,10 @@ async def test_short_steps_of_others_go_between_the_pieces_of_a_prefill(swarm: S
     slow, quick = await opened(await swarm.client(node), WHOLE), await opened(await swarm.client(node), WHOLE)
     tokens = [i % 32 for i in range(40)]
     await quick.step(0, 0, token_rows([1]), LAST)
-    await wait_until(lambda: len(executor.queue) == 1)
+    await eventually(lambda: len(executor.queue) == 1)
     executor.run_one()
     await slow.step(0, 0, token_rows(tokens), EVERY)
-    await wait_until(lambda: len(executor.queue) == 1)
+    await eventually(lambda: len(executor.queue) == 1)
     await quick.step(1, 1, token_rows([2]), LAST)
     await quick.send(Ping(0))
     await quick.gather(lambda message: isinstance(message, Pong))
@@ -231,7 +231,7 @@ async def test_a_flood_of_steps_is_held_back(swarm: Swarm) -> None:
     client = await opened(await swarm.client(node), FRONT, max_tokens=200)
     for number in range(150):
         await client.step(number, number, token_rows([1]), NOTHING)
-    await wait_until(lambda: len(node.hop.scheduler) == 63)  # and one is with the executor
+    await eventually(lambda: len(node.hop.scheduler) == 63)  # and one is with the executor
     executor.release()
     acks = [m.number for m in await client.gather(acked(149)) if isinstance(m, Ack)]
     assert acks == list(range(150))
@@ -251,7 +251,7 @@ async def test_close_gives_the_cache_back(swarm: Swarm) -> None:
             await client.channel.stream.finish()
         else:
             client.channel.stream.reset()
-        await wait_until(lambda: node.budget.free == 1000 and len(node.hop) == 0)
+        await eventually(lambda: node.budget.free == 1000 and len(node.hop) == 0)
         assert node.engine.caches[-1].closed
 
 
@@ -263,7 +263,7 @@ async def test_a_session_that_ends_while_computing_frees_its_cache_after(swarm: 
     await client.step(0, 0, token_rows(TOKENS), LAST)
     await client.step(1, 8, token_rows([1]), LAST)
     await client.send(Close())
-    await wait_until(lambda: len(node.hop) == 0)
+    await eventually(lambda: len(node.hop) == 0)
     assert node.budget.free == 900
     executor.release()
     assert node.budget.free == 1000
@@ -326,7 +326,7 @@ async def test_regression_a_session_id_comes_again_while_its_cache_is_closed(swa
     node = await swarm.node(WHOLE, executor=executor)
     client = await opened(await swarm.client(node), WHOLE, max_tokens=100)
     await client.send(Close())
-    await wait_until(lambda: len(node.hop) == 0)
+    await eventually(lambda: len(node.hop) == 0)
     again = await swarm.client(node)
     again.session = client.session
     await opened(again, WHOLE, max_tokens=100)
@@ -353,7 +353,7 @@ async def test_an_idle_client_is_gone(swarm: Swarm, monkeypatch: pytest.MonkeyPa
     node = await swarm.node(WHOLE)
     client = await opened(await swarm.client(node), WHOLE)
     assert (await client.expect(Error)).code == "idle"
-    await wait_until(lambda: node.budget.free == 1000)
+    await eventually(lambda: node.budget.free == 1000)
 
 
 async def test_a_stream_that_says_nothing(swarm: Swarm, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -517,7 +517,7 @@ async def test_junk_ends_its_stream_only(swarm: Swarm, junk: bytes, open_first: 
     error = await client.channel.receive() if open_first else await raw_error(client)
     assert isinstance(error, Error)
     assert error.code == "malformed"
-    await wait_until(lambda: len(node.hop) == 1)
+    await eventually(lambda: len(node.hop) == 1)
     await other.step(0, 0, token_rows(TOKENS), LAST)
     await other.expect(Output)
 

@@ -29,7 +29,8 @@ from protocol.messages import (
 from protocol.model import Span
 from protocol.tensors import Tensor, from_numpy
 from tests.node.conftest import Node, Swarm
-from tests.node.fakes import MANIFEST, STAGES, Client, expected_ids, ids_of, opened, token_rows, wait_until
+from tests.node.fakes import MANIFEST, STAGES, Client, expected_ids, ids_of, opened, token_rows
+from tests.support.waiting import eventually
 
 WHOLE = Span(0, STAGES)
 ROUNDS = 20
@@ -153,7 +154,7 @@ async def test_strangers_do_no_harm(
                 await honest.step(number, number, token_rows([number]), Want(top=3))
                 output = (await honest.gather(lambda message: isinstance(message, Output)))[-1]
                 assert ids_of(output) == expected_ids(list(range(number + 1)))[-1:]
-    await wait_until(lambda: len(node.hop) == 1 and node.budget.free == 1000 - 64)
+    await eventually(lambda: len(node.hop) == 1 and node.budget.free == 1000 - 64)
     assert [record.message for record in caplog.records if record.exc_info] == []
     assert [cache.closed for cache in node.engine.caches].count(False) == 1  # the honest one's
     assert len(node.engine.steps) > ROUNDS + 5  # strangers got that far too

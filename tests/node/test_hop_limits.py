@@ -47,8 +47,8 @@ from tests.node.fakes import (
     hidden_rows,
     opened,
     token_rows,
-    wait_until,
 )
+from tests.support.waiting import eventually
 
 WHOLE = Span(0, STAGES)
 FRONT, MIDDLE, BACK = Span(0, 4), Span(2, 6), Span(4, STAGES)
@@ -228,7 +228,7 @@ async def test_answers_that_wait_hold_steps_back(swarm: Swarm) -> None:
     for number in range(20):
         await client.step(number, 0, token_rows([1]), want)
     most = held.answer_bytes // (44 * 4000)
-    await wait_until(lambda: len(node.hop.scheduler) + len(executor.queue) == most)
+    await eventually(lambda: len(node.hop.scheduler) + len(executor.queue) == most)
     executor.release()
     assert len([m for m in await client.gather(acked(19)) if isinstance(m, Output)]) == 20
 
@@ -240,7 +240,7 @@ async def test_a_client_that_takes_nothing_is_let_go(swarm: Swarm, clock: trio.t
     with pytest.raises(Lost), trio.fail_after(10 * limits.TAKE_WITHIN_S):  # noqa: PT012 - which one is not known
         for number in range(1000):
             await client.step(number, 0, token_rows([1] * 500), NOTHING)
-    await wait_until(lambda: len(node.hop) == 0 and is_free(node))
+    await eventually(lambda: len(node.hop) == 0 and is_free(node))
 
 
 async def test_a_next_hop_that_takes_nothing_is_let_go(swarm: Swarm, clock: trio.testing.MockClock) -> None:
@@ -266,7 +266,7 @@ async def test_a_next_hop_that_takes_nothing_is_let_go(swarm: Swarm, clock: trio
                 pass
         nursery.cancel_scope.cancel()
     client.channel.stream.reset()
-    await wait_until(lambda: len(front.hop) == 0)
+    await eventually(lambda: len(front.hop) == 0)
 
 
 @pytest.fixture
@@ -307,9 +307,9 @@ async def test_nothing_of_a_session_waits_for_a_collection(
             hidden = from_numpy(np.full((1, 8), value, np.float32))
             await client.step(1, 8, rows if client is first else hidden, LAST)
             await client.gather(lambda message: isinstance(message, Error))
-        await wait_until(partial(is_free, node))
+        await eventually(partial(is_free, node))
         node.engine.error = None
-    await wait_until(lambda: not any(ref() is not None for ref in watched))
+    await eventually(lambda: not any(ref() is not None for ref in watched))
 
 
 def is_free(node: Node) -> bool:
@@ -386,7 +386,7 @@ async def test_sessions_are_not_opened_without_end(swarm: Swarm, clock: trio.tes
         answer = await client.channel.receive()
         count += 1
         client.channel.stream.reset()
-        await wait_until(lambda: len(node.hop) == 0)
+        await eventually(lambda: len(node.hop) == 0)
     assert limits.OPENS_BURST < count < 1.5 * limits.OPENS_BURST
     await opened(await swarm.client(node), WHOLE)
 

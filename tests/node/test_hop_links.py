@@ -21,8 +21,8 @@ from tests.node.fakes import (
     ids_of,
     opened,
     token_rows,
-    wait_until,
 )
+from tests.support.waiting import eventually
 
 FRONT, BACK = Span(0, 4), Span(4, STAGES)
 LAST = Want("candidates", top=3)
@@ -229,7 +229,7 @@ async def test_a_bad_step_behind_names_the_hop_before(pair: Pair) -> None:
     await pair.second.step(1, 9, hidden_rows(TOKENS[:1], 4), LAST)
     assert (await pair.second.expect(Error)).code == "bad_step"
     assert (await pair.first.expect(LinkDown)).next == pair.second.session
-    await wait_until(lambda: len(pair.back.hop) == 0)
+    await eventually(lambda: len(pair.back.hop) == 0)
     assert len(pair.front.hop) == 1
 
 

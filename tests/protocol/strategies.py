@@ -181,7 +181,7 @@ def announcements(draw: st.DrawFn, identity: Identity, now: float) -> Announceme
         weights=tuple(
             draw(st.lists(st.binary(min_size=8, max_size=8), min_size=len(span), max_size=len(span)))
         ),
-        state=draw(st.sampled_from(["joining", "serving", "draining", "gone"])),
+        state=draw(st.sampled_from(["joining", "serving", "gone"])),
         decode_ms=draw(per_step),
         prefill_ms=draw(per_step),
         head_ms=draw(per_step),

@@ -187,7 +187,7 @@ def test_the_largest_announcement_fits() -> None:
         span=Span(0, limits.STAGES),
         dtype="bf16",
         weights=(bytes(8),) * limits.STAGES,
-        state="draining",
+        state="serving",
         kv_tokens=1 << 40,
         kv_tokens_total=1 << 40,
         sequence=1 << 53,

@@ -1,12 +1,13 @@
-"""Node processes without the seconds of CPU that importing torch takes: each is forked from one that has imported it.
+"""`swarm ...` without the seconds of CPU that imports take: each process is forked from one that has imported all.
 
-`Forge().start` begins `swarm ...` in a process of its own, with its own session, sockets and threads, as an `exec`
+`Forge().spawn` begins one in a process of its own, with its own session, streams, sockets and threads, as an `exec`
 would; `Processes(launch=forge.start)` makes every test helper use it. A forge ends what it has started when it
 closes, and also when whoever opened it dies.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import importlib
@@ -19,23 +20,25 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 ROOT = Path(__file__).parents[2]
 READY_S = 90.0
 REAP_EVERY_S = 0.02
 REQUEST_BYTES = 64 * 1024
-# What a node imports before it serves a Llama.
+# What a node imports before it serves a Llama, and what a client does.
 MODULES = (
-    "node.daemon",
     "node.engine.measure",
     "node.engine.shards",
     "node.engine.span",
     "node.engine.split",
+    "node.process",
     "protocol.transport.libp2p",
     "swarm.cli",
+    "swarm.client",
     "transformers.models.auto.modeling_auto",
     "transformers.models.llama.modeling_llama",
 )
@@ -44,9 +47,9 @@ MODULES = (
 class Forged:
     """A process that a forge has started: what `Process` needs of a `subprocess.Popen`."""
 
-    def __init__(self, pid: int, stdout: IO[bytes]) -> None:
+    def __init__(self, pid: int) -> None:
         self.pid = pid
-        self.stdout: IO[bytes] | None = stdout
+        self.stdout: IO[bytes] | None = None
         self._status: int | None = None
         self._ended = threading.Event()
 
@@ -68,7 +71,7 @@ class Forged:
 
 
 class Forge:
-    """A context manager. `start` may be called by several threads."""
+    """A context manager. `spawn` and `start` may be called by several threads."""
 
     def __init__(self) -> None:
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -88,19 +91,35 @@ class Forge:
     def start(
         self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: Path | None = None
     ) -> Forged:
-        """`python -m swarm ...` as a process; what it prints can be read from `stdout`."""
+        """`python -m swarm ...` as a process; what it prints can be read from `stdout`. See `processes.Launch`."""
         assert list(argv[1:3]) == ["-m", "swarm"], "a forge knows one program"
-        request = {"argv": list(argv[2:]), "env": dict(env or {}), "cwd": str(cwd or ROOT)}
         read_end, write_end = os.pipe()
+        try:
+            with open(os.devnull, "rb") as nothing:
+                streams = (nothing.fileno(), write_end, write_end)
+                made = self.spawn(argv[3:], streams, {**os.environ, **(env or {})}, cwd or ROOT)
+        finally:
+            os.close(write_end)
+        made.stdout = os.fdopen(read_end, "rb")
+        return made
+
+    def spawn(
+        self, words: Sequence[str], streams: Sequence[int | None], env: Mapping[str, str], cwd: Path = ROOT
+    ) -> Forged:
+        """`swarm` with these words, in exactly this environment; of its three streams None is one that is closed."""
+        request = {
+            "words": list(words),
+            "open": [number for number, stream in enumerate(streams) if stream is not None],
+            "env": dict(env),
+            "cwd": str(cwd),
+        }
+        given = [stream for stream in streams if stream is not None]
         with self._asking, self._answered:
             self._started = None
-            try:
-                socket.send_fds(self._ours, [json.dumps(request).encode()], [write_end])
-            finally:
-                os.close(write_end)
+            socket.send_fds(self._ours, [json.dumps(request).encode()], given)
             self._answered.wait_for(lambda: self._started is not None, READY_S)
             assert self._started, "the forge is gone"
-            made = Forged(self._started, os.fdopen(read_end, "rb"))
+            made = Forged(self._started)
             if made.pid in self._early:
                 made.note_end(self._early.pop(made.pid))
             else:
@@ -156,14 +175,15 @@ def _serve(asked: socket.socket) -> None:
     try:
         while True:
             with contextlib.suppress(TimeoutError):
-                data, fds, _, _ = socket.recv_fds(asked, REQUEST_BYTES, 1)
+                data, fds, _, _ = socket.recv_fds(asked, REQUEST_BYTES, 3)
                 if not data:
                     return
                 pid = os.fork()
                 if pid == 0:
                     asked.close()
-                    _become(json.loads(data), fds[0])
-                os.close(fds[0])
+                    _become(json.loads(data), fds)
+                for given in fds:
+                    os.close(given)
                 children.add(pid)
                 _say(asked, {"started": pid})
             _reap(asked, children)
@@ -186,31 +206,53 @@ def _say(asked: socket.socket, what: dict[str, Any]) -> None:
         asked.send(json.dumps(what).encode())
 
 
-def _become(request: dict[str, Any], output: int) -> None:
+def _become(request: dict[str, Any], given: Sequence[int]) -> None:
     """In the child: what `python -m swarm` would be."""
     status = 70
     try:
         os.setsid()
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        os.close(output)
+        for number in range(3):
+            os.close(number)
+        for number, stream in zip(request["open"], given, strict=True):
+            os.dup2(stream, number)
+        for stream in given:
+            os.close(stream)
         os.chdir(request["cwd"])
+        os.environ.clear()
         os.environ.update(request["env"])
-        sys.argv = request["argv"]
-        sys.stdout, sys.stderr = (
-            io.TextIOWrapper(io.FileIO(number, "w", closefd=False), "utf-8", line_buffering=True)
-            for number in (1, 2)
-        )
+        sys.argv = ["swarm", *request["words"]]
+        sys.stdin = sys.__stdin__ = _stream(0, "r") if 0 in request["open"] else None  # type: ignore[misc]
+        sys.stdout = sys.__stdout__ = _stream(1, "w") if 1 in request["open"] else None  # type: ignore[misc]
+        sys.stderr = sys.__stderr__ = _stream(2, "w") if 2 in request["open"] else None  # type: ignore[misc]
         from swarm.cli import main
 
         status = main()
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BaseException:  # noqa: BLE001 - a process of its own: its last words go where its output goes
         import traceback
 
         traceback.print_exc()
     finally:
         os._exit(status)
+
+
+def _stream(number: int, mode: Literal["r", "w"]) -> io.TextIOWrapper:
+    """As Python makes it when it starts."""
+    file = open(number, f"{mode}b", closefd=False)  # noqa: SIM115 - it stays open
+    errors = "backslashreplace" if number == 2 else "strict"
+    unbuffered = bool(os.environ.get("PYTHONUNBUFFERED"))
+    return io.TextIOWrapper(
+        file, "utf-8", errors, line_buffering=number == 2 or file.isatty(), write_through=unbuffered
+    )
+
+
+@cache
+def shared() -> Forge:
+    """The forge of this run of tests, opened when it is first asked for; it ends with the run."""
+    forge = Forge()
+    atexit.register(forge.close)
+    return forge
 
 
 if __name__ == "__main__":

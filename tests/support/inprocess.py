@@ -35,15 +35,10 @@ async def running_nodes(
             config = NodeConfig(
                 str(model), layers=span, join=tuple(join or addrs[:1]), kv_tokens=4096, threads=1
             )
-            ready = trio.Event()
-
-            def notify(line: str, ready: trio.Event = ready) -> None:
-                if line.startswith("ready "):
-                    ready.set()
-
-            nursery.start_soon(Node(config, identity, transport, open_torch, notify).run)
+            node = Node(config, identity, transport, open_torch, lambda _: None)
+            nursery.start_soon(node.run)
             with trio.fail_after(READY_S):
-                await ready.wait()
+                await node.ready.wait()
             addrs.append(transport.addrs[0])
         yield addrs
         nursery.cancel_scope.cancel()

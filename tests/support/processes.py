@@ -6,11 +6,14 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Protocol
+from typing import IO, Protocol, TypeVar
+
+T = TypeVar("T")
 
 REAP_S = 10.0  # SIGKILL needs no more, unless the kernel itself hangs
 TAIL_LINES = 40  # of output, shown when a wait fails
@@ -92,7 +95,11 @@ class Process:
             return list(self._lines)
 
     def wait_for_line(self, pattern: str, within_s: float, *, start: int = 0) -> re.Match[str]:
-        """The first line from number `start` on in which `pattern` is found; lines already there count.
+        """The first line from number `start` on in which `pattern` is found. Otherwise as `wait_for`."""
+        return self.wait_for(partial(re.search, pattern), f"a line like {pattern!r}", within_s, start=start)
+
+    def wait_for(self, find: Callable[[str], T | None], what: str, within_s: float, *, start: int = 0) -> T:
+        """What `find` makes of the first line of which it makes anything; lines already there count.
 
         Raises: AssertionError, with the output's last lines, at the deadline or when it ends without it.
         """
@@ -100,14 +107,14 @@ class Process:
         with self._changed:
             while True:
                 for line in self._lines[start:]:
-                    if found := re.search(pattern, line):
+                    if (found := find(line)) is not None:
                         return found
                 start = max(start, len(self._lines))
                 left_s = deadline - time.monotonic()
                 if self._ended or left_s <= 0:
                     why = "ended" if self._ended else f"ran {within_s} s"
                     tail = "\n  ".join(self._lines[-TAIL_LINES:])
-                    raise AssertionError(f"{self.name} {why} without a line like {pattern!r}:\n  {tail}")
+                    raise AssertionError(f"{self.name} {why} without {what}:\n  {tail}")
                 self._changed.wait(left_s)
 
     def wait(self, within_s: float) -> int:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.forge import Forge
 from tests.support.processes import Processes
-from tests.support.waiting import wait_until
+from tests.support.waiting import block_until
 
 pytestmark = pytest.mark.net
 
@@ -34,4 +34,4 @@ def test_a_forged_process_is_one_like_any_other(deadline: Callable[[float], floa
         assert killed.returncode == -9
         left.wait_for_line("^opening", deadline(20))
         forge.close()
-        wait_until(lambda: not psutil.pid_exists(left.pid), deadline(10))
+        block_until(lambda: not psutil.pid_exists(left.pid), deadline(10))

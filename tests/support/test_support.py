@@ -10,7 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from tests.support.processes import Process, Processes
-from tests.support.waiting import eventually, wait_until
+from tests.support.waiting import block_until, eventually
 
 PRINT_AND_STAY = "import time; print('up at 7'); print('ready'); time.sleep(600)"
 
@@ -49,9 +49,9 @@ async def test_eventually_fails_at_the_deadline(autojump_clock: MockClock) -> No
 def test_wait_until_has_both_ends() -> None:
     """The sync form returns at the condition and raises at the deadline."""
     answers = iter([False, False, True])
-    wait_until(lambda: next(answers), within_s=5)
+    block_until(lambda: next(answers), within_s=5)
     with pytest.raises(AssertionError):
-        wait_until(lambda: False, within_s=0.05)
+        block_until(lambda: False, within_s=0.05)
 
 
 def test_lines_are_collected_and_awaited(processes: Processes, deadline: Callable[[float], float]) -> None:
@@ -87,10 +87,10 @@ def test_stop_freezes_until_cont(processes: Processes, deadline: Callable[[float
     process.wait_for_line("3", deadline(20))
     process.stop()
     frozen = psutil.Process(process.pid)
-    wait_until(lambda: frozen.status() == psutil.STATUS_STOPPED, deadline(10))
+    block_until(lambda: frozen.status() == psutil.STATUS_STOPPED, deadline(10))
     process.cont()
     seen = len(process.lines)
-    wait_until(lambda: len(process.lines) > seen + 3, deadline(10))
+    block_until(lambda: len(process.lines) > seen + 3, deadline(10))
 
 
 def test_children_of_a_process_end_with_it(deadline: Callable[[float], float]) -> None:
@@ -99,5 +99,5 @@ def test_children_of_a_process_end_with_it(deadline: Callable[[float], float]) -
     with Process([sys.executable, "-c", program]) as process:
         child = int(process.wait_for_line(r"^\d+$", deadline(20))[0])
         process.stop()
-    wait_until(lambda: not is_alive(child), deadline(10))
+    block_until(lambda: not is_alive(child), deadline(10))
     assert not is_alive(process.pid)

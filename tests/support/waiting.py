@@ -1,4 +1,4 @@
-"""Wait for a condition with a deadline, instead of sleeping and hoping."""
+"""Wait for a condition with a deadline, instead of sleeping and hoping: `eventually` in trio, else `block_until`."""
 
 import time
 from collections.abc import Awaitable, Callable
@@ -7,10 +7,11 @@ from inspect import isawaitable
 import trio
 
 POLL_S = 0.01  # short beside any deadline, long beside a scheduler's tick
+WITHIN_S = 5.0  # where a test says nothing: for what a machine that is not busy does in milliseconds
 
 
 async def eventually(
-    predicate: Callable[[], object | Awaitable[object]], within_s: float, what: str = ""
+    predicate: Callable[[], object | Awaitable[object]], within_s: float = WITHIN_S, what: str = ""
 ) -> None:
     """Return as soon as `predicate` (sync or async) is true.
 
@@ -28,7 +29,7 @@ async def eventually(
     raise AssertionError(f"not within {within_s} s: {what or predicate}")
 
 
-def wait_until(predicate: Callable[[], object], within_s: float, what: str = "") -> None:
+def block_until(predicate: Callable[[], object], within_s: float = WITHIN_S, what: str = "") -> None:
     """`eventually` for tests without an event loop: blocks the calling thread, by the wall clock."""
     deadline = time.monotonic() + within_s
     while not predicate():

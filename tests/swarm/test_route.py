@@ -97,8 +97,8 @@ def test_room_counts() -> None:
 
 
 def test_only_serving_nodes_are_used() -> None:
-    """Nodes that join, drain or are gone take no sessions."""
-    for state in ("joining", "draining", "gone"):
+    """Nodes that join or are gone take no sessions."""
+    for state in ("joining", "gone"):
         with pytest.raises(NoRoute):
             plan([node("a", 0, 12, state=state)])
 

@@ -35,7 +35,7 @@ from swarm.text.model import TextModel
 from swarm.text.process import Bounds, TextProcess
 from swarm.text.text import About, Text, load_text
 from swarm.text.wire import MIB, REQUEST_BYTES, SILENT_IDS, pack_ids, parse_ids
-from tests.support.waiting import eventually, wait_until
+from tests.support.waiting import block_until, eventually
 from tests.swarm.tokenizers import metaspace, model_files
 
 ROOT = Path(__file__).parents[2]
@@ -442,10 +442,10 @@ def test_it_does_not_outlive_a_client_that_is_killed(busy: bool, deadline: Calla
         child = psutil.Process(int(client.stdout.readline()))
         if busy:
             used = child.cpu_times().user
-            wait_until(lambda: child.cpu_times().user > used + 0.3, deadline(30))
+            block_until(lambda: child.cpu_times().user > used + 0.3, deadline(30))
         client.kill()
         client.wait()
-        wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, deadline(30))
+        block_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, deadline(30))
     finally:
         client.kill()
         client.wait()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.processes import Processes
-from tests.support.waiting import wait_until
+from tests.support.waiting import block_until
 from tests.wan.netlab import Netlab
 
 pytestmark = pytest.mark.wan
@@ -144,7 +144,7 @@ def test_a_killed_owner_leaves_nothing_behind(
     assert names <= namespaces()
     assert folder.exists()
     owner.kill9()
-    wait_until(lambda: not names & namespaces() and not folder.exists(), deadline(30))
+    block_until(lambda: not names & namespaces() and not folder.exists(), deadline(30))
 
 
 def test_the_command_line_runs_a_command_and_changes_the_network() -> None:

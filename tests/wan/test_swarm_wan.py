@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from swarm.cli.node_process import node_command
 from tests.support.answers import generated, make_slow_model
+from tests.support.local_swarm import wait_for_news
 from tests.support.processes import Process
 from tests.support.prompts import LONG, SHORT
 from tests.wan.netlab import Netlab
@@ -21,7 +23,6 @@ PROMPTS = {"short": SHORT, "long": LONG}
 HALVES = ["0:2", "2:4", "0:2", "2:4"]
 CLIENT = len(HALVES) + 1  # its host; node n is on host n + 1
 NEW = 24
-START_S = 90.0
 ANSWER_S = 60.0
 
 
@@ -61,10 +62,14 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wan]:
         nodes: list[Process] = []
         addrs: list[str] = []
         for host, layers in enumerate(HALVES, 1):
-            argv = [sys.executable, "-m", "swarm", "node", "--model", str(model), "--layers", layers]
-            argv += ["--threads", "1", "--kv-tokens", "8192", "--home", str(homes / str(host))]
-            argv += ["--listen", f"/ip4/{lab.address(host)}/udp/4001/quic-v1"]
-            argv += ["--join", addrs[0]] if addrs else []
+            argv = node_command(
+                model,
+                layers,
+                home=homes / str(host),
+                listen=f"/ip4/{lab.address(host)}/udp/4001/quic-v1",
+                join=addrs[:1],
+                options=["--threads", "1", "--kv-tokens", "8192"],
+            )
             nodes.append(lab.popen(host, argv, name=f"node {layers} on host {host}"))
             if not addrs:
                 addrs.append(address(nodes[0]))
@@ -75,8 +80,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wan]:
 
 def address(node: Process) -> str:
     """Of a node, once it serves."""
-    node.wait_for_line("^ready ", START_S)
-    return node.wait_for_line(r"^address (/ip4/10\..*)$", 1)[1]
+    addr: str = wait_for_news(node, "ready").fields["addrs"][0]
+    return addr
 
 
 @pytest.fixture

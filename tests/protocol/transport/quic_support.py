@@ -18,11 +18,6 @@ from tests.support.waiting import eventually
 HOST = "127.0.0.1"
 
 
-async def wait_until(condition: Callable[[], bool], within_s: float = 5.0) -> None:
-    """Wait for `condition`; fail after `within_s`."""
-    await eventually(condition, within_s)
-
-
 async def echo(stream: QuicStream) -> None:
     """Send back what comes, then finish."""
     try:
@@ -43,7 +38,7 @@ class Server:
 
     async def first(self) -> Connection:
         """This end of the first connection, once the peer is verified here too."""
-        await wait_until(lambda: bool(self.connections))
+        await eventually(lambda: bool(self.connections))
         return self.connections[0]
 
 

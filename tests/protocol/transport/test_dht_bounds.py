@@ -40,8 +40,9 @@ from protocol.transport.limits import (
 )
 from protocol.transport.origin import HERE
 from protocol.transport.peer_id import peer_id_of
-from tests.protocol.transport.quic_support import HOST, wait_until
+from tests.protocol.transport.quic_support import HOST
 from tests.protocol.transport.test_libp2p import opened
+from tests.support.waiting import eventually
 
 KEY = b"\x12\x20" + bytes(32)
 
@@ -183,7 +184,7 @@ async def test_silent_dht_streams_lock_nobody_out() -> None:
                 stream = await cheat.open_stream(server.peer, server.addrs, KAD)
                 await stream.send(b"\xff")
         slots = server.dht._server._slots
-        await wait_until(lambda: len(slots) == DHT_MAX_INCOMING)
+        await eventually(lambda: len(slots) == DHT_MAX_INCOMING)
         with trio.fail_after(3):
             await honest.connect(server.addrs[0])
             assert await honest.dht.try_node(server.peer)
@@ -217,7 +218,7 @@ async def test_a_dial_that_nobody_waits_for_ends() -> None:
 
             first: trio.CancelScope = await nursery.start(wait)
             second: trio.CancelScope = await nursery.start(wait)
-            await wait_until(lambda: len(transport._endpoint.connections) == 1)
+            await eventually(lambda: len(transport._endpoint.connections) == 1)
             first.cancel()
             await trio.testing.wait_all_tasks_blocked()
             assert len(transport._endpoint.connections) == 1
@@ -244,7 +245,7 @@ async def test_dials_are_bounded_and_the_oldest_gives_way() -> None:
 
             for number in range(MAX_DIALS):
                 nursery.start_soon(dial, number)
-                await wait_until(lambda number=number: len(transport._dials) == number + 1)  # type: ignore[misc]
+                await eventually(lambda number=number: len(transport._dials) == number + 1)  # type: ignore[misc]
             with trio.fail_after(1):
                 await transport.connection(there.peer, there.addrs)
             await trio.testing.wait_all_tasks_blocked()

@@ -28,7 +28,8 @@ from protocol.transport.quic.connection import Connection
 from protocol.transport.quic.core import QuicCore
 from protocol.transport.quic.endpoint import Endpoint
 from protocol.transport.quic.stream import QuicStream
-from tests.protocol.transport.quic_support import HOST, Server, dialling, serving, wait_until
+from tests.protocol.transport.quic_support import HOST, Server, dialling, serving
+from tests.support.waiting import eventually
 
 GRANTED = b"granted"
 
@@ -123,7 +124,7 @@ async def test_unfinished_handshakes_do_not_lock_the_door() -> None:
 
         nursery.start_soon(keep_beginning)
         shaking = server.endpoint._shaking
-        await wait_until(lambda: len(shaking) > MAX_HANDSHAKES / 2, within_s=10)
+        await eventually(lambda: len(shaking) > MAX_HANDSHAKES / 2, within_s=10)
         served = 0
         for _ in range(5):
             with suppress(PeerUnavailable), trio.fail_after(DIAL_TIMEOUT_S + 2):
@@ -147,7 +148,7 @@ async def test_the_oldest_unfinished_handshake_gives_way(monkeypatch: pytest.Mon
     ):
         for number in range(12):
             flood.begin()
-            await wait_until(
+            await eventually(
                 lambda number=number: len(server.endpoint._shaking) == min(4, number + 1)  # type: ignore[misc]
             )
         await is_served(honest, server)
@@ -176,7 +177,7 @@ async def test_silent_connections_do_not_lock_the_door() -> None:
         server.endpoint.max_connections = 8
         stream = await is_served(before, server)
         async with crowd(server, 16) as cheats:
-            await wait_until(lambda: server.endpoint.statistics()["connections"] <= 8)
+            await eventually(lambda: server.endpoint.statistics()["connections"] <= 8)
             newer = await is_served(after, server)
             await still_works(stream)
             async with crowd(server, 8):
@@ -205,7 +206,7 @@ async def test_silent_streams_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
         connection = await honest.dial(HOST, server.port, server.endpoint.peer)
         stream = await is_granted(connection)
         async with crowd(server, 4, STRANGER_STREAMS):
-            await wait_until(lambda: len(server.endpoint._unused_streams) == 20)
+            await eventually(lambda: len(server.endpoint._unused_streams) == 20)
             await is_granted(connection)
             await still_works(stream)
 
@@ -256,7 +257,7 @@ async def test_who_makes_others_hold_the_most_ends(monkeypatch: pytest.MonkeyPat
                 cheats.append(await dialler.dial(HOST, server.port, server.endpoint.peer))
                 with suppress(Lost):
                     await (await cheats[-1].open_stream()).send(b"m" + bytes(120_000))
-            await wait_until(lambda: any(cheat.error is not None for cheat in cheats))
+            await eventually(lambda: any(cheat.error is not None for cheat in cheats))
             held = [connection.held_bytes for connection in server.endpoint.connections]
             assert sum(held) <= 310_000
             assert modest.error is None

@@ -30,8 +30,8 @@ from protocol.transport.libp2p.kad_server import KAD
 from protocol.transport.peer_id import peer_id_of
 from protocol.transport.validator import AcceptAll
 from tests.protocol.transport.conftest import LOOPBACK
-from tests.protocol.transport.quic_support import wait_until
 from tests.protocol.transport.test_conformance import echo, read_exactly
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.net
 
@@ -222,7 +222,7 @@ async def test_go_dials_us(daemon: Daemon, ours: Libp2pTransport) -> None:
     """It accepts our certificate, proves itself, is identified, and its streams reach our handlers."""
     with trio.fail_after(20):
         await daemon.connect(ours)
-        await wait_until(lambda: KAD in protocols_of(ours, daemon.peer))
+        await eventually(lambda: KAD in protocols_of(ours, daemon.peer))
         stream = await daemon.open_stream(ours.peer, ECHO)
         data = os.urandom(200_000)
         async with trio.open_nursery() as nursery:
@@ -257,7 +257,7 @@ async def test_providers_are_found_across(daemon: Daemon, ours: Libp2pTransport)
     with trio.fail_after(30):
         await daemon.connect(ours)
         await ours.connect(f"{daemon.addr}/p2p/{daemon.peer}")
-        await wait_until(lambda: KAD in protocols_of(ours, daemon.peer))
+        await eventually(lambda: KAD in protocols_of(ours, daemon.peer))
         await ours.dht.provide("our model")
         assert await daemon.providers("our model") == {ours.peer}
         await daemon.provide("go's model")

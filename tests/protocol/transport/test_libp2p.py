@@ -29,8 +29,9 @@ from protocol.transport.limits import DHT_MAX_MESSAGE, DHT_QUERY_TIMEOUT_S
 from protocol.transport.quic.udp import Addr
 from protocol.transport.validator import AcceptAll
 from tests.protocol.transport.conftest import LOOPBACK
-from tests.protocol.transport.quic_support import HOST, through_proxy, wait_until
+from tests.protocol.transport.quic_support import HOST, through_proxy
 from tests.protocol.transport.test_conformance import read_all
+from tests.support.waiting import eventually
 
 ECHO = "/test/echo/1"
 
@@ -209,9 +210,9 @@ async def test_the_host_shares_the_connections_and_identifies() -> None:
             assert host is not None
             peer = ID.from_base58(other.peer)
 
-            await wait_until(lambda host=host, peer=peer: knows(host, peer))  # type: ignore[misc]
+            await eventually(lambda host=host, peer=peer: knows(host, peer))  # type: ignore[misc]
             assert len(host.get_network().connections[peer]) == 1
-        await wait_until(lambda: routing_table_size(server) == 1)
+        await eventually(lambda: routing_table_size(server) == 1)
 
 
 async def test_the_hosts_tables_forget_ended_connections() -> None:
@@ -222,8 +223,8 @@ async def test_the_hosts_tables_forget_ended_connections() -> None:
                 await client.connect(server.addrs[0])
         assert server._host is not None
         network = server._host.network
-        await wait_until(lambda: not network.connections and not network._adopted)
-        await wait_until(lambda: server._endpoint.statistics()["connections"] == 0)
+        await eventually(lambda: not network.connections and not network._adopted)
+        await eventually(lambda: server._endpoint.statistics()["connections"] == 0)
 
 
 async def test_a_dht_client_is_in_no_routing_table() -> None:
@@ -269,7 +270,7 @@ async def test_a_peer_is_where_it_receives() -> None:
     """Datagrams may claim to come from anywhere: until the peer answers from there too, it has not moved."""
     async with opened() as server, opened() as client:
         await client.connect(server.addrs[0])
-        await wait_until(lambda: server.place_of(client.peer) is not None)
+        await eventually(lambda: server.place_of(client.peer) is not None)
         before = server.place_of(client.peer)
         connection = client._endpoint.connection(server.peer)
         behind = server._endpoint.connection(client.peer)
@@ -339,7 +340,7 @@ async def test_a_swarm_outlives_the_node_it_was_joined_through() -> None:
         for peer in peers:
             await peer.connect(addrs[0])
         for peer in peers:
-            await wait_until(lambda peer=peer: routing_table_size(peer) >= 2)  # type: ignore[misc]
+            await eventually(lambda peer=peer: routing_table_size(peer) >= 2)  # type: ignore[misc]
         leave.set()
         await left.wait()
         with trio.fail_after(5):
@@ -387,7 +388,7 @@ async def test_the_network_is_asked_even_when_a_copy_is_here() -> None:
 
     async with opened(validate=Newer()) as a, opened(validate=Newer()) as b:
         await b.connect(a.addrs[0])
-        await wait_until(lambda: routing_table_size(a) == 1)
+        await eventually(lambda: routing_table_size(a) == 1)
         await b.dht.put("/test/k", b"1")
         b.dht._server.keep(b"/test/k", b"2")
         assert await a.dht.get("/test/k") == b"2"

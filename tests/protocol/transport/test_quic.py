@@ -36,8 +36,8 @@ from tests.protocol.transport.quic_support import (
     dialling,
     serving,
     through_proxy,
-    wait_until,
 )
+from tests.support.waiting import eventually
 
 MIB = 1024 * 1024
 
@@ -114,12 +114,12 @@ async def test_credit_is_given_for_reading_only() -> None:
             for _ in range(8):
                 nursery.start_soon((await connection.open_stream()).send, bytes(4 * MIB))
             core = (await server.first())._core
-            await wait_until(lambda: core._local_max_data.used == STRANGER_WINDOW)
+            await eventually(lambda: core._local_max_data.used == STRANGER_WINDOW)
             with trio.move_on_after(0.3):
                 await trio.sleep_forever()
             assert core.held_bytes == STRANGER_WINDOW
             streams[0].widen()
-            await wait_until(lambda: core._local_max_data.used == CONNECTION_WINDOW)
+            await eventually(lambda: core._local_max_data.used == CONNECTION_WINDOW)
             with trio.move_on_after(0.3):
                 await trio.sleep_forever()
             assert core._local_max_data.used == CONNECTION_WINDOW
@@ -209,8 +209,8 @@ async def test_a_thousand_streams_leave_nothing_behind() -> None:
             await stream.aclose()
         other = await server.first()
         for end in (connection, other):
-            await wait_until(lambda end=end: end.open_streams == 0)  # type: ignore[misc]
-            await wait_until(lambda end=end: len(end._core._streams) == 0)  # type: ignore[misc]
+            await eventually(lambda end=end: end.open_streams == 0)  # type: ignore[misc]
+            await eventually(lambda end=end: len(end._core._streams) == 0)  # type: ignore[misc]
             assert end._streams._ending == {}
             assert end._core._streams_queue == []
         assert len(dialler._timers) < 100
@@ -225,7 +225,7 @@ async def test_three_hundred_connections_one_after_another() -> None:
                 with trio.fail_after(5):
                     connection = await dialler.dial(HOST, server.port, server.endpoint.peer)
                     await round_trip(connection, b"x")
-        await wait_until(lambda: server.endpoint.statistics()["connections"] == 0)
+        await eventually(lambda: server.endpoint.statistics()["connections"] == 0)
         assert server.endpoint.statistics() == {"connections": 0, "routes": 0, "peers": 0, "streams": 0}
 
 
@@ -266,7 +266,7 @@ async def test_a_lost_goodbye_is_said_again() -> None:
         assert await stream.receive() == b"x"
         proxy.silent = True
         (await server.first()).close("bye")
-        await wait_until(lambda: proxy.dropped > 0)
+        await eventually(lambda: proxy.dropped > 0)
         proxy.silent = False
         with trio.fail_after(2), pytest.raises(Lost, match="bye"):
             await stream.receive()
@@ -360,9 +360,9 @@ async def test_loopback_is_found_to_carry_large_datagrams() -> None:
     """Both ends reach 16,000 bytes by probing."""
     async with serving() as server, dialling() as dialler:
         connection = await dialler.dial(HOST, server.port, server.endpoint.peer)
-        await wait_until(lambda: connection.datagram_size == 16_000)
+        await eventually(lambda: connection.datagram_size == 16_000)
         other = await server.first()
-        await wait_until(lambda: other.datagram_size == 16_000)
+        await eventually(lambda: other.datagram_size == 16_000)
         await round_trip(connection, os.urandom(300_000))
 
 
@@ -374,8 +374,8 @@ async def test_a_path_that_swallows_large_datagrams(largest: int, expected: int)
         with trio.fail_after(10):
             connection = await dialler.dial(HOST, proxy.port, server.endpoint.peer)
             await round_trip(connection, os.urandom(100_000))
-            await wait_until(lambda: connection._mtu.next_probe(trio.current_time()) is None)
-            await wait_until(lambda: connection.datagram_size == expected)
+            await eventually(lambda: connection._mtu.next_probe(trio.current_time()) is None)
+            await eventually(lambda: connection.datagram_size == expected)
             await round_trip(connection, os.urandom(100_000))
 
 
@@ -383,7 +383,7 @@ async def test_a_path_that_shrinks_is_survived() -> None:
     """When large datagrams stop passing, the connection falls back and goes on."""
     async with serving() as server, through_proxy(server.port) as proxy, dialling() as dialler:
         connection = await dialler.dial(HOST, proxy.port, server.endpoint.peer)
-        await wait_until(lambda: connection.datagram_size == 16_000)
+        await eventually(lambda: connection.datagram_size == 16_000)
         proxy.largest = 1300
         with trio.fail_after(15):
             await round_trip(connection, os.urandom(50_000))
@@ -394,7 +394,7 @@ async def test_emsgsize_is_survived(monkeypatch: pytest.MonkeyPatch) -> None:
     """When the system refuses a size that once passed, the same bytes go in smaller datagrams."""
     async with serving() as server, dialling() as dialler:
         connection = await dialler.dial(HOST, server.port, server.endpoint.peer)
-        await wait_until(lambda: connection.datagram_size == 16_000)
+        await eventually(lambda: connection.datagram_size == 16_000)
         send = connection._port.send
 
         def narrow(data: bytes, addr: Addr) -> int:
@@ -444,7 +444,7 @@ async def test_rubbish_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
             await round_trip(connection, os.urandom(20_000))
         async with dialling() as late:
             await round_trip(await late.dial(HOST, server.port, server.endpoint.peer), b"welcome")
-        await wait_until(lambda: server.endpoint.statistics()["connections"] == 1)
+        await eventually(lambda: server.endpoint.statistics()["connections"] == 1)
 
 
 async def test_single_bytes_are_not_kept_one_by_one() -> None:
@@ -483,7 +483,7 @@ async def test_a_bug_inside_ends_one_connection_only(
     async with serving() as server, dialling() as one, dialling() as two:
         good = await one.dial(HOST, server.port, server.endpoint.peer)
         bad = await two.dial(HOST, server.port, server.endpoint.peer)
-        await wait_until(lambda: len(server.connections) == 2)
+        await eventually(lambda: len(server.connections) == 2)
 
         def broken(*_: object) -> None:
             raise AssertionError("deliberate")
@@ -597,7 +597,7 @@ async def test_an_unused_connection_gives_way() -> None:
         unused = await two.dial(HOST, server.port, server.endpoint.peer)
         silent = await unused.open_stream()
         await silent.send(b"nothing")
-        await wait_until(lambda: server.endpoint.statistics()["streams"] == 2)
+        await eventually(lambda: server.endpoint.statistics()["streams"] == 2)
         with trio.fail_after(1):
             newer = await three.dial(HOST, server.port, server.endpoint.peer)
             await unused.closed.wait()
@@ -612,7 +612,7 @@ async def test_a_handshake_that_stalls_is_given_up(monkeypatch: pytest.MonkeyPat
     async with serving() as server, dialling() as dialler:
         connection = dialler._start_dial(HOST, server.port, server.endpoint.peer)
         dialler._routes.clear()  # it hears nothing any more
-        await wait_until(lambda: server.endpoint.statistics()["connections"] == 1)
-        await wait_until(lambda: server.endpoint.statistics()["connections"] == 0, within_s=2)
+        await eventually(lambda: server.endpoint.statistics()["connections"] == 1)
+        await eventually(lambda: server.endpoint.statistics()["connections"] == 0, within_s=2)
         with trio.fail_after(2), pytest.raises(TimedOut):
             await connection.wait_ready()

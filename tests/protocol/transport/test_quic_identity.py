@@ -23,7 +23,8 @@ from protocol.transport.peer_id import peer_id_of, public_key
 from protocol.transport.quic.endpoint import Endpoint
 from protocol.transport.quic.identity import make_certificate, verify_certificate
 from tests.protocol.samples import SMALL_ORDER
-from tests.protocol.transport.quic_support import HOST, dialling, serving, wait_until
+from tests.protocol.transport.quic_support import HOST, dialling, serving
+from tests.support.waiting import eventually
 
 EXTENSION = x509.ObjectIdentifier("1.3.6.1.4.1.53594.1.1")
 VICTIM = Ed25519PrivateKey.generate()
@@ -247,7 +248,7 @@ async def test_a_forger_who_dials_is_not_believed(name: str) -> None:
         with suppress(Unreachable), trio.fail_after(2):
             connection = await dialler.dial(HOST, server.port, server.endpoint.peer)
             await connection.closed.wait()
-        await wait_until(lambda: server.endpoint.statistics()["connections"] == 0)
+        await eventually(lambda: server.endpoint.statistics()["connections"] == 0)
         assert server.connections == []
 
 
