@@ -44,6 +44,7 @@ def _cache(folder: Path) -> None:
     modelfiles._write(folder, Manifest(1, 1, 1, 1, bytes(32), ()), {"a": bytes(2 * LIMIT_BYTES)})
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("write", [_write, _make_key, _remember, _cache], ids=lambda write: write.__name__)
 def test_a_full_disk_keeps_nothing(
     write: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -124,6 +124,7 @@ def test_two_processes_at_once_have_one_key(tmp_path: Path, monkeypatch: pytest.
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.process
 def test_many_processes_at_once_have_one_key(tmp_path: Path) -> None:
     """The same with real processes."""
     context = multiprocessing.get_context("fork")
@@ -145,6 +146,7 @@ def _hold(path: Path, said: multiprocessing.Queue[str]) -> None:
         said.put(str(error))
 
 
+@pytest.mark.process
 def test_a_key_has_one_holder(tmp_path: Path) -> None:
     """A second process is told who it is, until the first has let go, also by dying. Reading is not holding."""
     path, context = tmp_path / "key", multiprocessing.get_context("fork")
