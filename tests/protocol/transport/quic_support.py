@@ -28,6 +28,23 @@ async def echo(stream: QuicStream) -> None:
         stream.reset()
 
 
+async def round_trip(connection: Connection, data: bytes) -> None:
+    """Send `data` on a new stream and get it back."""
+    stream = await connection.open_stream()
+    received = bytearray()
+
+    async def send() -> None:
+        await stream.send(data)
+        await stream.finish()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send)
+        while piece := await stream.receive():
+            received += piece
+    assert bytes(received) == data
+    await stream.aclose()
+
+
 class Server:
     """An endpoint that runs a handler for each stream."""
 
