@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import trio
 
-from node.presence.serving import guarded
 from protocol import limits
 from protocol.book import RecordBook
 from protocol.clock import SwarmClock
@@ -117,7 +116,7 @@ class Announcer:
 
     def serve(self) -> None:
         """Answer map requests from now on."""
-        self._transport.serve(MAP_PROTOCOL, guarded(self.handle))
+        self._transport.serve(MAP_PROTOCOL, self.handle)
 
     def announce(self, served: Served, load: Load, state: str) -> Record:
         """Say it anew, with a higher sequence number than ever before; the record is in the book."""

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import trio
 
-from node.presence.serving import guarded
 from protocol import limits
 from protocol.codec import encode
 from protocol.errors import Busy
@@ -50,7 +49,7 @@ class ModelFiles:
 
     def serve(self, transport: Transport) -> None:
         """Answer from now on."""
-        transport.serve(MODEL_PROTOCOL, guarded(self.handle))
+        transport.serve(MODEL_PROTOCOL, self.handle)
 
     async def handle(self, stream: Stream) -> None:
         """One conversation: the manifest, then the files asked for, in any order.

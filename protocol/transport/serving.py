@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import trio
 
-from protocol.errors import PeerUnavailable, Unreachable
+from protocol.errors import PeerUnavailable, RemoteProtocolError, Unreachable
 from protocol.transport.base import Handler, Stream
 from protocol.transport.loopback import loopback_pair
 
@@ -19,7 +19,7 @@ async def run_handler(handler: Handler, stream: Stream, protocol: str) -> None:
     try:
         await handler(stream)
         await stream.aclose()
-    except PeerUnavailable as error:
+    except (PeerUnavailable, RemoteProtocolError) as error:
         logger.info("stream %s from %s ended: %s", protocol, stream.peer, error)
     except Exception:
         logger.exception("the handler of %s failed; the stream from %s is reset", protocol, stream.peer)
