@@ -1,9 +1,11 @@
-"""Files that appear whole or not at all, on any disk."""
+"""Files that appear whole or not at all, on any disk, and small ones that others may have tampered with."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -30,3 +32,12 @@ def write_whole(path: Path, data: bytes, *, mode: int = 0o600, replace: bool = T
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(partial)
+
+
+def read_small(path: Path, most: int) -> bytes:
+    """The first `most` bytes of a file. Raises: OSError, also for what only looks like a file and might never end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is no file", str(path))
+        return file.read(most)

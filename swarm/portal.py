@@ -6,10 +6,10 @@ import contextlib
 import queue
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import AbstractAsyncContextManager, aclosing, contextmanager
 from types import TracebackType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import trio
 
@@ -25,6 +25,10 @@ class Closable(Protocol[T_co]):
     def __aiter__(self) -> AsyncIterator[T_co]: ...
 
     async def aclose(self) -> None: ...
+
+
+# A signal that comes at the very moment at which a thread begins to wait is noticed only when the wait is over.
+_NOTICE_S: Final = 0.5
 
 
 class _Job(Generic[T]):
@@ -49,6 +53,8 @@ class _Job(Generic[T]):
     def result(self) -> T:
         """Wait for the outcome; a KeyboardInterrupt meanwhile cancels the work first."""
         try:
+            while not wait((self.outcome,), _NOTICE_S).done:
+                pass
             return self.outcome.result()
         except BaseException:
             self.cancel()
@@ -99,7 +105,7 @@ class Portal:
 
         job = self._start(pump)
         try:
-            while (value := values.get()) is not None:
+            while (value := _next(values)) is not None:
                 yield value[0]
             job.result()
         finally:
@@ -145,3 +151,9 @@ class Portal:
                 await trio.sleep_forever()
 
         trio.run(main)
+
+
+def _next(values: queue.SimpleQueue[T]) -> T:
+    while True:
+        with contextlib.suppress(queue.Empty):
+            return values.get(timeout=_NOTICE_S)

@@ -16,6 +16,7 @@ TRANSPORT = frozenset({"libp2p", "aioquic", "trio", "multiaddr", "multihash", "c
 DAEMON = frozenset({"trio", "numpy", "msgpack", "cryptography", "base58", "platformdirs", "psutil"})
 ENGINE = frozenset({"torch", "transformers", "safetensors", "huggingface_hub", "tokenizers"})
 CLIENT = frozenset({"trio", "typer", "rich", "numpy", "tokenizers", "jinja2", "platformdirs", "msgpack"})
+CLI = CLIENT | {"prompt_toolkit"}
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,9 @@ RULES = [
     Rule(PurePosixPath("node"), DAEMON | {"protocol", "node"}),
     Rule(PurePosixPath("node/engine"), DAEMON | ENGINE | {"protocol", "node"}),
     Rule(PurePosixPath("swarm"), CLIENT | {"protocol", "swarm"}),
+    Rule(PurePosixPath("swarm/cli"), CLI | {"protocol", "swarm"}),
     # The one bridge: it starts the daemon and the ends that run on the client's own machine.
-    Rule(PurePosixPath("swarm/cli/local.py"), CLIENT | {"protocol", "swarm", "node"}),
+    Rule(PurePosixPath("swarm/cli/local.py"), CLI | {"protocol", "swarm", "node"}),
 ]
 
 
@@ -192,6 +194,7 @@ def test_packages_import_only_what_they_may(package: str) -> None:
         ("node/serve.py", "import swarm.routing.route"),
         ("node/compute/kv.py", "from torch import nn"),
         ("swarm/routing/route.py", "import node"),
+        ("swarm/portal.py", "import prompt_toolkit"),
         ("swarm/cli/chat.py", "from node import daemon"),
         ("swarm/session/session.py", "import importlib\nimportlib.import_module('node.daemon')"),
     ],
@@ -209,6 +212,7 @@ def test_a_forbidden_import_is_found(path: str, source: str) -> None:
         ("protocol/transport/quic/endpoint.py", "import trio\nfrom aioquic.quic import connection"),
         ("node/engine/loader.py", "import torch\nfrom . import model\nfrom ..kv import Pages"),
         ("swarm/cli/local.py", "from node import daemon"),
+        ("swarm/cli/editor.py", "from prompt_toolkit.keys import Keys"),
     ],
 )
 def test_an_allowed_import_passes(path: str, source: str) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Final
 
 import typer
@@ -15,6 +15,7 @@ from protocol.plain import plain
 from swarm.blocking import Client, Conversation
 from swarm.cli.connection import a_door, copyable, open_client
 from swarm.cli.coverage import by_model, render
+from swarm.cli.lines import Lines
 from swarm.cli.options import (
     ANSWER,
     Join,
@@ -31,9 +32,9 @@ from swarm.cli.options import (
     Where,
     readable,
 )
+from swarm.cli.reading import open_lines
 from swarm.cli.route import route_table
 from swarm.cli.screen import Screen
-from swarm.cli.streams import read_input
 from swarm.cli.terminal import open_terminal
 from swarm.cli.words import count, describe_answer
 from swarm.decoding import Sampling
@@ -44,6 +45,8 @@ _HELP: Final = (
     "/reset   forget what was said",
     "/quit    leave; so does Ctrl-D. Ctrl-C stops an answer.",
 )
+# Commands that every chat has, beside those of its own.
+_ANYWHERE: Final = ("/help", "/quit")
 
 
 def chat(
@@ -65,7 +68,8 @@ def chat(
 ) -> None:
     """Chat with the model that a swarm serves. Needs an address, and nothing of the model on this machine.
 
-    Ctrl-C stops an answer; /help lists what else there is. Piped input is taken a line at a time.
+    Ctrl-C stops an answer; /help lists what else there is, and the keys. What is typed is kept from one chat to the
+    next. Piped input is taken a line at a time.
 
     ```
     swarm chat --join ADDRESS
@@ -136,9 +140,9 @@ class _Chat:
         self.talk.reset()
         self.screen.terminal.remark("forgotten")
 
-    def help(self) -> None:
+    def help(self, lines: Lines) -> None:
         """/help"""
-        self.screen.terminal.remark(*_HELP)
+        self.screen.terminal.remark(*_HELP, *lines.keys)
 
 
 Commands = dict[str, Callable[[], object]]
@@ -153,31 +157,31 @@ def converse(screen: Screen, client: Client, talk: Conversation, more: Commands 
         "/route": chatting.show_route,
         "/status": chatting.show_status,
         "/reset": chatting.reset,
-        "/help": chatting.help,
     }
     if person:
         _greet(screen, client)
-    while True:
-        try:
-            line = _read(person)
-        except KeyboardInterrupt:
-            if not person:
-                raise
-            print()
-            screen.terminal.remark("Ctrl-D or /quit leaves")
-            continue
-        if line is None or line.strip() in ("/quit", "/exit"):
-            return
-        try:
-            _turn(chatting, commands, line.strip())
-        except KeyboardInterrupt:
-            if not person:
-                raise
-            print()
+    with open_lines(screen, (*commands, *_ANYWHERE)) as lines, screen.beside(lines.beside):
+        commands["/help"] = partial(chatting.help, lines)
+        while True:
+            try:
+                line = lines.read()
+            except KeyboardInterrupt:
+                if not person:
+                    raise
+                screen.terminal.remark("Ctrl-D or /quit leaves")
+                continue
+            if line is None or line.strip() in ("/quit", "/exit"):
+                return
+            try:
+                with lines.acting():
+                    _turn(chatting, commands, line.strip())
+            except KeyboardInterrupt:
+                if not person:
+                    raise
 
 
 def _turn(chatting: _Chat, commands: Commands, line: str) -> None:
-    """One line of input: a command, or something to answer."""
+    """One message of somebody's: a command, or something to answer."""
     terminal = chatting.screen.terminal
     if not line.startswith("/"):
         if line:
@@ -201,16 +205,3 @@ def _greet(screen: Screen, client: Client) -> None:
     screen.terminal.remark(f"{plain(model.name)} · {where} · /help for commands, Ctrl-D leaves", style="bold")
     if not client.text.chats:
         screen.terminal.remark("this model has no chat template: it continues text rather than answers")
-
-
-def _read(person: bool) -> str | None:
-    """The next line; None at the end of the input. Raises: KeyboardInterrupt."""
-    if not person:
-        return read_input(line=True) or None
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401 - lets input() edit and recall lines
-    try:
-        return input("> ")
-    except EOFError:
-        print()
-        return None

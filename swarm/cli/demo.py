@@ -25,6 +25,7 @@ from swarm.cli.chat import converse
 from swarm.cli.connection import working
 from swarm.cli.coverage import by_model, render
 from swarm.cli.demo_nodes import Demo, DemoNode
+from swarm.cli.interrupts import leave
 from swarm.cli.options import Verbose, readable
 from swarm.cli.screen import Screen
 from swarm.cli.terminal import Terminal, open_terminal
@@ -70,8 +71,8 @@ def demo(
     terminal = open_terminal()
     model = swarm_demo.shipped_model()
     layers = swarm_demo.spread(LAYERS, nodes)
-    signal.signal(signal.SIGTERM, _leave)
-    signal.signal(signal.SIGHUP, _leave)
+    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGHUP, leave)
     with ExitStack() as stack:
         running = stack.enter_context(swarm_demo.start(model, layers))
         _wait_until_ready(running, terminal)
@@ -83,11 +84,6 @@ def demo(
             )
         screen.news.blocks = client.model.blocks
         Show(running, screen, client).play(kill, prompt, chat=sys.stdin.isatty() and not no_chat)
-
-
-def _leave(number: int, _: object) -> None:
-    """Let the `with` blocks end what they own."""
-    raise SystemExit(128 + number)
 
 
 @dataclass(frozen=True, slots=True)

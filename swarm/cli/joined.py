@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import platformdirs
 
 from protocol.book import RecordBook
 from protocol.errors import ConfigError, Unreachable
-from protocol.files import write_whole
+from protocol.files import read_small, write_whole
 from protocol.transport.addresses import sound_addresses
 
 # Doors kept of the swarm entered last: one that is still open is enough.
@@ -78,21 +77,12 @@ def places(book: RecordBook) -> Iterator[str]:
 def _remembered() -> tuple[str, ...]:
     """What the file holds of doors; whatever else it is or holds counts as nothing."""
     try:
-        value = json.loads(_read(_path()))
+        value = json.loads(read_small(_path(), _FILE_BYTES))
     except (OSError, ValueError, RecursionError):
         return ()
     said = value.get("join") if isinstance(value, dict) else None
     texts = said[: 2 * DOORS] if isinstance(said, list) else []
     return sound_addresses(text for text in texts if isinstance(text, str))[:DOORS]
-
-
-def _read(path: Path) -> bytes:
-    """A small file. Raises: OSError, also for what only looks like a file and might never end."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(f"{path} is no file")
-        return file.read(_FILE_BYTES)
 
 
 def _path() -> Path:

@@ -19,7 +19,7 @@ WRITERS = {
     "print_exc": "",
     "print_exception": "",
     "from_markup": "",
-    "input": "swarm/cli/chat.py",
+    "input": "swarm/cli/lines.py",
 }
 
 
