@@ -31,7 +31,7 @@ REAP_EVERY_S = 0.02
 REQUEST_BYTES = 64 * 1024
 # What a node imports before it serves a Llama, and what a client does.
 MODULES = (
-    "node.engine.measure",
+    "node.engine.backend",
     "node.engine.shards",
     "node.engine.span",
     "node.engine.split",
