@@ -96,7 +96,8 @@ def _named(code: Any) -> tuple[Any, ...]:
 
 
 def _functions(code: Any) -> Iterator[FunctionType]:
-    for part in vars(code).values() if isinstance(code, type) else [code]:
+    bases = [base for base in code.__mro__ if base is not object] if isinstance(code, type) else []
+    for part in [part for base in bases for part in vars(base).values()] or [code]:
         inner = getattr(part, "fget", getattr(part, "__func__", part))  # of a property, of a class method
         inner = getattr(inner, "__wrapped__", inner)
         if isinstance(inner, FunctionType):
