@@ -7,10 +7,10 @@ A step has a *number* and a *position*. The number says when it was sent: a hop 
 arrival. The position says where its rows stand: cache and journal are cut to it before the rows are added. All going
 back, trying again and filling follows from these two; nothing else undoes anything.
 
-A step passes four places, each in order. `_accept` checks it, gives it room in the backlog (here alone a reader
-waits) and admits its number. The scheduler has it computed in one or more pieces: `prepare` in the engine's thread,
-`take` in the event loop. The outbox holds what is to be sent on. `_emit_all`, a single task, gives it to the sender:
-into the journal, then to the next hop or the client, then the Ack.
+A step passes four places, each in order. `_accept` checks it, waits for room in the backlog (and with it the stream
+that brought it), and admits its number. The scheduler has it computed in one or more pieces: `prepare` in the
+engine's thread, `take` in the event loop. The outbox holds what is to be sent on. `_emit_all`, a single task,
+gives it to the sender: into the journal, then to the next hop or the client, then the Ack.
 
 *Again.* Of a step that was emitted before and that the client itself repeats, the result is found in the journal (or,
 with the head, among the kept outputs) and sent again, if results go to the client, and it is acknowledged again. If
@@ -18,8 +18,8 @@ it is still on its way here, its answer is too. The hop before repeats a step on
 not answered, or two hops that feed each other would never end.
 
 *Fills.* A step with `fill_until` wants nothing, whatever it says. It is computed and kept in the journal like any
-other, gives no Output, and goes to the next hop only if our span ends before that stage. Nobody waits for what steps
-up to the last fill gave, so none of them is answered again.
+other, but it is no answer: it goes to the next hop, or to the client as a bridge, if our span ends before that stage,
+and else nowhere. Nobody waits for what steps up to the last fill gave: of those nothing but the Ack comes again.
 
 *Relinks.* As soon as a Relink is read the link is dropped, since the sender may be waiting for it; the turn itself
 takes its place in the outbox, so that it lies between two steps and never inside one. What was computed before it is
@@ -27,7 +27,7 @@ in the journal by then, whether the link took it or not. The journal is replayed
 those from there on as they were, so that an answer that is still owed comes from the new hop. Where there is none
 the client gets what those gave or, as a bridge, the whole journal. A relink may come while this hop is itself being
 filled: what it computes later under a number before `live_from` belongs to the journal that the relink asked for, and
-goes as a fill too. While a link is down, steps are computed, kept and acknowledged as ever.
+goes where that went in the same way. While a link is down steps are computed, kept and acknowledged as ever.
 
 *The end.* `life` says what still counts and whether the client is to hear why. Everything is given back in `free`,
 but for the cache and the seat: the thread that computes may be at it, and closes it when it is through.
