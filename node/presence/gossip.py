@@ -36,7 +36,7 @@ HINTED_PEERS = 4
 # Lookups in the DHT: a swarm that was split finds itself again within a minute.
 LOOKUP_EVERY_S = 45.0
 PROVIDE_EVERY_S = 600.0
-# A stored announcement is put again before it expires.
+# A stored announcement is new when it is put, and put again before it expires.
 PUT_EVERY_S = limits.RECORD_LIFE_S * 2 / 3
 # A peer that does not answer is left alone for this long, twice as long each time.
 BACKOFF_S = 10.0
@@ -150,8 +150,8 @@ class Gossip:
         await self._exchange_with(list(strangers.values())[:HINTED_PEERS])
 
     async def _put(self) -> None:
-        own = self._announcer.own
-        if own is not None:
+        if self._announcer.own is not None:
+            own = self._refresh()
             await self._transport.dht.put(record_key(own.peer), own.data)
 
     async def _provide(self) -> None:

@@ -261,6 +261,20 @@ async def test_nodes_that_never_met_find_each_other_in_the_dht(
     assert stored is not None
 
 
+async def test_regression_what_the_dht_holds_never_expires(
+    autojump_clock: MockClock, crowd: Crowd, nursery: trio.Nursery
+) -> None:
+    """A record is new when it is put, or it would be dead before it is put again."""
+    one, other = await crowd.talker(), await crowd.talker()
+    nursery.start_soon(one.gossip.run)
+    await trio.sleep(1)
+    for _ in range(600):
+        data = await other.transport.dht.get(record_key(one.transport.peer))
+        assert data is not None
+        assert parse_record(data, clock()).announcement.expires > clock()
+        await trio.sleep(1)
+
+
 async def test_joining_nobody(autojump_clock: MockClock, crowd: Crowd) -> None:
     """Fails after the time given, with the reason; one that answers among several is enough."""
     talker, door, ghost = await crowd.talker(), await crowd.talker(), await crowd.talker()
