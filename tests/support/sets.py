@@ -1,16 +1,18 @@
 """Which tests are the inner loop (`--fast`): those that start no process, and need no network but a socket or two.
 
-A test starts processes if its code, its fixtures', or what of ours they call names `subprocess`. So a new one is in
-the right set by itself; and one of which that is guessed wrong fails as soon as it starts a process.
+A test starts processes if its code, its fixtures', or what of ours they call names what starts one. So a new test is
+in the right set by itself; and one of which that is guessed wrong fails as soon as it starts a process.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
+from itertools import groupby
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -19,6 +21,9 @@ import pytest
 OURS = {"protocol", "node", "swarm", "scripts", "tests"}
 # What the inner loop leaves out, by marker; `process` is put on by `mark_starters`.
 OUTER = ("attack", "gpu", "net", "process", "wan")
+STARTERS = (subprocess, multiprocessing, os.fork)
+# Cases of one test, in the inner loop.
+CASES = 16
 # What Python tells when a process is started.
 STARTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn"}
 
@@ -33,13 +38,14 @@ def mark_starters(items: list[pytest.Item]) -> None:
 
 
 def keep_the_inner(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the others out."""
-    inner: list[pytest.Item] = []
-    outer: list[pytest.Item] = []
-    for item in items:
-        (outer if any(item.get_closest_marker(name) for name in OUTER) else inner).append(item)
-    config.hook.pytest_deselected(items=outer)
-    items[:] = inner
+    """Leave the others out, and of a test with many cases all but some, from all over."""
+    kept: list[pytest.Item] = []
+    for _, same in groupby(items, lambda item: item.nodeid.partition("[")[0]):
+        cases = [item for item in same if not any(item.get_closest_marker(name) for name in OUTER)]
+        kept += cases if len(cases) <= CASES else [cases[len(cases) * n // CASES] for n in range(CASES)]
+    keep = set(kept)
+    config.hook.pytest_deselected(items=[item for item in items if item not in keep])
+    items[:] = kept
 
 
 class Guard:
@@ -67,11 +73,11 @@ class Guard:
 
 @cache
 def starts_processes(code: Any) -> bool:
-    """Whether a function or a class of ours comes to `subprocess`, itself or by what it calls."""
+    """Whether a function or a class of ours names what starts processes, itself or by what it calls."""
     ahead, seen = [code], {code}
     while ahead:
         for other in _named(ahead.pop()):
-            if other is subprocess or other is os.fork:
+            if other in STARTERS:
                 return True
             if other not in seen:
                 seen.add(other)
@@ -92,7 +98,7 @@ def _named(code: Any) -> tuple[Any, ...]:
             modules = [value for value in values if isinstance(value, ModuleType)]
             found += [*values, *(vars(module).get(name) for module in modules for name in names)]
     plain = [getattr(thing, "__wrapped__", thing) for thing in found]
-    return tuple(t for t in plain if isinstance(t, FunctionType | type) or t is subprocess or t is os.fork)
+    return tuple(t for t in plain if isinstance(t, FunctionType | type) or any(t is s for s in STARTERS))
 
 
 def _functions(code: Any) -> Iterator[FunctionType]:

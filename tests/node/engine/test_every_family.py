@@ -19,6 +19,7 @@ SMALL = {
 }
 
 
+@pytest.mark.process  # transformers looks for ninja when it makes an RWKV
 @pytest.mark.parametrize("kind", sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
 def test_every_model_type_is_traced_or_refused(kind: str) -> None:
     """Encoders, models of several parts and what is yet to come: never another exception, and the type is named."""
