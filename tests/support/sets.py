@@ -88,7 +88,7 @@ def starts_processes(code: Any) -> bool:
 @cache
 def _named(code: Any) -> tuple[Any, ...]:
     """The functions, classes and modules that a function's code or that of a class's methods names."""
-    if code.__module__.partition(".")[0] not in OURS:
+    if not _is_ours(code):
         return ()
     found: list[object] = []
     for function in _functions(code):
@@ -101,8 +101,12 @@ def _named(code: Any) -> tuple[Any, ...]:
     return tuple(t for t in plain if isinstance(t, FunctionType | type) or any(t is s for s in STARTERS))
 
 
+def _is_ours(code: Any) -> bool:
+    return code.__module__.partition(".")[0] in OURS
+
+
 def _functions(code: Any) -> Iterator[FunctionType]:
-    bases = [base for base in code.__mro__ if base is not object] if isinstance(code, type) else []
+    bases = [base for base in code.__mro__ if _is_ours(base)] if isinstance(code, type) else []
     for part in [part for base in bases for part in vars(base).values()] or [code]:
         inner = getattr(part, "fget", getattr(part, "__func__", part))  # of a property, of a class method
         inner = getattr(inner, "__wrapped__", inner)
