@@ -27,6 +27,8 @@ from protocol.transport.dialling import HOST_DATAGRAMS, PLACE_DATAGRAMS, REFILL_
 from protocol.transport.libp2p import open_transport
 from swarm.routing.view import View
 
+pytestmark = pytest.mark.net
+
 LISTEN = ["/ip4/127.0.0.1/udp/0/quic-v1"]
 DATAGRAM = 1200
 SERVED = Served("tiny", bytes(32), 6, 8, Span(0, 8), "f32", (bytes(8),) * 8)

@@ -23,7 +23,7 @@ OURS = {"protocol", "node", "swarm", "scripts", "tests"}
 OUTER = ("attack", "gpu", "net", "process", "wan")
 STARTERS = (subprocess, multiprocessing, os.fork)
 # Cases of one test, in the inner loop.
-CASES = 16
+CASES = 8
 # What Python tells when a process is started.
 STARTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn"}
 
