@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import trio
 
-from node.backend import Backend, Model, OpenBackend, open_torch
+from node.backend import Backend, Model, OpenBackend, open_backend
 from node.compute.interfaces import Engine
 from node.compute.kv import buffer_bytes, default_kv_tokens
 from node.compute.measure import Speed, measure
@@ -181,7 +181,8 @@ class Node:
         need = await _in_thread(lambda: sum(model.stage_bytes(stage, dtype) for stage in span))
         if config.max_memory is not None and need > config.max_memory:
             raise ConfigError(f"{stages} take {_size(need)}, the memory limit is {_size(config.max_memory)}")
-        self._notify(f"loading {stages} of {model.name} ({_size(need)}, {dtype})")
+        numerics = await _in_thread(backend.numerics)
+        self._notify(f"loading {stages} of {model.name} ({_size(need)}, {numerics})")
         await _in_thread(lambda: model.require(span))
         weights = await _in_thread(lambda: model.stage_digests(span))
         name = config.name or model.name
@@ -208,10 +209,11 @@ class Node:
         self._hop = hop
         self._refresh()
         kv_bytes = engine.kv_bytes_per_token() * self._budget.total
+        numerics = await _in_thread(backend.numerics)
         self._notify(
             f"serving {describe_stages(span, manifest.blocks)} of {model.name} ({manifest.digest.hex()[:12]}); "
-            f"weights {_size(engine.weight_bytes)}, room for {self._budget.total} tokens ({_size(kv_bytes)}), "
-            f"{speed.decode_ms_per_block:.2f} ms per block and token"
+            f"weights {_size(engine.weight_bytes)} ({numerics}), room for {self._budget.total} tokens "
+            f"({_size(kv_bytes)}), {speed.decode_ms_per_block:.2f} ms per block and token"
         )
 
     def _kv_tokens(self, engine: Engine, free_bytes: int) -> int:
@@ -331,7 +333,7 @@ async def _run(config: NodeConfig, notify: Notify) -> None:
             dht="server",
             validate=RecordRule(),
         ) as transport:
-            node = Node(config, key.identity, transport, open_torch, notify)
+            node = Node(config, key.identity, transport, open_backend, notify)
             async with trio.open_nursery() as nursery:
                 serving = trio.CancelScope()
                 nursery.start_soon(_obey, signals, serving, notify)

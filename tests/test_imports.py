@@ -41,7 +41,7 @@ RULES = [
     Rule(PurePosixPath("protocol/transport"), FORMATS | TRANSPORT | {"protocol"}),
     Rule(PurePosixPath("node"), DAEMON | {"protocol", "node"}),
     # No torch, no transformers: what a small machine can serve with.
-    Rule(PurePosixPath("node/native"), frozenset({"numpy", "protocol", "node"})),
+    Rule(PurePosixPath("node/native"), frozenset({"numpy", "psutil", "protocol", "node"})),
     Rule(PurePosixPath("node/engine"), DAEMON | ENGINE | {"protocol", "node"}),
     Rule(PurePosixPath("swarm"), CLIENT | {"protocol", "swarm"}),
     # The one bridge: it starts the daemon and the ends that run on the client's own machine.
@@ -60,12 +60,15 @@ ROOMS = [
     Room("protocol.talk", ("protocol.", "protocol.transport")),
     Room("node", ("node", "protocol")),
     Room("node.compute", ("protocol.",)),
-    Room("node.engine", ("node.compute.casting", "node.compute.interfaces", "protocol.")),
+    Room(
+        "node.engine", ("node.compute.casting", "node.compute.inputs", "node.compute.interfaces", "protocol.")
+    ),
     Room(
         "node.native",
         (
-            "node.compute.casting",
+            "node.compute.inputs",
             "node.compute.interfaces",
+            "node.engine.files",
             "node.engine.shards",
             "node.engine.sources",
             "protocol.",
