@@ -1,4 +1,4 @@
-"""The way from the daemon to the engine: everything that imports torch, and blocks, is behind this."""
+"""The way from the daemon to its engines: everything that imports torch, and blocks, is behind this."""
 
 from __future__ import annotations
 
@@ -46,7 +46,10 @@ class Backend(Protocol):
         """The checkpoint, its small files read."""
 
     def dtype(self) -> str:
-        """What its engines compute in. Raises: ConfigError, UnsupportedModel."""
+        """Of the hidden states that its engines take and give. Raises: ConfigError, UnsupportedModel."""
+
+    def numerics(self) -> str:
+        """What its engines compute in, for people. Raises: ConfigError, UnsupportedModel."""
 
     def load(self, span: Span) -> Engine:
         """An engine for `span`, its weights loaded. Raises: BadCheckpoint, UnsupportedModel, ConfigError."""
@@ -57,6 +60,19 @@ class Backend(Protocol):
 
 # Raises BadCheckpoint, UnsupportedModel, ConfigError.
 OpenBackend = Callable[[NodeConfig], Backend]
+
+
+def open_backend(config: NodeConfig) -> Backend:
+    """The checkpoint that `config` names, for the engine that serves it in the precision asked for."""
+    return open_torch(config) if config.quant is None else open_native(config)
+
+
+def open_native(config: NodeConfig) -> Backend:
+    """The checkpoint that `config` names, for the engine in `node.native`; nothing imports torch."""
+    from node.native.backend import NativeBackend
+
+    assert config.quant is not None
+    return NativeBackend.open(config.model, config.quant, cache_dir=config.cache_dir, threads=config.threads)
 
 
 def open_torch(config: NodeConfig) -> Backend:

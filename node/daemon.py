@@ -174,7 +174,8 @@ class Node:
             raise ConfigError(
                 f"{stages} take {describe_size(need)}, the memory limit is {describe_size(config.max_memory)}"
             )
-        self._notify(events.Loading(model.name, manifest.blocks, span, need, dtype))
+        numerics = await _in_thread(backend.numerics)
+        self._notify(events.Loading(model.name, manifest.blocks, span, need, numerics))
         await _in_thread(lambda: model.require(span))
         weights = await _in_thread(lambda: model.stage_digests(span))
         name = config.name or model.name
@@ -206,6 +207,7 @@ class Node:
                 manifest.digest,
                 manifest.blocks,
                 span,
+                numerics=await _in_thread(backend.numerics),
                 weight_bytes=engine.weight_bytes,
                 kv_tokens=self._budget.total,
                 kv_bytes=engine.kv_bytes_per_token() * self._budget.total,

@@ -62,11 +62,11 @@ class Loading(Event):
     blocks: int
     stages: Span
     size_bytes: int
-    dtype: str
+    numerics: str
 
     def _line(self) -> str:
         what = f"{describe_stages(self.stages, self.blocks)} of {self.model}"
-        return f"loading {what} ({describe_size(self.size_bytes)}, {self.dtype})"
+        return f"loading {what} ({describe_size(self.size_bytes)}, {self.numerics})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,7 @@ class Serving(Event):
     digest: bytes
     blocks: int
     stages: Span
+    numerics: str  # what it computes in
     weight_bytes: int
     kv_tokens: int
     kv_bytes: int
@@ -85,7 +86,7 @@ class Serving(Event):
     def _line(self) -> str:
         what = f"{describe_stages(self.stages, self.blocks)} of {self.model} ({self.digest.hex()[:12]})"
         return (
-            f"serving {what}; weights {describe_size(self.weight_bytes)}, "
+            f"serving {what}; weights {describe_size(self.weight_bytes)} ({self.numerics}), "
             f"room for {self.kv_tokens} tokens ({describe_size(self.kv_bytes)}), "
             f"{self.decode_ms:.2f} ms per block and token"
         )

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 
 import trio
 
-from node.backend import open_torch
+from node.backend import open_backend
 from node.config import NodeConfig
 from node.daemon import Node
 from node.events import Leaving, Notify, Warned
@@ -56,7 +56,7 @@ async def _serve(config: NodeConfig, identity: Identity, notify: Notify) -> None
             dht="server",
             validate=RecordRule(),
         ) as transport:
-            node = Node(config, identity, transport, open_torch, notify)
+            node = Node(config, identity, transport, open_backend, notify)
             async with trio.open_nursery() as nursery:
                 serving = trio.CancelScope()
                 nursery.start_soon(_obey, signals, serving, notify)

@@ -41,6 +41,8 @@ RULES = [
     Rule(PurePosixPath("protocol/talk"), frozenset({"trio", "protocol"})),
     Rule(PurePosixPath("protocol/transport"), FORMATS | TRANSPORT | {"protocol"}),
     Rule(PurePosixPath("node"), DAEMON | {"protocol", "node"}),
+    # No torch, no transformers: what a small machine can serve with.
+    Rule(PurePosixPath("node/native"), frozenset({"numpy", "psutil", "protocol", "node"})),
     Rule(PurePosixPath("node/engine"), DAEMON | ENGINE | {"protocol", "node"}),
     Rule(PurePosixPath("swarm"), CLIENT | {"protocol", "swarm"}),
     Rule(PurePosixPath("swarm/cli"), CLI | {"protocol", "swarm"}),
@@ -62,7 +64,20 @@ ROOMS = [
     Room("protocol.talk", ("protocol.", "protocol.transport")),
     Room("node", ("node", "protocol")),
     Room("node.compute", ("protocol.",)),
-    Room("node.engine", ("node.compute.casting", "node.compute.interfaces", "protocol.")),
+    Room(
+        "node.engine", ("node.compute.casting", "node.compute.inputs", "node.compute.interfaces", "protocol.")
+    ),
+    Room(
+        "node.native",
+        (
+            "node.compute.inputs",
+            "node.compute.interfaces",
+            "node.engine.files",
+            "node.engine.shards",
+            "node.engine.sources",
+            "protocol.",
+        ),
+    ),
     Room("node.hop", ("node.compute", "protocol.", "protocol.talk", "protocol.transport")),
     Room("node.presence", ("protocol.", "protocol.talk", "protocol.transport")),
     Room("swarm", ("protocol", "swarm.decoding", "swarm.routing", "swarm.session", "swarm.text")),
@@ -193,6 +208,7 @@ def test_packages_import_only_what_they_may(package: str) -> None:
         ("protocol/codec.py", "def f():\n    from node.engine import loader"),
         ("node/serve.py", "import swarm.routing.route"),
         ("node/compute/kv.py", "from torch import nn"),
+        ("node/native/engine.py", "import torch"),
         ("swarm/routing/route.py", "import node"),
         ("swarm/portal.py", "import prompt_toolkit"),
         ("swarm/cli/chat.py", "from node import daemon"),

@@ -27,6 +27,10 @@ class TorchBackend:
         """See `node.backend.Backend`."""
         return choose_dtype(self.model, self._dtype, self._device)
 
+    def numerics(self) -> str:
+        """See `node.backend.Backend`."""
+        return self.dtype()
+
     def load(self, span: Span) -> SpanEngine:
         """See `node.backend.Backend`."""
         return SpanEngine.load(self.model, span, dtype=self._dtype, device=self._device)

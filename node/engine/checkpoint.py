@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections import Counter
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from node.engine import shards
-from node.engine.shards import StoredTensor
+from node.engine.files import CheckpointFiles
 from node.engine.sources import Source, first_line, open_source
 from protocol import limits
 from protocol.errors import BadCheckpoint, ConfigError, UnsupportedModel
-from protocol.model import Manifest, ManifestFile, Span
+from protocol.model import Manifest, Span
 from protocol.tensors import ITEM_BYTES
 
 if TYPE_CHECKING:
     from node.engine.skeleton import Layout
     from node.engine.weights import StageTensors
 
-MODEL_FILES: Final = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "special_tokens_map.json",
-)
 # Under which names configurations keep the longest sequence, where transformers has no one name for it.
 _CONTEXT_NAMES: Final = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
 _CONFIG_DTYPES: Final = {"torch.float32": "f32", "torch.float16": "f16", "torch.bfloat16": "bf16"}
@@ -43,15 +32,12 @@ class Checkpoint:
 
     def __init__(self, source: Source) -> None:
         """Use `open`."""
-        self._source = source
+        self._files = CheckpointFiles(source)
         self.name = source.name
-        self._files = self._read_files()
-        self._shards = self._find_shards()
         self.config = self._read_config()
         self.manifest = self._manifest()
         self.digest = self.manifest.digest
         self.stages = self.manifest.stages
-        self._headers: dict[Path, dict[str, StoredTensor]] = {}
 
     @classmethod
     def open(cls, model: str, *, span: Span | None = None, cache_dir: str | None = None) -> Checkpoint:
@@ -69,7 +55,7 @@ class Checkpoint:
 
     def file(self, name: str) -> bytes:
         """The bytes of a file of the manifest. Raises: KeyError, if it is not in the manifest."""
-        return self._files[name]
+        return self._files.file(name)
 
     def require(self, span: Span) -> None:
         """Make sure that every tensor of the span can be read; fetches what the hub has to give.
@@ -83,18 +69,17 @@ class Checkpoint:
             if missing:
                 more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
                 raise BadCheckpoint(f"{self.name}: no tensors for {', '.join(missing[:3])}{more}")
-            for name, path in self.places(stage).items():
-                self._stored(name, path)
+            for name in sorted(self._stage_tensors[stage].stored):
+                self._files.stored(name)
 
     def has(self, stage: int) -> bool:
         """Whether the weights of a stage are whole and on this machine already; fetches nothing."""
         needed = self._stage_tensors[stage]
-        files = {self._shards[name] for name in needed.stored}
-        return not needed.missing and all(self._source.has(file) for file in files)
+        return not needed.missing and self._files.has(needed.stored)
 
     def places(self, stage: int) -> dict[str, Path]:
         """The stored tensors of a stage and their files. Raises: BadCheckpoint, naming a missing file."""
-        return {name: self._shard(name) for name in sorted(self._stage_tensors[stage].stored)}
+        return {name: self._files.path(name) for name in sorted(self._stage_tensors[stage].stored)}
 
     def stage_bytes(self, stage: int, dtype: str) -> int:
         """Bytes that the weights of one stage take when it is loaded alone in `dtype`. Reads no weights.
@@ -109,11 +94,7 @@ class Checkpoint:
 
         Raises: BadCheckpoint.
         """
-        return tuple(self._stage_digest(stage) for stage in span)
-
-    def _stage_digest(self, stage: int) -> bytes:
-        places = self.places(stage)
-        return shards.digest_tensors({n: (p, self._stored(n, p)) for n, p in places.items()})[:8]
+        return tuple(self._files.stage_digest(self._stage_tensors[stage].stored) for stage in span)
 
     @property
     def dtype(self) -> str | None:
@@ -124,8 +105,7 @@ class Checkpoint:
         said = str(self.config.get_text_config(decoder=True).dtype or self.config.dtype)
         if said != "None":
             return _CONFIG_DTYPES.get(said)
-        stored = Counter(tensor.dtype for header in self._headers.values() for tensor in header.values())
-        return _STORED_DTYPES.get(stored.most_common(1)[0][0]) if stored else None
+        return _STORED_DTYPES.get(self._files.stored_dtype() or "")
 
     @cached_property
     def layout(self) -> Layout:
@@ -145,34 +125,11 @@ class Checkpoint:
         model = build_skeleton(self.config, "f32")
         layout = trace(model)
         with probing(self.config):
-            return layout, sort_tensors(model, layout, self._shards)
-
-    def _read_files(self) -> dict[str, bytes]:
-        files = {}
-        for name in MODEL_FILES:
-            path = self._source.find(name)
-            if path is not None:
-                files[name] = path.read_bytes()
-            elif name == "config.json":
-                raise BadCheckpoint(
-                    f"{self.name}: no config.json, so this is no model of transformers' format"
-                )
-        return files
-
-    def _find_shards(self) -> dict[str, str]:
-        """Tensor name -> file name, for the whole checkpoint."""
-        index = self._source.find(shards.INDEX_FILE)
-        if index is not None:
-            return shards.parse_index(index.read_bytes(), f"{self.name}/{shards.INDEX_FILE}")
-        names = self._source.tensor_names(shards.SINGLE_FILE)
-        if not names:
-            wanted = f"neither {shards.SINGLE_FILE} nor {shards.INDEX_FILE}"
-            raise BadCheckpoint(f"{self.name}: {wanted}; weights in other formats are not read")
-        return dict.fromkeys(names, shards.SINGLE_FILE)
+            return layout, sort_tensors(model, layout, self._files.tensors)
 
     def _read_config(self) -> Any:
         try:
-            raw = json.loads(self._files["config.json"])
+            raw = json.loads(self.file("config.json"))
             kind = raw["model_type"]
         except (ValueError, KeyError, TypeError) as error:
             raise BadCheckpoint(
@@ -191,7 +148,7 @@ class Checkpoint:
 
         if kind not in CONFIG_MAPPING:
             raise UnsupportedModel(f"{self.name}: transformers has no model type {kind!r} of its own")
-        folder = self._source.find("config.json")
+        folder = self._files.source.find("config.json")
         assert folder is not None
         try:
             return AutoConfig.from_pretrained(folder.parent, trust_remote_code=False, local_files_only=True)
@@ -207,21 +164,4 @@ class Checkpoint:
             raise UnsupportedModel(f"{self.name}: a {kind} is no language model") from error
         lengths = [getattr(config, name, None) for name in _CONTEXT_NAMES]
         context = next((n for n in lengths if isinstance(n, int) and n > 0), limits.SESSION_TOKENS)
-        files = [ManifestFile(n, len(data), hashlib.sha256(data).digest()) for n, data in self._files.items()]
-        tensors = shards.names_digest(self._shards)
-        return Manifest(*sizes, min(context, limits.SESSION_TOKENS), tensors, tuple(files))
-
-    def _shard(self, tensor: str) -> Path:
-        file = self._shards[tensor]
-        path = self._source.find(file)
-        if path is None:
-            raise BadCheckpoint(f"{self.name}: {file} is missing, which holds {tensor}")
-        return path
-
-    def _stored(self, name: str, path: Path) -> StoredTensor:
-        if path not in self._headers:
-            self._headers[path] = shards.read_header(path)
-        found = self._headers[path].get(name)
-        if found is None:
-            raise BadCheckpoint(f"{path}: has no tensor {name}, though the index says so")
-        return found
+        return self._files.manifest(*sizes, context)

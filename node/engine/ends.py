@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from node.compute.casting import cast_hidden
+from node.compute.inputs import check_context, check_hidden, check_want
 from node.engine import convert, head
 from node.engine.cache import LayerCaches
 from node.engine.checkpoint import Checkpoint
@@ -50,7 +51,7 @@ class LocalEnds:
         Raises: Malformed, if the ids are not of the vocabulary or stand beyond the model's context.
         """
         ids = convert.ids_in(tokens, self.manifest.vocab_size).to(self._model.device)
-        convert.check_context(position, tokens, self.manifest.context)
+        check_context(position, tokens, self.manifest.context)
         return convert.hidden_out(self._model.hidden(self._first, self._at(self._first, position), ids))
 
     @torch.inference_mode()
@@ -61,8 +62,8 @@ class LocalEnds:
         """
         if want.kind != "candidates":
             raise LocalProtocolError(f"the head makes candidates, not {want.kind!r}")
-        head.check_want(want, self.manifest.vocab_size)
-        convert.check_hidden(hidden, self.hidden_size)
+        check_want(want, self.manifest.vocab_size)
+        check_hidden(hidden, self.hidden_size)
         own = cast_hidden(hidden, self.dtype)
         states = convert.hidden_in(own, self.hidden_size, self._model.dtype, self._model.device)
         caches = self._at(self._last, position)

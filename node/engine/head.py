@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from protocol.candidates import Candidates, Want
 from protocol.errors import Malformed
-
-
-def check_want(want: Want, vocab_size: int) -> None:
-    """Raises Malformed if the head cannot return what is wanted."""
-    if want.kind not in ("nothing", "candidates"):
-        raise Malformed(f"the head returns candidates, not {want.kind!r}")
-    if want.top < 0 or any(not 0 <= token < vocab_size for token in want.ids):
-        raise Malformed(f"logits wanted outside the vocabulary of {vocab_size}")
-    if not (math.isfinite(want.temperature) and want.temperature > 0):
-        raise Malformed(f"a temperature of {want.temperature}")
 
 
 def candidates(logits: torch.Tensor, want: Want) -> Candidates:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from node.compute.inputs import check_context, check_want
 from node.compute.interfaces import KvCache
 from node.engine import convert, head
 from node.engine.cache import SpanCache
@@ -72,10 +73,10 @@ class SpanEngine:
         if not 0 <= position <= cache.length:
             raise Malformed(f"a step at position {position}, the cache ends at {cache.length}")
         states = self._inputs(cache.span, inputs)
-        convert.check_context(position, inputs, self.manifest.context)
+        check_context(position, inputs, self.manifest.context)
         ends = self._model.has_head(cache.span)
         if ends:
-            head.check_want(want, self.manifest.vocab_size)
+            check_want(want, self.manifest.vocab_size)
         cache.cut(position)
         if not ends:
             return convert.hidden_out(self._model.hidden(cache.span, cache.layers, states))

@@ -92,6 +92,14 @@ def node(
             rich_help_panel=_ENGINE,
         ),
     ] = None,
+    quant: Annotated[
+        str,
+        typer.Option(
+            metavar="none|int8|int4",
+            help="Keep the weights in eight or four bits: a quarter of the memory and less, and faster.",
+            rich_help_panel=_ENGINE,
+        ),
+    ] = "none",
     kv_tokens: Annotated[
         int | None,
         typer.Option(
@@ -149,6 +157,7 @@ def node(
         "announce": tuple(announce or ()),
         "device": device,
         "dtype": dtype,
+        "quant": None if quant == "none" else quant,
         "kv_tokens": kv_tokens,
         "max_memory": parse_size(max_memory),
         "threads": threads,

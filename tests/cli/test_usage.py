@@ -68,6 +68,7 @@ def test_version(tmp_path: Path) -> None:
         (["node", "--model", "x", "--layers", "3:3"], "0:8"),
         (["node", "--model", "x", "--max-memory", "lots"], "6G"),
         (["node", "--model", "x", "--dtype", "f8"], "f8"),
+        (["node", "--model", "x", "--quant", "int3"], "int8, int4"),
         (["node", "--model", "x", "--join", "nonsense"], "nonsense"),
         (["demo", "--kill", "--nodes", "1"], "2 nodes"),
     ],

@@ -80,6 +80,10 @@ class FakeBackend:
         self.model = model or FakeModel()
         self._free_bytes = free_bytes
 
+    def numerics(self) -> str:
+        """See `node.backend.Backend`."""
+        return "f32"
+
     def dtype(self) -> str:
         """See `node.backend.Backend`."""
         return "f32"
@@ -174,7 +178,7 @@ async def test_two_nodes_serve_a_model_together(house: House) -> None:
     second = await house.node(NodeConfig("fake", layers=(3, 6), join=first.transport.addrs))
     (serving,) = first.said("serving")
     assert re.sub(r"\d+\.\d\d ms", "… ms", serving) == (
-        f"serving embedding + layers 0:3 of fake ({MANIFEST.digest.hex()[:12]}); weights 1000 B, "
+        f"serving embedding + layers 0:3 of fake ({MANIFEST.digest.hex()[:12]}); weights 1000 B (f32), "
         "room for 222 tokens (13.9 KiB), … ms per block and token"
     )
     me = await house.client()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import trio
 
-from node.backend import open_torch
+from node.backend import open_backend
 from node.config import NodeConfig
 from node.daemon import Node
 from protocol import identity as identities
@@ -21,7 +21,7 @@ READY_S = 60.0
 
 @asynccontextmanager
 async def running_nodes(
-    model: Path, layers: Sequence[tuple[int, int]], join: Sequence[str] = ()
+    model: Path, layers: Sequence[tuple[int, int]], join: Sequence[str] = (), *, quant: str | None = None
 ) -> AsyncIterator[list[str]]:
     """Nodes of these layers that all know each other, and those that they `join`; their addresses."""
     addrs: list[str] = []
@@ -33,9 +33,14 @@ async def running_nodes(
                 open_transport(identity.key, listen=[LOOPBACK], validate=RecordRule())
             )
             config = NodeConfig(
-                str(model), layers=span, join=tuple(join or addrs[:1]), kv_tokens=4096, threads=1
+                str(model),
+                layers=span,
+                join=tuple(join or addrs[:1]),
+                quant=quant,
+                kv_tokens=4096,
+                threads=1,
             )
-            node = Node(config, identity, transport, open_torch, lambda _: None)
+            node = Node(config, identity, transport, open_backend, lambda _: None)
             nursery.start_soon(node.run)
             with trio.fail_after(READY_S):
                 await node.ready.wait()

@@ -1,0 +1,233 @@
+/* Rows of several sessions through consecutive blocks of a llama-like model, all threads of a team together. */
+#include "attention.h"
+#include "gemm.h"
+#include "maths.h"
+
+/* Numbers of a row that one task activates: a multiple of GROUP. */
+#define ACTIVATED 512
+
+typedef struct {
+    const Model *model;
+    const Batch *batch;
+    Rows inner;     /* what the next product reads: normed states, attention's results, activations */
+    float *qkv;     /* [rows][qkv.outs] */
+    float *gate_up; /* [rows][2 * intermediate] */
+    float *beside;  /* [rows][hidden], before a post norm */
+    float *turns;   /* [table][rows][cosines, sines] */
+    float *own;     /* attention's, for each member */
+    Unit *units;
+    int unit_count;
+} Step;
+
+/* Takes pieces of one block of memory, each aligned to 64; counts only where there is no block yet. */
+typedef struct {
+    char *memory;
+    size_t used;
+} Arena;
+
+static void *take(Arena *arena, size_t size) {
+    void *piece = arena->memory ? arena->memory + arena->used : NULL;
+    arena->used += (size + 63) & ~(size_t)63;
+    return piece;
+}
+
+static void lay_out(Step *step, Arena *arena, int members) {
+    const Model *m = step->model;
+    const size_t rows = (size_t)step->batch->rows;
+    const size_t wide = (size_t)most(most(m->hidden, m->heads * m->head_dim), m->intermediate), groups = wide / GROUP + 1;
+    step->inner.values = take(arena, rows * wide * sizeof(float));
+    step->inner.codes = take(arena, rows * wide);
+    step->inner.scales = take(arena, rows * groups * sizeof(float));
+    step->inner.weighted = take(arena, rows * groups * sizeof(float));
+    step->inner.sums = take(arena, rows * groups * sizeof(int32_t));
+    step->qkv = take(arena, rows * (m->heads + 2 * m->kv_heads) * m->head_dim * sizeof(float));
+    step->gate_up = take(arena, rows * 2 * m->intermediate * sizeof(float));
+    step->beside = take(arena, rows * m->hidden * sizeof(float));
+    step->turns = take(arena, 2 * rows * m->rotary_dims * sizeof(float));
+    step->own = take(arena, attention_floats(m) * members * sizeof(float));
+    step->units = take(arena, rows * sizeof(Unit));
+}
+
+static void find_units(Step *step) {
+    const Batch *batch = step->batch;
+    const int longest = unit_rows(step->model);
+    step->unit_count = 0;
+    for (int row = 0; row < batch->rows; row++) {
+        Unit *last = step->units + step->unit_count - 1;
+        if (row && batch->sessions[row] == last->session && batch->positions[row] == batch->positions[row - 1] + 1 &&
+            last->count < longest)
+            last->count++;
+        else
+            step->units[step->unit_count++] = (Unit){row, 1, batch->sessions[row]};
+    }
+}
+
+/* The cosines and sines of a row by one table of frequencies. */
+static float *turns_of(const Step *step, int table, int row) {
+    return step->turns + ((size_t)table * step->batch->rows + row) * step->model->rotary_dims;
+}
+
+static void find_turns(Team *team, const Step *step) {
+    const Model *m = step->model;
+    const int half = m->rotary_dims / 2, rows = step->batch->rows;
+    for (int task; (task = team_next(team)) < 2 * rows;) {
+        const int table = task / rows, row = task % rows;
+        if (!m->frequencies[table]) continue;
+        float *cosines = turns_of(step, table, row), *sines = cosines + half;
+        for (int i = 0; i < half; i++) {
+            sine_cosine((double)step->batch->positions[row] * (double)m->frequencies[table][i], sines + i, cosines + i);
+            cosines[i] = cosines[i] * m->rotary_gain[table];
+            sines[i] = sines[i] * m->rotary_gain[table];
+        }
+    }
+    team_wait(team);
+}
+
+/* The states, normed where there is a norm, for a product with weights of this kind. */
+static void enter(Team *team, const Step *step, const float *norm, int kind) {
+    const int hidden = step->model->hidden;
+    for (int row; (row = team_next(team)) < step->batch->rows;) {
+        const size_t at = (size_t)row * hidden;
+        if (norm)
+            rms_norm(step->inner.values + at, step->batch->states + at, norm, hidden, step->model->epsilon);
+        else
+            memcpy(step->inner.values + at, step->batch->states + at, sizeof(float) * hidden);
+        if (is_quantised(kind)) quantise(step->inner, at, hidden);
+    }
+    team_wait(team);
+}
+
+/* The product, normed where there is a norm, times the residual's scale, is added to the states. */
+static void leave(Team *team, const Step *step, const Linear *weights, const float *norm) {
+    const Model *m = step->model;
+    const size_t hidden = (size_t)m->hidden;
+    if (!norm) {
+        linear(team, weights, step->inner, step->batch->rows, (Out){step->batch->states, hidden, 1, m->residual_scale});
+        return;
+    }
+    linear(team, weights, step->inner, step->batch->rows, (Out){step->beside, hidden, 0, 1});
+    for (int row; (row = team_next(team)) < step->batch->rows;) {
+        float *y = step->beside + row * hidden, *states = step->batch->states + row * hidden;
+        rms_norm(y, y, norm, m->hidden, m->epsilon);
+        for (size_t i = 0; i < hidden; i += WIDTH)
+            store(states + i, fused(load(y + i), all(m->residual_scale), load(states + i)));
+    }
+    team_wait(team);
+}
+
+/* The first half of the rotated numbers turns against the second. */
+INLINE void rotate(float *head, const float *cosines, int half) {
+    const float *sines = cosines + half;
+    float *x = head, *y = head + half;
+    int i = 0;
+    for (; i + WIDTH <= half; i += WIDTH) {
+        vec a = load(x + i), b = load(y + i), c = load(cosines + i), s = load(sines + i);
+        store(x + i, fused(a, c, b * -s));
+        store(y + i, fused(b, c, a * s));
+    }
+    for (; i < half; i++) {
+        const float a = x[i], b = y[i];
+        x[i] = __builtin_fmaf(a, cosines[i], b * -sines[i]);
+        y[i] = __builtin_fmaf(b, cosines[i], a * sines[i]);
+    }
+}
+
+/* One head of queries or keys of one row: norm, rotation. */
+INLINE void turn(const Step *step, const Layer *layer, int row, float *head, const float *norm) {
+    const Model *m = step->model;
+    if (norm && !m->wide_norms) rms_norm(head, head, norm, m->head_dim, m->epsilon);
+    if (layer->rotary >= 0) rotate(head, turns_of(step, layer->rotary, row), m->rotary_dims / 2);
+}
+
+/* Queries and keys are normed and turned, queries scaled, keys and values put into their pages. */
+static void prepare(Team *team, const Step *step, const Layer *layer, const Attention *attention) {
+    const Model *m = step->model;
+    const int dim = m->head_dim, group = m->heads / m->kv_heads;
+    if (m->wide_norms) {
+        for (int row; (row = team_next(team)) < step->batch->rows;) {
+            float *queries = step->qkv + row * attention->query_stride, *keys = queries + m->heads * dim;
+            if (layer->query_norm) rms_norm(queries, queries, layer->query_norm, m->heads * dim, m->epsilon);
+            if (layer->key_norm) rms_norm(keys, keys, layer->key_norm, m->kv_heads * dim, m->epsilon);
+        }
+        team_wait(team);
+    }
+    for (int task; (task = team_next(team)) < step->batch->rows * m->kv_heads;) {
+        const int row = task / m->kv_heads, head = task % m->kv_heads;
+        float *queries = step->qkv + row * attention->query_stride + head * group * dim;
+        float *key = step->qkv + row * attention->query_stride + (m->heads + head) * dim;
+        for (int q = 0; q < group; q++) {
+            turn(step, layer, row, queries + q * dim, layer->query_norm);
+            for (int d = 0; d < dim; d += WIDTH)
+                store(queries + q * dim + d, load(queries + q * dim + d) * m->query_scale);
+        }
+        turn(step, layer, row, key, layer->key_norm);
+        store_position(attention, row, head, key, key + m->kv_heads * dim);
+    }
+    team_wait(team);
+}
+
+static void attend_all(Team *team, const Step *step, const Attention *attention) {
+    const int heads = step->model->kv_heads;
+    for (int task; (task = team_next(team)) < step->unit_count * heads;)
+        attend(attention, step->units + task / heads, task % heads);
+    team_wait(team);
+}
+
+/* activation(gate) * up, for the product that follows. */
+static void activate_all(Team *team, const Step *step, int kind) {
+    const int count = step->model->intermediate, pieces = (count + ACTIVATED - 1) / ACTIVATED;
+    for (int task; (task = team_next(team)) < step->batch->rows * pieces;) {
+        const size_t row = (size_t)(task / pieces);
+        const int first = task % pieces * ACTIVATED, width = least(ACTIVATED, count - first);
+        const float *gate = step->gate_up + row * 2 * count + first, *up = gate + count;
+        float *out = step->inner.values + row * count + first;
+        for (int i = 0; i < width; i += WIDTH)
+            store(out + i, activate(step->model->activation, load(gate + i)) * load(up + i));
+        if (is_quantised(kind)) quantise(step->inner, row * count + first, width);
+    }
+    team_wait(team);
+}
+
+static void run(Team *team, void *given, int member) {
+    const Step *step = given;
+    const Model *m = step->model;
+    const size_t qkv = (size_t)(m->heads + 2 * m->kv_heads) * m->head_dim, intermediate = (size_t)m->intermediate;
+    find_turns(team, step);
+    for (int index = 0; index < step->batch->layers; index++) {
+        const Layer *layer = m->layers + index;
+        const Attention attention = {
+            .model = m,
+            .batch = step->batch,
+            .layer = layer,
+            .index = index,
+            .queries = step->qkv,
+            .query_stride = qkv,
+            .out = step->inner,
+            .quantised = is_quantised(layer->out.kind),
+            .own = step->own + member * attention_floats(m),
+        };
+        enter(team, step, layer->attention_norm, layer->qkv.kind);
+        linear(team, &layer->qkv, step->inner, step->batch->rows, (Out){step->qkv, qkv, 0, 1});
+        prepare(team, step, layer, &attention);
+        attend_all(team, step, &attention);
+        leave(team, step, &layer->out, layer->attention_post_norm);
+        enter(team, step, layer->mlp_norm, layer->gate_up.kind);
+        linear(team, &layer->gate_up, step->inner, step->batch->rows, (Out){step->gate_up, 2 * intermediate, 0, 1});
+        activate_all(team, step, layer->down.kind);
+        leave(team, step, &layer->down, layer->mlp_post_norm);
+    }
+}
+
+/* 0, or 1 where there is no memory: then nothing was computed. */
+int native_blocks(Team *team, const Model *model, const Batch *batch) {
+    Step step = {.model = model, .batch = batch};
+    Arena arena = {NULL, 0};
+    lay_out(&step, &arena, team_members(team));
+    arena.memory = team_scratch(team, arena.used);
+    if (!arena.memory) return 1;
+    arena.used = 0;
+    lay_out(&step, &arena, team_members(team));
+    find_units(&step);
+    team_run(team, run, &step);
+    return 0;
+}

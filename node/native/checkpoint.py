@@ -1,0 +1,98 @@
+"""A checkpoint that the kernels know completely, opened without torch and without transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from node.engine.files import CheckpointFiles
+from node.engine.sources import open_source
+from node.native.family import Plan, plan_model
+from node.native.names import block_tensors, end_tensors
+from node.native.precision import Precision
+from node.native.tensors import StoredRows
+from protocol.errors import BadCheckpoint, ConfigError, UnsupportedModel
+from protocol.model import Manifest, Span
+
+
+class NativeCheckpoint:
+    """A checkpoint and the precision that it is served in. See `node.backend.Model`."""
+
+    def __init__(self, files: CheckpointFiles, precision: Precision) -> None:
+        """Raises: UnsupportedModel, saying what the kernels do not know; BadCheckpoint."""
+        self.name = files.name
+        self.precision = precision
+        self.plan: Plan = plan_model(_config(files))
+        self._files = files
+        shape = self.plan.shape
+        self.manifest: Manifest = files.manifest(
+            shape.blocks, shape.hidden, shape.vocabulary, self.plan.context
+        )
+        self._stages = (
+            end_tensors(self.plan)[0],
+            *(block_tensors(self.plan, index) for index in range(shape.blocks)),
+            end_tensors(self.plan)[1],
+        )
+        known = {name for stage in self._stages for name in stage}
+        if unknown := sorted(set(files.tensors) - known):
+            raise UnsupportedModel(f"the native kernels do not know the tensor {unknown[0]}")
+
+    @classmethod
+    def open(cls, model: str, precision: Precision, *, cache_dir: str | None = None) -> NativeCheckpoint:
+        """Open a folder or a model of the hub. Raises: ConfigError, BadCheckpoint, UnsupportedModel."""
+        return cls(CheckpointFiles(open_source(model, cache_dir)), precision)
+
+    def file(self, name: str) -> bytes:
+        """See `node.backend.Model`."""
+        return self._files.file(name)
+
+    def require(self, span: Span) -> None:
+        """See `node.backend.Model`. Raises: BadCheckpoint, also where a tensor has another shape; ConfigError."""
+        if span.stop > self.manifest.stages:
+            raise ConfigError(f"{self.name} has {self.manifest.stages} stages; there is no span {span}")
+        stored = set(self._files.tensors)
+        for stage in span:
+            if missing := sorted(self._stages[stage].keys() - stored):
+                more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+                raise BadCheckpoint(f"{self.name}: no tensors for {', '.join(missing[:3])}{more}")
+            for name in self._stages[stage]:
+                self.rows(stage, name)
+
+    def has(self, stage: int) -> bool:
+        """See `node.backend.Model`."""
+        needed = self._stages[stage].keys()
+        return needed <= set(self._files.tensors) and self._files.has(needed)
+
+    def stage_bytes(self, stage: int, dtype: str) -> int:
+        """See `node.backend.Model`; whatever the dtype of the states, the precision decides."""
+        shape = self.plan.shape
+        if stage == 0:
+            return 4 * shape.vocabulary * shape.hidden
+        last = stage == self.manifest.stages - 1
+        return self.precision.head_bytes(shape) if last else self.precision.block_bytes(shape)
+
+    def stage_digests(self, span: Span) -> tuple[bytes, ...]:
+        """See `node.backend.Model`.
+
+        Fewer bits are other weights: a client mixes no nodes that would continue an answer with other numbers.
+        """
+        stored = (self._files.stage_digest(self._stages[stage]) for stage in span)
+        return tuple(
+            self.precision.digest(digest) if stage else digest  # the embedding's rows are kept as they are
+            for stage, digest in zip(span, stored, strict=True)
+        )
+
+    def rows(self, stage: int, name: str) -> StoredRows:
+        """A tensor of a stage. Raises: BadCheckpoint."""
+        return StoredRows(name, *self._files.stored(name), self._stages[stage][name])
+
+
+def _config(files: CheckpointFiles) -> Mapping[str, Any]:
+    try:
+        config = json.loads(files.file("config.json"))
+    except (ValueError, RecursionError) as error:
+        raise BadCheckpoint(f"{files.name}: config.json is no JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise BadCheckpoint(f"{files.name}: config.json does not say what model this is")
+    return config

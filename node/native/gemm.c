@@ -1,0 +1,115 @@
+#include "gemm.h"
+
+/* Rows whose activations stay in the second cache while weights stream past. */
+#define PANEL 64
+/* Weights of one task: small enough to share out evenly, large enough to be read in one go. */
+#define TASK_BYTES (96 * 1024)
+/* How far ahead of the dots weights are asked for. */
+#define AHEAD 4096
+
+typedef struct {
+    const Linear *weights;
+    Rows in;
+    Out out;
+} Product;
+
+INLINE void emit(const Product *product, const vec *sums, int rows, int tiles, int row, int tile) {
+    const float *bias = product->weights->bias;
+    FOR_EACH(r, rows) FOR_EACH(c, tiles * PARTS) {
+        size_t column = (size_t)tile * LANES + c * WIDTH;
+        float *to = product->out.values + (size_t)(row + r) * product->out.stride + column;
+        vec y = sums[r * tiles * PARTS + c];
+        if (bias) y = y + load(bias + column);
+        store(to, product->out.add ? fused(y, all(product->out.scale), load(to)) : y);
+    }
+}
+
+INLINE void pass_plain(const Product *product, int kind, int rows, int tiles, int row, int tile) {
+    const Linear *w = product->weights;
+    const size_t step = kind == F32 ? 4 * LANES : 2 * LANES, tile_step = step * (size_t)w->ins;
+    vec sums[MOST_SUMS];
+    FOR_EACH(i, rows * tiles * PARTS) sums[i] = (vec){0};
+    chain(sums, rows, tiles, kind, (const char *)w->codes + tile * tile_step, step, tile_step,
+          product->in.values + (size_t)row * w->ins, (size_t)w->ins, w->ins);
+    emit(product, sums, rows, tiles, row, tile);
+}
+
+INLINE void pass_quantised(const Product *product, int kind, int rows, int tiles, int row, int tile) {
+    const Linear *w = product->weights;
+    const size_t groups = (size_t)w->ins / GROUP, ins = (size_t)w->ins;
+    const size_t step = kind == INT8 ? 512 : 256, scale_step = kind == INT8 ? LANES : 2 * LANES;
+    const uint8_t *codes = (const uint8_t *)w->codes + tile * groups * step;
+    const uint16_t *scales = w->scales + tile * groups * scale_step;
+    const int8_t *q = product->in.codes + row * ins;
+    const float *q_scales = product->in.scales + row * groups, *weighted = product->in.weighted + row * groups;
+    const int32_t *totals = product->in.sums + row * groups;
+    vec sums[MOST_SUMS];
+    FOR_EACH(i, rows * tiles * PARTS) sums[i] = (vec){0};
+    for (size_t group = 0; group < groups; group++, codes += step, scales += scale_step) {
+        ivec dots[MOST_SUMS];
+        FOR_EACH(t, tiles) for (size_t i = 0; i < step; i += 64)
+            __builtin_prefetch(codes + t * groups * step + AHEAD + i);
+        if (kind == INT8)
+            dot_int8(dots, rows, tiles, codes, groups * step, q + group * GROUP, ins, totals + group, groups);
+        else
+            dot_int4(dots, rows, tiles, codes, groups * step, q + group * GROUP, ins);
+        FOR_EACH(t, tiles) FOR_EACH(p, PARTS) {
+            const uint16_t *at = scales + t * groups * scale_step + p * WIDTH;
+            vec scale = widen_half(at), low = kind == INT4 ? widen_half(at + LANES) : scale;
+            FOR_EACH(r, rows) {
+                const int i = (r * tiles + t) * PARTS + p;
+                vec both = scale * all(q_scales[r * groups + group]);
+                sums[i] = fused(__builtin_convertvector(dots[i], vec), both, sums[i]);
+                if (kind == INT4) sums[i] = fused(low, all(weighted[r * groups + group]), sums[i]);
+            }
+        }
+    }
+    emit(product, sums, rows, tiles, row, tile);
+}
+
+INLINE void pass(const Product *product, int kind, int rows, int tiles, int row, int tile) {
+    if (is_quantised(kind))
+        pass_quantised(product, kind, rows, tiles, row, tile);
+    else
+        pass_plain(product, kind, rows, tiles, row, tile);
+}
+
+/* Rows [row, last) of tiles [tile, stop), as many at once as the registers hold. */
+INLINE void panel(const Product *product, int kind, int row, int last, int tile, int stop) {
+    const int many_rows = is_quantised(kind) ? QUANT_ROWS : PASS_ROWS;
+    const int many_tiles = is_quantised(kind) ? QUANT_TILES : PASS_TILES;
+    for (; tile + many_tiles <= stop; tile += many_tiles) {
+        int r = row;
+        for (; r + many_rows <= last; r += many_rows) pass(product, kind, many_rows, many_tiles, r, tile);
+        for (; r < last; r++) pass(product, kind, 1, many_tiles, r, tile);
+    }
+    for (; tile < stop; tile++) {
+        int r = row;
+        for (; r + many_rows <= last; r += many_rows) pass(product, kind, many_rows, 1, r, tile);
+        for (; r < last; r++) pass(product, kind, 1, 1, r, tile);
+    }
+}
+
+static void panel_of_kind(const Product *product, int row, int last, int tile, int stop) {
+    switch (product->weights->kind) {
+    case F32: panel(product, F32, row, last, tile, stop); break;
+    case BF16: panel(product, BF16, row, last, tile, stop); break;
+    case INT8: panel(product, INT8, row, last, tile, stop); break;
+    default: panel(product, INT4, row, last, tile, stop); break;
+    }
+}
+
+void linear(Team *team, const Linear *weights, Rows in, int rows, Out out) {
+    const Product product = {weights, in, out};
+    const int tiles = weights->outs / LANES;
+    const size_t tile_bytes = native_code_bytes(weights->kind, LANES, weights->ins);
+    const int fair = (tiles + team_members(team) * 4 - 1) / (team_members(team) * 4);
+    int share = most(1, least(fair, (int)(TASK_BYTES / tile_bytes)));
+    if (fair >= PASS_TILES) share = (share + PASS_TILES - 1) / PASS_TILES * PASS_TILES;
+    const int shares = (tiles + share - 1) / share, panels = (rows + PANEL - 1) / PANEL;
+    for (int task; (task = team_next(team)) < shares * panels;) {
+        int tile = task / panels * share, row = task % panels * PANEL;
+        panel_of_kind(&product, row, least(rows, row + PANEL), tile, least(tiles, tile + share));
+    }
+    team_wait(team);
+}

@@ -1,0 +1,184 @@
+"""The C kernels over numpy arrays."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import weakref
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from node.native.packed import Kind, LinearStruct, Matrix, address, memory, padded
+from protocol.errors import BadCheckpoint
+
+
+class LayerStruct(ctypes.Structure):
+    """`Layer` of `model.h`."""
+
+    _fields_ = (
+        ("qkv", LinearStruct),
+        ("out", LinearStruct),
+        ("gate_up", LinearStruct),
+        ("down", LinearStruct),
+        ("attention_norm", ctypes.c_void_p),
+        ("attention_post_norm", ctypes.c_void_p),
+        ("mlp_norm", ctypes.c_void_p),
+        ("mlp_post_norm", ctypes.c_void_p),
+        ("query_norm", ctypes.c_void_p),
+        ("key_norm", ctypes.c_void_p),
+        ("rotary", ctypes.c_int32),
+        ("window", ctypes.c_int32),
+    )
+
+
+class ModelStruct(ctypes.Structure):
+    """`Model` of `model.h`."""
+
+    _fields_ = (
+        ("hidden", ctypes.c_int32),
+        ("heads", ctypes.c_int32),
+        ("kv_heads", ctypes.c_int32),
+        ("head_dim", ctypes.c_int32),
+        ("intermediate", ctypes.c_int32),
+        ("rotary_dims", ctypes.c_int32),
+        ("activation", ctypes.c_int32),
+        ("wide_norms", ctypes.c_int32),
+        ("kv_bytes", ctypes.c_int32),
+        ("epsilon", ctypes.c_float),
+        ("query_scale", ctypes.c_float),
+        ("residual_scale", ctypes.c_float),
+        ("rotary_gain", ctypes.c_float * 2),
+        ("frequencies", ctypes.c_void_p * 2),
+        ("layers", ctypes.c_void_p),
+    )
+
+
+class BatchStruct(ctypes.Structure):
+    """`Batch` of `model.h`."""
+
+    _fields_ = (
+        ("rows", ctypes.c_int32),
+        ("layers", ctypes.c_int32),
+        ("positions", ctypes.c_void_p),
+        ("sessions", ctypes.c_void_p),
+        ("pages", ctypes.c_void_p),
+        ("page_counts", ctypes.c_void_p),
+        ("states", ctypes.c_void_p),
+    )
+
+
+class Kernel:
+    """One object with a team of threads of its own. For one thread at a time."""
+
+    def __init__(self, path: Path, isa: str, threads: int) -> None:
+        """Use `node.native.load`, which makes sure that this processor runs the object."""
+        self.isa = isa
+        self._library = _declared(ctypes.CDLL(str(path)))
+        self._team = self._library.native_team(threads)
+        if not self._team:
+            raise MemoryError("no memory for the threads of the kernels")
+        # At the end of the process the system takes the threads; they may be computing.
+        weakref.finalize(self, self._library.native_team_free, self._team).atexit = False
+
+    def pack(
+        self,
+        kind: Kind,
+        shape: tuple[int, int],
+        pieces: Iterable[NDArray[np.float32]],
+        bias: NDArray[np.float32] | None = None,
+    ) -> Matrix:
+        """A matrix of this shape from pieces of its rows, each of whole tiles but for the last.
+
+        Raises: BadCheckpoint, if a weight is not finite, or too large for its kind.
+        """
+        outs, ins = shape
+        codes, scales = (
+            memory(kind.code_bytes(padded(outs), ins)),
+            memory(kind.scale_bytes(padded(outs), ins)),
+        )
+        row = 0
+        for piece in pieces:
+            rows = padded(len(piece))
+            whole = np.ascontiguousarray(piece, np.float32)
+            if rows != len(piece):
+                whole = np.zeros((rows, ins), np.float32)
+                whole[: len(piece)] = piece
+            into = address(codes) + kind.code_bytes(row, ins), address(scales) + kind.scale_bytes(row, ins)
+            if self._library.native_pack(self._team, kind, rows, ins, address(whole), *into):
+                raise BadCheckpoint(f"a weight is not finite, or too large for {kind.name.lower()}")
+            row += len(piece)
+        assert row == outs
+        if bias is not None:
+            bias = np.concatenate((bias, np.zeros(padded(outs) - outs, np.float32)))
+        return Matrix(kind, outs, ins, codes, scales, bias)
+
+    def blocks(
+        self,
+        model: ModelStruct,
+        layers: int,
+        states: NDArray[np.float32],
+        positions: NDArray[np.int32],
+        sessions: NDArray[np.int32],
+        pages: Sequence[NDArray[np.uint64]],
+    ) -> None:
+        """Run rows through `layers` blocks, in place, and put their keys and values into the sessions' pages.
+
+        states [rows, hidden]. `sessions` says whose each row is, by the index in `pages`; those of one session are
+        neighbours, and their positions rise. pages: of each session the addresses [layers, pages].
+        """
+        tables = (ctypes.c_void_p * len(pages))(*(address(table) for table in pages))
+        counts = np.array([table.shape[1] for table in pages], np.int32)
+        batch = BatchStruct(
+            len(states),
+            layers,
+            address(positions),
+            address(sessions),
+            ctypes.cast(tables, ctypes.c_void_p),
+            address(counts),
+            address(states),
+        )
+        if self._library.native_blocks(self._team, ctypes.byref(model), ctypes.byref(batch)):
+            raise MemoryError(f"no memory for a step of {len(states)} rows")
+
+    def head(
+        self, matrix: Matrix, norm: NDArray[np.float32], epsilon: float, states: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """Logits [rows, outs] of states [rows, ins]."""
+        logits = np.empty((len(states), matrix.padded), np.float32)
+        failed = self._library.native_head(
+            self._team,
+            ctypes.byref(matrix.struct()),
+            address(norm),
+            epsilon,
+            address(states),
+            len(states),
+            address(logits),
+        )
+        if failed:
+            raise MemoryError(f"no memory for the logits of {len(states)} rows")
+        return logits[:, : matrix.outs]
+
+    def log_sum_exp(self, logits: NDArray[np.float32], temperature: float) -> float:
+        """The logarithm of the sum of e^(logit / temperature) over one row."""
+        greatest = ctypes.c_float()
+        total = self._library.native_normaliser(
+            address(logits), len(logits), temperature, ctypes.byref(greatest)
+        )
+        return greatest.value + math.log(total) if total > 0 else math.nan
+
+
+def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
+    pointer, int32 = ctypes.c_void_p, ctypes.c_int32
+    library.native_team.restype = pointer
+    library.native_team.argtypes = [ctypes.c_int]
+    library.native_team_free.restype = None
+    library.native_team_free.argtypes = [pointer]
+    library.native_pack.argtypes = [pointer, ctypes.c_int, int32, int32, pointer, pointer, pointer]
+    library.native_blocks.argtypes = [pointer] * 3
+    library.native_head.argtypes = [pointer] * 3 + [ctypes.c_float, pointer, int32, pointer]
+    library.native_normaliser.argtypes = [pointer, ctypes.c_int64, ctypes.c_float, pointer]
+    library.native_normaliser.restype = ctypes.c_double
+    return library

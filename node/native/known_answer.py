@@ -1,0 +1,121 @@
+"""A small made-up model, and what it has to answer to the bit: an object that says anything else is not used."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from node.native.blocks import Blocks, BlockWeights
+from node.native.cache import PagedCache
+from node.native.kernel import Kernel
+from node.native.packed import Kind, Matrix
+from node.native.shape import RotaryTable, Shape
+from protocol.model import Span
+
+KV_BYTES: Final = (2, 4)
+_TOKENS: Final = 21
+# Of the states that leave the last block, by the kind of the weights and the bytes of a number in the caches.
+ANSWERS: Final = {
+    (Kind.F32, 2): "e07e9c11106bb59b",
+    (Kind.F32, 4): "8d695cf7a48da821",
+    (Kind.BF16, 2): "fb9e94db6466e3aa",
+    (Kind.BF16, 4): "4bc1310ae01f0bca",
+    (Kind.INT8, 2): "02538f6779328c61",
+    (Kind.INT8, 4): "ec454928737927a2",
+    (Kind.INT4, 2): "7888e48f951db16a",
+    (Kind.INT4, 4): "e390d08e0caee551",
+}
+
+
+def numbers(seed: int, count: int, scale: float = 1.0) -> NDArray[np.float32]:
+    """Made-up numbers from -scale to scale, the same on every machine."""
+    with np.errstate(over="ignore"):
+        mixed = (np.arange(1, count + 1, dtype=np.uint64) + np.uint64(seed << 32)) * np.uint64(
+            0x9E3779B97F4A7C15
+        )
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    unit = ((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(40)).astype(np.float32) * np.float32(2**-23)
+    return (unit - np.float32(1)) * np.float32(scale)
+
+
+def made_up_shape(**changed: object) -> Shape:
+    """A model of three small blocks: grouped queries, a window in one of them."""
+    frequencies = np.float32(0.6) ** np.arange(16, dtype=np.float32)
+    fields: dict[str, object] = {
+        "blocks": 3,
+        "hidden": 96,
+        "heads": 6,
+        "kv_heads": 2,
+        "head_dim": 32,
+        "intermediate": 160,
+        "vocabulary": 0,
+        "activation": 0,
+        "epsilon": 1e-6,
+        "query_scale": 1 / math.sqrt(32),
+        "residual_scale": 1.0,
+        "embedding_scale": 1.0,
+        "logits_divisor": 1.0,
+        "rotary_dims": 32,
+        "rotary_tables": (RotaryTable(frequencies),),
+        "rotary_of": (0, 0, 0),
+        "windows": (0, 11, 0),
+        "wide_norms": False,
+        **changed,
+    }
+    return Shape(**fields)  # type: ignore[arg-type]  # the names are those of the fields
+
+
+def made_up_block(
+    kernel: Kernel, shape: Shape, kind: Kind, seed: int, *, every_norm: bool = False
+) -> BlockWeights:
+    """A block with biases on queries, keys and values."""
+    seeds = iter(range(seed * 100, seed * 100 + 100))
+
+    def matrix(outs: int, ins: int, bias: bool = False) -> Matrix:
+        rows = numbers(next(seeds), outs * ins, 2 / math.sqrt(ins)).reshape(outs, ins)
+        return kernel.pack(kind, (outs, ins), [rows], numbers(next(seeds), outs, 0.1) if bias else None)
+
+    def norm(count: int) -> NDArray[np.float32]:
+        return 1 + numbers(next(seeds), count, 0.2)
+
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    heads = (queries, keys) if shape.wide_norms else (shape.head_dim, shape.head_dim)
+    return BlockWeights(
+        matrix(queries + 2 * keys, shape.hidden, bias=True),
+        matrix(shape.hidden, queries),
+        matrix(2 * shape.intermediate, shape.hidden),
+        matrix(shape.hidden, shape.intermediate),
+        norm(shape.hidden),
+        norm(shape.hidden) if every_norm else None,
+        norm(shape.hidden),
+        norm(shape.hidden) if every_norm else None,
+        norm(heads[0]) if every_norm else None,
+        norm(heads[1]) if every_norm else None,
+    )
+
+
+def answer(kernel: Kernel, kind: Kind, kv_bytes: int) -> str:
+    """What the kernel makes of the small model: a prompt, then a token."""
+    shape = made_up_shape()
+    blocks = Blocks(
+        kernel, shape, 0, [made_up_block(kernel, shape, kind, seed) for seed in range(3)], kv_bytes
+    )
+    cache = PagedCache(Span(1, 4), len(blocks), shape.kv_row_bytes(kv_bytes))
+    cache.reserve(_TOKENS)
+    states = numbers(999, _TOKENS * shape.hidden).reshape(_TOKENS, shape.hidden)
+    blocks.run(states[:-1], [(cache, 0, _TOKENS - 1)], 0, len(blocks))
+    blocks.run(states[-1:], [(cache, _TOKENS - 1, 1)], 0, len(blocks))
+    return hashlib.sha256(states.tobytes()).hexdigest()[:16]
+
+
+def wrong_answers(kernel: Kernel) -> Iterator[str]:
+    """What this kernel computes otherwise than it should, in words."""
+    for (kind, kv_bytes), expected in ANSWERS.items():
+        if (found := answer(kernel, kind, kv_bytes)) != expected:
+            yield f"{kernel.isa}, {kind.name}, {8 * kv_bytes} bits of KV: {found} instead of {expected}"

@@ -1,0 +1,48 @@
+/* What Python hands over: `node/native/kernel.py` has the same structures, field by field. */
+#ifndef MODEL_H
+#define MODEL_H
+
+#include <stdint.h>
+
+enum { F32 = 0, BF16 = 1, INT8 = 2, INT4 = 3 };
+
+/* Numbers of a row that share a scale, and positions that share a page and a block of attention. */
+#define GROUP 32
+#define BLOCK 256
+
+/* y = W x + bias. Rows lie in tiles of 16; see `quant.h` for the bytes. */
+typedef struct {
+    int32_t kind, outs, ins, reserved;
+    const void *codes;
+    const uint16_t *scales;
+    const float *bias; /* or NULL */
+} Linear;
+
+/* Norms that are NULL are not applied. */
+typedef struct {
+    Linear qkv, out, gate_up, down;
+    const float *attention_norm, *attention_post_norm, *mlp_norm, *mlp_post_norm, *query_norm, *key_norm;
+    int32_t rotary; /* which table of frequencies; -1: this layer does not rotate */
+    int32_t window; /* positions seen, the own among them; 0: all */
+} Layer;
+
+typedef struct {
+    int32_t hidden, heads, kv_heads, head_dim, intermediate, rotary_dims, activation;
+    int32_t wide_norms; /* query_norm and key_norm are over all heads at once */
+    int32_t kv_bytes;   /* of a number in a page: 4 for fp32, 2 for fp16 */
+    float epsilon, query_scale, residual_scale;
+    float rotary_gain[2];
+    const float *frequencies[2];
+    const Layer *layers;
+} Model;
+
+/* Rows of several sessions; those of one are neighbours with rising positions. */
+typedef struct {
+    int32_t rows, layers;
+    const int32_t *positions, *sessions; /* of each row; sessions are numbered from 0 */
+    void *const *const *pages;           /* of each session, [layers][page_counts[session]] */
+    const int32_t *page_counts;
+    float *states; /* [rows][hidden], replaced */
+} Batch;
+
+#endif

@@ -1,0 +1,53 @@
+"""How a model's numbers are kept: one word for its matrices and its caches together."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Final
+
+from node.native.packed import Kind, padded
+from node.native.shape import Shape
+
+# Of how weights are packed and computed with, see docs/numerics.md: another arithmetic has another number.
+PACKING: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """The kinds of the matrices, and the bytes of a number in the caches."""
+
+    name: str
+    attention: Kind
+    mlp: Kind
+    head: Kind
+    kv_bytes: int
+
+    def digest(self, stored: bytes) -> bytes:
+        """8 bytes that name the weights of a stage in this precision, from those that name them as stored."""
+        if self in (F32, BF16):
+            return stored
+        return hashlib.sha256(f"{self.name} {PACKING}".encode() + stored).digest()[:8]
+
+    def block_bytes(self, shape: Shape) -> int:
+        """Memory that the matrices of one block take, about."""
+        queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+        attention = _bytes(self.attention, queries + 2 * keys, shape.hidden)
+        attention += _bytes(self.attention, shape.hidden, queries)
+        return attention + 3 * _bytes(self.mlp, shape.intermediate, shape.hidden)
+
+    def head_bytes(self, shape: Shape) -> int:
+        """Memory that the head takes."""
+        return _bytes(self.head, padded(shape.vocabulary), shape.hidden)
+
+
+def _bytes(kind: Kind, outs: int, ins: int) -> int:
+    return kind.code_bytes(outs, ins) + kind.scale_bytes(outs, ins)
+
+
+F32: Final = Precision("f32", Kind.F32, Kind.F32, Kind.F32, 4)
+BF16: Final = Precision("bf16", Kind.BF16, Kind.BF16, Kind.BF16, 4)
+INT8: Final = Precision("int8", Kind.INT8, Kind.INT8, Kind.INT8, 2)
+# Four bits in the MLP alone: what attention and the head lose by them is more than they gain.
+INT4: Final = Precision("int4", Kind.INT8, Kind.INT4, Kind.INT8, 2)
+PRECISIONS: Final = {precision.name: precision for precision in (F32, BF16, INT8, INT4)}

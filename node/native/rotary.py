@@ -1,0 +1,90 @@
+"""How far each pair of numbers turns per position, by the scalings of config.json, the same on every machine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from decimal import Context, Decimal
+from typing import Any, Final
+
+import numpy as np
+
+from node.native.fields import Fields
+from node.native.shape import RotaryTable
+from protocol.errors import UnsupportedModel
+
+# Far more than a double needs to be rounded correctly.
+_EXACT: Final = Context(prec=50)
+
+
+def rotary_table(parameters: Mapping[str, Any], head_dim: int, context: int) -> tuple[RotaryTable, int]:
+    """The table of one entry "rope_parameters", and the numbers of a head that turn.
+
+    Raises: UnsupportedModel, naming a scaling or a field that is not known here.
+    """
+    fields = Fields(parameters, "rope_parameters")
+    kind = fields.text("rope_type", fields.text("type", "default"))
+    base = fields.number("rope_theta")
+    share = fields.number("partial_rotary_factor", 1.0)
+    dims = int(head_dim * share)
+    if not 0 < dims <= head_dim or dims % 2 or not base > 1:
+        raise UnsupportedModel(f"a rotation of {dims} numbers of {head_dim} by {base}")
+    plain = [float(_inverse_power(base, 2 * i, dims)) for i in range(dims // 2)]
+    gain = 1.0
+    match kind:
+        case "default":
+            scaled = plain
+        case "linear":
+            factor = fields.number("factor")
+            scaled = [frequency / factor for frequency in plain]
+        case "llama3":
+            scaled = _llama3(plain, fields, context)
+        case "yarn":
+            scaled, gain = _yarn(plain, fields, base, dims, context)
+        case _:
+            raise UnsupportedModel(f"rotations scaled by {kind!r}")
+    fields.close()
+    return RotaryTable(np.array(scaled, np.float32), gain), dims
+
+
+def _inverse_power(base: float, over: int, under: int) -> Decimal:
+    exponent = _EXACT.divide(Decimal(-over), Decimal(under))
+    return _EXACT.power(Decimal(base), exponent)
+
+
+def _llama3(plain: list[float], fields: Fields, context: int) -> list[float]:
+    """Long waves are stretched, short ones stay, those between pass from one to the other."""
+    factor, low, high = (fields.number(name) for name in ("factor", "low_freq_factor", "high_freq_factor"))
+    original = fields.number("original_max_position_embeddings", float(context))
+    if not 0 < low < high:
+        raise UnsupportedModel("rotations whose short waves are longer than their long ones")
+    scaled = []
+    for frequency in plain:
+        turns = original * frequency / (2 * math.pi)
+        if turns < low:
+            scaled.append(frequency / factor)
+        elif turns > high:
+            scaled.append(frequency)
+        else:
+            smooth = (turns - low) / (high - low)
+            scaled.append((1 - smooth) * frequency / factor + smooth * frequency)
+    return scaled
+
+
+def _yarn(
+    plain: list[float], fields: Fields, base: float, dims: int, context: int
+) -> tuple[list[float], float]:
+    """Waves that turn often in the original context stay, the others are stretched, by a ramp between two pairs."""
+    factor = fields.number("factor")
+    original = fields.number("original_max_position_embeddings", float(context))
+    fast, slow = fields.number("beta_fast", 32.0), fields.number("beta_slow", 1.0)
+    gain = fields.number("attention_factor", 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0)
+
+    def pair_that_turns(times: float) -> float:
+        return dims * math.log(original / (times * 2 * math.pi)) / (2 * math.log(base))
+
+    first, last = max(math.floor(pair_that_turns(fast)), 0), min(math.ceil(pair_that_turns(slow)), dims - 1)
+    width = last - first if last != first else 0.001
+    ramp = [min(max((i - first) / width, 0.0), 1.0) for i in range(len(plain))]
+    scaled = [f / factor * share + f * (1 - share) for f, share in zip(plain, ramp, strict=True)]
+    return scaled, gain

@@ -1,0 +1,51 @@
+"""What the kernels have to know of a model: sizes and scales, nothing of its family or its files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RotaryTable:
+    """Radians per position of each pair of numbers, and what cosines and sines are multiplied by."""
+
+    frequencies: NDArray[np.float32]
+    gain: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shape:
+    """One model.
+
+    activation     0 SiLU, 1 GELU in its tanh form
+    rotary_dims    numbers of a head that turn, from the first on
+    rotary_of      of each block the table, -1 where nothing turns
+    windows        of each block the positions that it sees, 0 for all
+    wide_norms     norms of queries and keys are over all heads at once
+    """
+
+    blocks: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocabulary: int
+    activation: int
+    epsilon: float
+    query_scale: float
+    residual_scale: float
+    embedding_scale: float
+    logits_divisor: float
+    rotary_dims: int
+    rotary_tables: tuple[RotaryTable, ...]
+    rotary_of: tuple[int, ...]
+    windows: tuple[int, ...]
+    wide_norms: bool
+
+    def kv_row_bytes(self, kv_bytes: int) -> int:
+        """Memory that one position takes in one block."""
+        return 2 * self.kv_heads * self.head_dim * kv_bytes

@@ -1,0 +1,75 @@
+"""Stored tensors as rows of floats, read from the mapped file as they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from node.engine.shards import StoredTensor
+from node.native.packed import TILE
+from protocol.errors import BadCheckpoint
+
+_DTYPES: Final[dict[str, np.dtype[Any]]] = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+}
+# Floats that are widened at once while a matrix is packed: some MiB.
+_PIECE: Final = 1 << 20
+
+
+class StoredRows:
+    """A vector or a matrix in a file. Nothing is read before it is asked for."""
+
+    def __init__(self, name: str, path: Path, tensor: StoredTensor, shape: tuple[int, ...]) -> None:
+        """Raises: BadCheckpoint, if it is stored in another shape, or in no float dtype."""
+        if tensor.shape != shape:
+            shapes = f"{list(tensor.shape)} instead of {list(shape)}"
+            raise BadCheckpoint(
+                f"{name} has the shape {shapes}, so config.json and the weights do not belong together"
+            )
+        dtype = _DTYPES.get(tensor.dtype)
+        if dtype is None or tensor.stop - tensor.start != dtype.itemsize * int(np.prod(shape)):
+            raise BadCheckpoint(f"{path}: {name} is stored as {tensor.dtype}, which is not read")
+        try:
+            self._array: NDArray[Any] = np.memmap(path, dtype, "r", tensor.start, shape)
+        except OSError as error:
+            raise BadCheckpoint(f"{path}: cannot be read: {error.strerror}") from error
+        self._name = name
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return self._array.nbytes
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the whole."""
+        return self._array.shape
+
+    def vector(self) -> NDArray[np.float32]:
+        """All of it. Raises: BadCheckpoint, if it is not finite."""
+        values = self._widen(self._array[:])
+        if not np.isfinite(values).all():
+            raise BadCheckpoint(f"{self._name} holds NaN or infinite values")
+        return values
+
+    def pieces(self) -> Iterator[NDArray[np.float32]]:
+        """Its rows in order, some at a time: whole tiles, but for the last."""
+        step = max(TILE, _PIECE // self._array.shape[1] // TILE * TILE)
+        for row in range(0, len(self._array), step):
+            yield self._widen(self._array[row : row + step])
+
+    def pick(self, rows: NDArray[np.int32]) -> NDArray[np.float32]:
+        """These rows."""
+        return self._widen(self._array[rows])
+
+    @staticmethod
+    def _widen(stored: NDArray[Any]) -> NDArray[np.float32]:
+        if stored.dtype == np.uint16:  # the upper halves of floats
+            return (stored.astype(np.uint32) << 16).view(np.float32)
+        return np.array(stored, np.float32)

@@ -1,0 +1,225 @@
+"""docs/numerics.md once more, in numpy and as slowly as it reads: written from the page, not from the kernels."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from node.native.blocks import BlockWeights
+from node.native.packed import Kind, Matrix
+from node.native.shape import Shape
+
+F = np.float32
+Array = Any  # an array of numpy or one number of it
+
+
+def fma(a: Array, b: Array, c: Array) -> Array:
+    """a b + c rounded once: the exact product in doubles, the sum rounded to odd, then to a float."""
+    product, c = np.asarray(a, np.float64) * np.asarray(b, np.float64), np.asarray(c, np.float64)
+    total = np.asarray(product + c)
+    back = total - product
+    error = (product - (total - back)) + (c - back)
+    bits = np.broadcast_to(total, error.shape).copy().view(np.int64)
+    inexact = (error != 0) & (bits & 1 == 0)
+    bits += np.where(inexact, np.where((error > 0) == (total > 0), 1, -1), 0)
+    return bits.view(np.float64).astype(F)
+
+
+def over_lanes(values: Array) -> Array:
+    """Sums over the last axis, by 16 lanes."""
+    lanes = np.zeros((*values.shape[:-1], 16), F)
+    for i in range(values.shape[-1]):
+        lanes[..., i % 16] += values[..., i]
+    return folded(lanes)
+
+
+def folded(lanes: Array) -> Array:
+    """The sum of 16 lanes."""
+    for half in (8, 4, 2, 1):
+        lanes = lanes[..., :half] + lanes[..., half : 2 * half]
+    result: Array = lanes[..., 0]
+    return result
+
+
+def exp(x: Array) -> Array:
+    """e^x."""
+    x = np.clip(np.asarray(x, F), F(-86), F(86))
+    shift = F(1.5 * 2**23)
+    n = fma(x, F(float.fromhex("0x1.715476p+0")), shift) - shift
+    r = fma(n, F(-0.693145751953125), x)
+    r = fma(n, F(-float.fromhex("0x1.7f7d1cp-20")), r)
+    p = np.full_like(r, F(1 / 5040))
+    for c in (1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1, 1):
+        p = fma(p, r, F(c))
+    return np.ldexp(p, n.astype(np.int32))
+
+
+def logistic(x: Array) -> Array:
+    """1 / (1 + e^-x)."""
+    return F(1) / (F(1) + exp(F(0) - x))
+
+
+def activation(kind: int, x: Array) -> Array:
+    """SiLU or GELU."""
+    if kind == 0:
+        return np.asarray(x * logistic(x))
+    return np.asarray(x * logistic(F(1.5957691216057308) * fma(x * x * x, F(0.044715), x)))
+
+
+def sine_cosine(angle: Array) -> tuple[Array, Array]:
+    """Of doubles, as floats."""
+    big = 1.5 * 2.0**52
+    n = (angle * (2 / math.pi) + big) - big
+    parts = (float.fromhex(h) for h in ("0x1.921fb544p+0", "0x1.0b4611a6p-34", "0x1.3198a2e037073p-69"))
+    r = angle
+    for part in parts:
+        r = r - n * part
+    z = r * r
+    odd = even = np.zeros_like(r)
+    for k in range(15, 0, -2):
+        odd = odd * z + (-1) ** (k // 2) / math.factorial(k)
+    for k in range(16, -1, -2):
+        even = even * z + (-1) ** (k // 2) / math.factorial(k)
+    odd = odd * r
+    quarter = n.astype(np.int64) % 4
+    sine = np.choose(quarter, [odd, even, -odd, -even])
+    cosine = np.choose(quarter, [even, -odd, -even, odd])
+    return sine.astype(F), cosine.astype(F)
+
+
+def quantised(x: Array) -> tuple[Array, Array]:
+    """Codes [rows, groups, 32] and scales [rows, groups]."""
+    groups = x.reshape(len(x), -1, 32)
+    most = np.abs(groups).max(2)
+    some = most >= F(1e-30)
+    scale = np.where(some, most / F(127), F(0))
+    inverse = np.where(some, F(127) / np.where(some, most, F(1)), F(0))
+    return np.rint(groups * inverse[..., None]).astype(np.int64), scale
+
+
+def unpacked(matrix: Matrix) -> Any:
+    """Plain weights [outs, ins]; or codes [outs, groups, 32], scales and minima [outs, groups]."""
+    tiles, groups = matrix.padded // 16, matrix.ins // 32
+    if matrix.kind == Kind.F32:
+        return matrix.codes.view(F).reshape(tiles, matrix.ins, 16).transpose(0, 2, 1).reshape(-1, matrix.ins)
+    if matrix.kind == Kind.BF16:
+        wide = (matrix.codes.view(np.uint16).astype(np.uint32) << 16).view(F)
+        return wide.reshape(tiles, matrix.ins, 16).transpose(0, 2, 1).reshape(-1, matrix.ins)
+    lanes = matrix.scales.view(np.float16).astype(F).reshape(tiles, groups, -1, 16).transpose(2, 0, 3, 1)
+    scales = lanes.reshape(len(lanes), -1, groups)
+    if matrix.kind == Kind.INT8:
+        codes = matrix.codes.reshape(tiles, groups, 8, 16, 4).transpose(0, 3, 1, 2, 4).astype(np.int64) - 128
+        return codes.reshape(-1, groups, 32), scales[0], None
+    both = matrix.codes.reshape(tiles, groups, 4, 16, 4).transpose(0, 3, 1, 2, 4)
+    codes = np.stack((both & 15, both >> 4), axis=4)  # [tile, row, group, pair, low or high, 4]
+    return codes.reshape(-1, groups, 32).astype(np.int64), scales[0], scales[1]
+
+
+def product(matrix: Matrix, x: Array) -> Array:
+    """W x + bias for rows x."""
+    y = np.zeros((len(x), matrix.padded), F)
+    if matrix.kind in (Kind.F32, Kind.BF16):
+        weights = unpacked(matrix)
+        for k in range(matrix.ins):
+            y = fma(weights[None, :, k], x[:, None, k], y)
+    else:
+        codes, scales, minima = unpacked(matrix)
+        q, s = quantised(x)
+        for g in range(matrix.ins // 32):
+            dots = np.einsum("ok,rk->ro", codes[:, g], q[:, g]).astype(F)
+            y = fma(dots, scales[None, :, g] * s[:, None, g], y)
+            if minima is not None:
+                y = fma(minima[None, :, g], (s[:, g] * q[:, g].sum(1).astype(F))[:, None], y)
+    return y if matrix.bias is None else y + matrix.bias
+
+
+def norm(x: Array, weight: Array, epsilon: float) -> Array:
+    """RMS norm over the last axis."""
+    lanes = np.zeros((*x.shape[:-1], 16), F)
+    for i in range(x.shape[-1]):
+        lanes[..., i % 16] = fma(x[..., i], x[..., i], lanes[..., i % 16])
+    mean = folded(lanes) / F(x.shape[-1])
+    return np.asarray((x * (F(1) / np.sqrt(mean + F(epsilon)))[..., None]) * weight)
+
+
+def turned(shape: Shape, table: int, x: Array) -> Array:
+    """Heads [rows, heads, dim] at positions 0 and up."""
+    if table < 0:
+        return x
+    half, rotary = shape.rotary_dims // 2, shape.rotary_tables[table]
+    angles = np.arange(len(x), dtype=np.float64)[:, None] * rotary.frequencies.astype(np.float64)
+    sine, cosine = sine_cosine(angles)
+    s, c = (sine * F(rotary.gain))[:, None], (cosine * F(rotary.gain))[:, None]
+    first, second = x[..., :half], x[..., half : 2 * half]
+    out = x.copy()
+    out[..., :half] = fma(first, c, second * -s)
+    out[..., half : 2 * half] = fma(second, c, first * s)
+    return out
+
+
+def attended(query: Array, keys: Array, values: Array, position: int, window: int) -> Array:
+    """One query over the positions that it sees."""
+    first = max(0, position - window + 1) if window else 0
+    top: Array = None
+    total: Array = None
+    out: Array = None
+    for base in range(first // 256 * 256, position + 1, 256):
+        seen = np.arange(max(base, first), min(base + 256, position + 1))
+        scores = np.zeros(len(seen), F)
+        for d in range(len(query)):
+            scores = fma(keys[seen, d], query[d], scores)
+        m = scores.max()
+        e = exp(scores - m)
+        spread = np.zeros(256, F)
+        spread[seen - base] = e
+        part, o = over_lanes(spread), np.zeros(values.shape[1], F)
+        for i, t in enumerate(seen):
+            o = fma(values[t], e[i], o)
+        if out is None:
+            top, total, out = m, part, o
+        else:
+            new = max(top, m)
+            a, b = exp(top - new), exp(m - new)
+            top, total, out = new, fma(total, a, part * b), fma(out, a, o * b)
+    assert out is not None
+    return np.asarray(out * (F(1) / total) + F(0))
+
+
+def block(shape: Shape, index: int, weights: BlockWeights, kv_bytes: int, x: Array) -> Array:
+    """Rows of one session, from position 0 on, through one block."""
+    queries, keys, dim = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.head_dim
+    epsilon = shape.epsilon
+
+    def normed(value: Array, weight: Array | None) -> Array:
+        return value if weight is None else norm(value, weight, epsilon)
+
+    qkv = product(weights.qkv, normed(x, weights.attention_norm))
+    q, k, v = qkv[:, :queries], qkv[:, queries : queries + keys], qkv[:, queries + keys :]
+    if shape.wide_norms:
+        q, k = normed(q, weights.query_norm), normed(k, weights.key_norm)
+    q, k, v = (part.reshape(len(x), -1, dim) for part in (q, k, v))
+    if not shape.wide_norms:
+        q, k = normed(q, weights.query_norm), normed(k, weights.key_norm)
+    q = turned(shape, shape.rotary_of[index], q) * F(shape.query_scale)
+    k = turned(shape, shape.rotary_of[index], k)
+    if kv_bytes == 2:
+        k, v = (np.clip(part, -65504, 65504).astype(np.float16).astype(F) for part in (k, v))
+    group = shape.heads // shape.kv_heads
+    context = np.stack(
+        [
+            np.concatenate(
+                [
+                    attended(q[t, h], k[:, h // group], v[:, h // group], t, shape.windows[index])
+                    for h in range(shape.heads)
+                ]
+            )
+            for t in range(len(x))
+        ]
+    )
+    scale = F(shape.residual_scale)
+    x = fma(normed(product(weights.out, context), weights.attention_post_norm), scale, x)
+    both = product(weights.gate_up, normed(x, weights.mlp_norm))
+    inner = activation(shape.activation, both[:, : shape.intermediate]) * both[:, shape.intermediate :]
+    return fma(normed(product(weights.down, inner), weights.mlp_post_norm), scale, x)
