@@ -136,6 +136,8 @@ async def test_the_next_hop_that_a_client_names_has_the_same_budget(victim: Vict
                 await node.open_stream(generate().peer, [addr] * 16, MAP_PROTOCOL)
 
         began = trio.current_time()
+        # The first has time to find where the name leads; of many at once those that gave way may use its budget up.
+        await try_one()
         async with trio.open_nursery() as nursery:
             for _ in range(50):
                 nursery.start_soon(try_one)
