@@ -16,10 +16,11 @@ from tests.support.sets import Guard, keep_the_inner, mark_starters
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-# Where the tests run in the background of a shell, or under nohup, Ctrl-C and the terminal's end are ignored, and so
-# they would be by all that they start.
+# Where the tests run in the background of a shell, or under nohup, what a terminal sends is ignored, and so it would be
+# by all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
+for _number in (signal.SIGHUP, signal.SIGQUIT):
+    signal.signal(_number, signal.SIG_DFL)
 
 # A machine that is busy with other tests is no bug: only pytest's own time limit counts.
 settings.register_profile("swarm", deadline=None, print_blob=True)
