@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from node.native.packed import Kind, LinearStruct, Matrix, address, memory, padded
+from node.native.packed import Arena, Kind, LinearStruct, Matrix, address, padded
 from protocol.errors import BadCheckpoint
 
 
@@ -76,6 +76,7 @@ class Kernel:
     def __init__(self, path: Path, isa: str, threads: int) -> None:
         """Use `node.native.load`, which makes sure that this processor runs the object."""
         self.isa = isa
+        self._arena = Arena()
         self._library = _declared(ctypes.CDLL(str(path)))
         self._team = self._library.native_team(threads)
         if not self._team:
@@ -95,10 +96,8 @@ class Kernel:
         Raises: BadCheckpoint, if a weight is not finite, or too large for its kind.
         """
         outs, ins = shape
-        codes, scales = (
-            memory(kind.code_bytes(padded(outs), ins)),
-            memory(kind.scale_bytes(padded(outs), ins)),
-        )
+        codes = self._arena.take(kind.code_bytes(padded(outs), ins))
+        scales = self._arena.take(kind.scale_bytes(padded(outs), ins))
         row = 0
         for piece in pieces:
             rows = padded(len(piece))
