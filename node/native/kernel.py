@@ -168,6 +168,10 @@ class Kernel:
         )
         return greatest.value + math.log(total) if total > 0 else math.nan
 
+    def read(self, data: NDArray[np.uint8]) -> None:
+        """Read these bytes with all threads, and do nothing else: how fast memory is."""
+        self._library.native_read(self._team, address(data), data.nbytes)
+
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     pointer, int32 = ctypes.c_void_p, ctypes.c_int32
@@ -178,6 +182,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     library.native_pack.argtypes = [pointer, ctypes.c_int, int32, int32, pointer, pointer, pointer]
     library.native_blocks.argtypes = [pointer] * 3
     library.native_head.argtypes = [pointer] * 3 + [ctypes.c_float, pointer, int32, pointer]
+    library.native_read.argtypes = [pointer, pointer, ctypes.c_int64]
     library.native_normaliser.argtypes = [pointer, ctypes.c_int64, ctypes.c_float, pointer]
     library.native_normaliser.restype = ctypes.c_double
     return library
