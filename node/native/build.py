@@ -40,7 +40,7 @@ _ISAS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "avx2": _AVX2,
         "plain": ("-DNATIVE_PLAIN",),
     },
-    "aarch64": {"neon": (), "plain": ("-DNATIVE_PLAIN",)},
+    "aarch64": {"neondot": ("-march=armv8.2-a+dotprod",), "neon": (), "plain": ("-DNATIVE_PLAIN",)},
 }
 _NAMES: Final = {"amd64": "x86_64", "arm64": "aarch64"}
 # A compilation takes some five seconds.

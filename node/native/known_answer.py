@@ -47,7 +47,7 @@ def numbers(seed: int, count: int, scale: float = 1.0) -> NDArray[np.float32]:
 def made_up_shape(**changed: object) -> Shape:
     """A model of three small blocks: grouped queries, a window in one of them."""
     # Products one after the other: powers of a library are not the same everywhere.
-    frequencies = np.cumprod(np.full(16, 0.6, np.float32))
+    frequencies = np.cumprod(np.full(16, 0.6, np.float32), dtype=np.float32)
     fields: dict[str, object] = {
         "blocks": 3,
         "hidden": 96,

@@ -9,6 +9,12 @@ static int has_avxvnni(void) {
     unsigned a, b, c, d;
     return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
 }
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+
+static int has_dot_products(void) { return getauxval(AT_HWCAP) >> 20 & 1; }
+#elif defined(__aarch64__)
+static int has_dot_products(void) { return 1; } /* Apple's, all of them */
 #endif
 
 int native_runs(const char *isa) {
@@ -21,6 +27,7 @@ int native_runs(const char *isa) {
     if (!strcmp(isa, "avxvnni")) return avx2 && has_avxvnni();
     if (!strcmp(isa, "avx2")) return avx2;
 #elif defined(__aarch64__)
+    if (!strcmp(isa, "neondot")) return has_dot_products();
     if (!strcmp(isa, "neon")) return 1;
 #endif
     return !strcmp(isa, "plain");
