@@ -226,7 +226,9 @@ class Node:
             self._notify(f"address {addr}")
         far = [addr for addr in addrs if not addr.startswith(("/ip4/127.", "/ip6/::1/"))]
         addr = shlex.quote((far or list(addrs) or ["ADDRESS"])[0])
-        self._notify(f"others join with:  swarm node --model {shlex.quote(self._config.model)} --join {addr}")
+        quant = f" --quant {self._config.quant}" if self._config.quant else ""
+        model = shlex.quote(self._config.model)
+        self._notify(f"others join with:  swarm node --model {model}{quant} --join {addr}")
         self._notify(f"others chat with:  swarm chat --join {addr}")
         self._notify(f"ready {self._transport.peer}")
 

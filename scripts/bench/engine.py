@@ -1,6 +1,6 @@
 """Both engines against transformers' generate, in one process, with the same threads, turn by turn.
 
-    python scripts/bench/engine.py [--quick] [--json FILE]
+    python scripts/bench/engine.py [--quick] [--native] [--json FILE]
 
 Tokens per second of greedy decoding through one span and through several, of prefill, and what a step costs beside
 arithmetic (a model so small that only calls are left). The weights are random, transformers and torch compute in
@@ -91,7 +91,6 @@ def compare(
     shape: Shape, folder: Path, parts: tuple[int, ...], tokens: int, turns: int
 ) -> list[dict[str, Any]]:
     """One row for prefill and one for decoding per way to split."""
-    shape.write(folder)
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     chains = {n: Chain.of_torch(folder, n) for n in parts}
     prompt = from_numpy(np.arange(1, 1 + PROMPT, dtype=np.int32))
@@ -203,17 +202,25 @@ def main() -> None:
     """Measure, print the table, write the JSON."""
     parser = arguments(__doc__ or "")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--native", action="store_true", help="the native kernels alone")
     options = parser.parse_args()
     configure_threads(options.threads)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     shape, tokens, turns = (SIXTH, 24, 11) if options.quick else (HALF_BILLION, 16, 13)
+    rows: list[dict[str, Any]] = []
+    summary: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
-        rows = compare(shape, Path(folder, "large"), (1, 2, 4), tokens, turns)
-        rows += compare(CALLS, Path(folder, "calls"), (1, 4), 64, turns)
-        more, summary = native(Path(folder, "large"), shape, tokens, turns // 2, options.threads)
-    whole = next(row for row in rows if row["what"] == "decode" and row["spans"] == 1)
-    report({"ratio_engine": whole["ratio"], **summary}, rows + more, options.json)
+        large, calls = Path(folder, "large"), Path(folder, "calls")
+        shape.write(large)
+        if not options.native:
+            CALLS.write(calls)
+            rows += compare(shape, large, (1, 2, 4), tokens, turns)
+            rows += compare(CALLS, calls, (1, 4), 64, turns)
+            whole = next(row for row in rows if row["what"] == "decode" and row["spans"] == 1)
+            summary["ratio_engine"] = whole["ratio"]
+        more, shares = native(large, shape, tokens, turns // 2, options.threads)
+    report(summary | shares, rows + more, options.json)
 
 
 if __name__ == "__main__":
