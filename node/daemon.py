@@ -225,7 +225,8 @@ class Node:
             self._notify(events.Address(addr))
         far = [addr for addr in addrs if not addr.startswith(("/ip4/127.", "/ip6/::1/"))]
         addr = shlex.quote((far or list(addrs) or ["ADDRESS"])[0])
-        serve = f"swarm node --model {shlex.quote(self._config.model)} --join {addr}"
+        quant = f" --quant {self._config.quant}" if self._config.quant else ""
+        serve = f"swarm node --model {shlex.quote(self._config.model)}{quant} --join {addr}"
         self._notify(events.Invitation("join", serve))
         self._notify(events.Invitation("chat", f"swarm chat --join {addr}"))
         self._notify(events.Ready(self._transport.peer, addrs))

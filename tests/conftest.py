@@ -16,8 +16,8 @@ from tests.support.sets import Guard, keep_the_inner, mark_starters
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-# Where the tests run in the background of a shell, or under nohup, what a terminal sends is ignored, and so it would be
-# by all that they start.
+# Where the tests run in the background of a shell, or under nohup, what a terminal sends is ignored, and so it would
+# be by all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 for _number in (signal.SIGHUP, signal.SIGQUIT):
     signal.signal(_number, signal.SIG_DFL)

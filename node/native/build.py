@@ -34,8 +34,13 @@ _AVX2: Final = ("-mavx2", "-mfma", "-mf16c")
 _AVX512: Final = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512vnni")
 # By machine, the fastest first. Every processor runs "plain", which says what it can run beside.
 _ISAS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
-    "x86_64": {"avx512vnni": (*_AVX2, *_AVX512), "avx2": _AVX2, "plain": ("-DNATIVE_PLAIN",)},
-    "aarch64": {"neon": (), "plain": ("-DNATIVE_PLAIN",)},
+    "x86_64": {
+        "avx512vnni": (*_AVX2, *_AVX512),
+        "avxvnni": (*_AVX2, "-mavxvnni"),
+        "avx2": _AVX2,
+        "plain": ("-DNATIVE_PLAIN",),
+    },
+    "aarch64": {"neondot": ("-march=armv8.2-a+dotprod",), "neon": (), "plain": ("-DNATIVE_PLAIN",)},
 }
 _NAMES: Final = {"amd64": "x86_64", "arm64": "aarch64"}
 # A compilation takes some five seconds.

@@ -4,8 +4,10 @@
 #define PANEL 64
 /* Weights of one task: small enough to share out evenly, large enough to be read in one go. */
 #define TASK_BYTES (96 * 1024)
+/* Tasks for each member, so that who begins late is waited for briefly. */
+#define SHARES 4
 /* How far ahead of the dots weights are asked for. */
-#define AHEAD 4096
+#define AHEAD 8192
 
 typedef struct {
     const Linear *weights;
@@ -47,8 +49,10 @@ INLINE void pass_quantised(const Product *product, int kind, int rows, int tiles
     FOR_EACH(i, rows * tiles * PARTS) sums[i] = (vec){0};
     for (size_t group = 0; group < groups; group++, codes += step, scales += scale_step) {
         ivec dots[MOST_SUMS];
-        FOR_EACH(t, tiles) for (size_t i = 0; i < step; i += 64)
-            __builtin_prefetch(codes + t * groups * step + AHEAD + i);
+        FOR_EACH(t, tiles) {
+            for (size_t i = 0; i < step; i += 64) __builtin_prefetch(codes + t * groups * step + AHEAD + i);
+            __builtin_prefetch(scales + (t * groups + AHEAD / step) * scale_step);
+        }
         if (kind == INT8)
             dot_int8(dots, rows, tiles, codes, groups * step, q + group * GROUP, ins, totals + group, groups);
         else
@@ -74,10 +78,21 @@ INLINE void pass(const Product *product, int kind, int rows, int tiles, int row,
         pass_plain(product, kind, rows, tiles, row, tile);
 }
 
+/* One row: memory is the limit, and one stream of weights in rising order is what it gives fastest. */
+INLINE void lone_row(const Product *product, int kind, int row, int tile, int stop) {
+    const int tiles = is_quantised(kind) ? 1 : PASS_TILES;
+    for (; tile + tiles <= stop; tile += tiles) pass(product, kind, 1, tiles, row, tile);
+    for (; tile < stop; tile++) pass(product, kind, 1, 1, row, tile);
+}
+
 /* Rows [row, last) of tiles [tile, stop), as many at once as the registers hold. */
 INLINE void panel(const Product *product, int kind, int row, int last, int tile, int stop) {
     const int many_rows = is_quantised(kind) ? QUANT_ROWS : PASS_ROWS;
     const int many_tiles = is_quantised(kind) ? QUANT_TILES : PASS_TILES;
+    if (last - row == 1) {
+        lone_row(product, kind, row, tile, stop);
+        return;
+    }
     for (; tile + many_tiles <= stop; tile += many_tiles) {
         int r = row;
         for (; r + many_rows <= last; r += many_rows) pass(product, kind, many_rows, many_tiles, r, tile);
@@ -103,7 +118,7 @@ void linear(Team *team, const Linear *weights, Rows in, int rows, Out out) {
     const Product product = {weights, in, out};
     const int tiles = weights->outs / LANES;
     const size_t tile_bytes = native_code_bytes(weights->kind, LANES, weights->ins);
-    const int fair = (tiles + team_members(team) * 4 - 1) / (team_members(team) * 4);
+    const int fair = (tiles + team_members(team) * SHARES - 1) / (team_members(team) * SHARES);
     int share = most(1, least(fair, (int)(TASK_BYTES / tile_bytes)));
     if (fair >= PASS_TILES) share = (share + PASS_TILES - 1) / PASS_TILES * PASS_TILES;
     const int shares = (tiles + share - 1) / share, panels = (rows + PANEL - 1) / PANEL;

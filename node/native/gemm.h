@@ -12,9 +12,9 @@
 #define QUANT_ROWS 4
 #define QUANT_TILES 2
 #elif WIDTH == 8
-#define PASS_ROWS 2
+#define PASS_ROWS 3
 #define PASS_TILES 2
-#define QUANT_ROWS 4
+#define QUANT_ROWS 3
 #define QUANT_TILES 1
 #else
 #define PASS_ROWS 2

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from node.native.packed import Kind, LinearStruct, Matrix, address, memory, padded
+from node.native.packed import Arena, Kind, LinearStruct, Matrix, address, padded
 from protocol.errors import BadCheckpoint
 
 
@@ -76,6 +76,7 @@ class Kernel:
     def __init__(self, path: Path, isa: str, threads: int) -> None:
         """Use `node.native.load`, which makes sure that this processor runs the object."""
         self.isa = isa
+        self._arena = Arena()
         self._library = _declared(ctypes.CDLL(str(path)))
         self._team = self._library.native_team(threads)
         if not self._team:
@@ -95,10 +96,8 @@ class Kernel:
         Raises: BadCheckpoint, if a weight is not finite, or too large for its kind.
         """
         outs, ins = shape
-        codes, scales = (
-            memory(kind.code_bytes(padded(outs), ins)),
-            memory(kind.scale_bytes(padded(outs), ins)),
-        )
+        codes = self._arena.take(kind.code_bytes(padded(outs), ins))
+        scales = self._arena.take(kind.scale_bytes(padded(outs), ins))
         row = 0
         for piece in pieces:
             rows = padded(len(piece))
@@ -169,6 +168,10 @@ class Kernel:
         )
         return greatest.value + math.log(total) if total > 0 else math.nan
 
+    def read(self, data: NDArray[np.uint8]) -> None:
+        """Read these bytes with all threads, and do nothing else: how fast memory is."""
+        self._library.native_read(self._team, address(data), data.nbytes)
+
 
 def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     pointer, int32 = ctypes.c_void_p, ctypes.c_int32
@@ -179,6 +182,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     library.native_pack.argtypes = [pointer, ctypes.c_int, int32, int32, pointer, pointer, pointer]
     library.native_blocks.argtypes = [pointer] * 3
     library.native_head.argtypes = [pointer] * 3 + [ctypes.c_float, pointer, int32, pointer]
+    library.native_read.argtypes = [pointer, pointer, ctypes.c_int64]
     library.native_normaliser.argtypes = [pointer, ctypes.c_int64, ctypes.c_float, pointer]
     library.native_normaliser.restype = ctypes.c_double
     return library

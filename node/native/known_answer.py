@@ -21,14 +21,14 @@ KV_BYTES: Final = (2, 4)
 _TOKENS: Final = 21
 # Of the states that leave the last block, by the kind of the weights and the bytes of a number in the caches.
 ANSWERS: Final = {
-    (Kind.F32, 2): "e07e9c11106bb59b",
-    (Kind.F32, 4): "8d695cf7a48da821",
-    (Kind.BF16, 2): "fb9e94db6466e3aa",
-    (Kind.BF16, 4): "4bc1310ae01f0bca",
-    (Kind.INT8, 2): "02538f6779328c61",
-    (Kind.INT8, 4): "ec454928737927a2",
-    (Kind.INT4, 2): "7888e48f951db16a",
-    (Kind.INT4, 4): "e390d08e0caee551",
+    (Kind.F32, 2): "6901e3527717f820",
+    (Kind.F32, 4): "8550ee0b1423b80b",
+    (Kind.BF16, 2): "9316fd0220183ff2",
+    (Kind.BF16, 4): "e4adc202cf61c870",
+    (Kind.INT8, 2): "c6af87e7bd2d8fe3",
+    (Kind.INT8, 4): "9d3ea5ba39b5214b",
+    (Kind.INT4, 2): "c90ed902e5e8cee1",
+    (Kind.INT4, 4): "273c4c0683d78410",
 }
 
 
@@ -46,7 +46,8 @@ def numbers(seed: int, count: int, scale: float = 1.0) -> NDArray[np.float32]:
 
 def made_up_shape(**changed: object) -> Shape:
     """A model of three small blocks: grouped queries, a window in one of them."""
-    frequencies = np.float32(0.6) ** np.arange(16, dtype=np.float32)
+    # Products one after the other: powers of a library are not the same everywhere.
+    frequencies = np.cumprod(np.full(16, 0.6, np.float32), dtype=np.float32)
     fields: dict[str, object] = {
         "blocks": 3,
         "hidden": 96,

@@ -27,7 +27,7 @@ def load_kernel(threads: int | None = None) -> Kernel:
     """
     forced = os.environ.get(ISA_VARIABLE)
     for isa in (forced,) if forced else build.isas():
-        if path := _usable(isa, build.BUILT):
+        if path := usable_object(isa, build.BUILT):
             return Kernel(path, isa, threads or cores())
     if forced:
         raise ConfigError(f"{ISA_VARIABLE} asks for {forced}, which is not built, or not for this processor")
@@ -42,7 +42,7 @@ def cores() -> int:
 
 
 @functools.cache
-def _usable(isa: str, folder: Path) -> Path | None:
+def usable_object(isa: str, folder: Path) -> Path | None:
     """The object, if it is built, runs here and computes what it should. Asked once of each."""
     if isa not in build.isas():
         return None

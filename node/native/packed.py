@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 
 TILE: Final = 16
 GROUP: Final = 32
-# The kernels ask for weights ahead of their use, also behind the last ones.
-_BEYOND: Final = 4096
-# Smaller pieces of memory gain nothing from large pages.
+# A large page, and what an arena takes from the system at once: it costs nothing until it is written to.
 _HUGE: Final = 1 << 21
+_CHUNK: Final = 1 << 26
 
 
 class Kind(IntEnum):
@@ -96,7 +95,37 @@ def address(array: NDArray[Any]) -> int:
 
 def memory(size_bytes: int) -> NDArray[np.uint8]:
     """Zeroed memory of its own, at the beginning of a page; the system has it back with the last view."""
-    mapped = mmap.mmap(-1, size_bytes + _BEYOND)
-    if size_bytes >= _HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
-        mapped.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(mapped, np.uint8, size_bytes)
+    return np.frombuffer(_mapped(max(1, size_bytes)), np.uint8)[:size_bytes]
+
+
+class Arena:
+    """Memory for many matrices that live as long as one another, in large pages where the system has them.
+
+    In small ones the walk over the weights is a walk over tables of pages as well, which costs a third of the speed.
+    """
+
+    def __init__(self) -> None:
+        self._chunk = np.zeros(0, np.uint8)
+
+    def take(self, size_bytes: int) -> NDArray[np.uint8]:
+        """So many bytes, aligned to 64."""
+        used = -(-size_bytes // 64) * 64
+        if used > len(self._chunk):
+            self._chunk = _chunk(max(used, _CHUNK))
+        taken, self._chunk = self._chunk[:size_bytes], self._chunk[used:]
+        return taken
+
+
+def _chunk(size_bytes: int) -> NDArray[np.uint8]:
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return memory(size_bytes)
+    mapped = _mapped(size_bytes + _HUGE)
+    mapped.madvise(mmap.MADV_HUGEPAGE)
+    whole = np.frombuffer(mapped, np.uint8)
+    start = -address(whole) % _HUGE
+    return whole[start : start + size_bytes]
+
+
+def _mapped(size_bytes: int) -> mmap.mmap:
+    # Private: what could be shared with another process has no large pages.
+    return mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

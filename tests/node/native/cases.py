@@ -24,7 +24,7 @@ States = NDArray[np.float32]
 
 def table(pairs: int, base: float, gain: float = 1.0) -> RotaryTable:
     """Frequencies that fall by `base`."""
-    return RotaryTable(np.float32(base) ** np.arange(pairs, dtype=np.float32), gain)
+    return RotaryTable(np.cumprod(np.full(pairs, base, np.float32), dtype=np.float32), gain)
 
 
 @dataclass(frozen=True)

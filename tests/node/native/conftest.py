@@ -6,7 +6,7 @@ import pytest
 
 from node.native import build
 from node.native.kernel import Kernel
-from node.native.load import load_kernel
+from node.native.load import load_kernel, usable_object
 
 NEEDED = "there is no C compiler here, so there are no native kernels to test"
 
@@ -25,9 +25,7 @@ def built() -> list[str]:
 @pytest.fixture(scope="session")
 def isas(built: list[str]) -> list[str]:
     """Those that this processor runs."""
-    from node.native.load import _usable
-
-    return [isa for isa in built if _usable(isa, build.BUILT)]
+    return [isa for isa in built if usable_object(isa, build.BUILT)]
 
 
 @pytest.fixture(scope="session")

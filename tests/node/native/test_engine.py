@@ -205,10 +205,10 @@ def test_an_object_that_computes_otherwise_is_not_used(monkeypatch: pytest.Monke
     """Here every object, since the answers have changed."""
     from node.native import known_answer, load
 
-    load._usable.cache_clear()
+    load.usable_object.cache_clear()
     monkeypatch.setattr(known_answer, "ANSWERS", dict.fromkeys(known_answer.ANSWERS, "another answer"))
     try:
         with pytest.raises(ConfigError, match="no native kernels"):
             load_kernel(1)
     finally:
-        load._usable.cache_clear()
+        load.usable_object.cache_clear()

@@ -1,0 +1,84 @@
+/* Runs one case on standard input and writes the states that leave: for processors that are only emulated here.
+ *
+ * Everything is little-endian and comes in the order in which `test_emulated.py` writes it. */
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "quant.h"
+
+int native_blocks(Team *team, const Model *model, const Batch *batch);
+
+static void *take(size_t size) {
+    void *into = aligned_alloc(64, (size + 127) & ~(size_t)63);
+    if (!into || fread(into, 1, size, stdin) != size) exit(3);
+    return into;
+}
+
+static int32_t take_int(void) {
+    int32_t value;
+    if (fread(&value, sizeof value, 1, stdin) != 1) exit(3);
+    return value;
+}
+
+static float take_float(void) {
+    float value;
+    if (fread(&value, sizeof value, 1, stdin) != 1) exit(3);
+    return value;
+}
+
+/* Numbers behind their count; NULL for none. */
+static float *take_floats(void) {
+    const int32_t count = take_int();
+    return count ? take(sizeof(float) * (size_t)count) : NULL;
+}
+
+static Linear take_matrix(Team *team, int kind) {
+    const int32_t outs = take_int(), ins = take_int();
+    float *weights = take_floats(), *bias = take_floats();
+    void *codes = aligned_alloc(64, (native_code_bytes(kind, outs, ins) + 127) & ~(size_t)63);
+    uint16_t *scales = aligned_alloc(64, (native_scale_bytes(kind, outs, ins) + 127) & ~(size_t)63);
+    if (!codes || !scales || native_pack(team, kind, outs, ins, weights, codes, scales)) exit(4);
+    return (Linear){kind, outs, ins, 0, codes, scales, bias};
+}
+
+static Layer take_layer(Team *team, int kind) {
+    Layer layer = {.rotary = take_int(), .window = take_int()};
+    layer.qkv = take_matrix(team, kind);
+    layer.out = take_matrix(team, kind);
+    layer.gate_up = take_matrix(team, kind);
+    layer.down = take_matrix(team, kind);
+    layer.attention_norm = take_floats();
+    layer.attention_post_norm = take_floats();
+    layer.mlp_norm = take_floats();
+    layer.mlp_post_norm = take_floats();
+    layer.query_norm = take_floats();
+    layer.key_norm = take_floats();
+    return layer;
+}
+
+int main(void) {
+    Team *team = native_team(2);
+    Model model = {take_int(), take_int(), take_int(), take_int(), take_int(), take_int(), take_int(), take_int(), take_int()};
+    const int32_t blocks = take_int(), rows = take_int(), kind = take_int();
+    model.epsilon = take_float();
+    model.query_scale = take_float();
+    model.residual_scale = take_float();
+    for (int i = 0; i < 2; i++) {
+        model.rotary_gain[i] = take_float();
+        model.frequencies[i] = take_floats();
+    }
+    Layer *layers = calloc((size_t)blocks, sizeof *layers);
+    for (int i = 0; i < blocks; i++) layers[i] = take_layer(team, kind);
+    model.layers = layers;
+    float *states = take_floats();
+    const int32_t count = (rows + BLOCK - 1) / BLOCK;
+    const size_t page = (size_t)BLOCK * model.kv_heads * model.head_dim * 2 * model.kv_bytes;
+    void **pages = calloc((size_t)(blocks * count), sizeof *pages);
+    for (int i = 0; i < blocks * count; i++) pages[i] = calloc(1, page);
+    int32_t *positions = calloc((size_t)rows, sizeof *positions), *sessions = calloc((size_t)rows, sizeof *sessions);
+    for (int i = 0; i < rows; i++) positions[i] = i;
+    void *const *table = pages;
+    const Batch batch = {rows, blocks, positions, sessions, &table, &count, states};
+    if (native_blocks(team, &model, &batch)) return 5;
+    return fwrite(states, sizeof(float) * (size_t)model.hidden, (size_t)rows, stdout) != (size_t)rows;
+}
