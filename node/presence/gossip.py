@@ -111,8 +111,9 @@ class Gossip:
             nursery.start_soon(self._repeat, self._provide, EXCHANGE_EVERY_S)
 
     async def spread(self) -> None:
-        """Tell some peers at once: for what should not wait for the next round."""
-        await self._exchange_with([*self._candidates()[:JOIN_PEERS], *self._strangers(JOIN_PEERS)])
+        """Tell some peers at once, and then those that they speak of: for what should not wait for the next round."""
+        await self._exchange_with(self._candidates()[:JOIN_PEERS])
+        await self._exchange_with(self._strangers(JOIN_PEERS))
 
     async def goodbye(self, within_s: float) -> None:
         """Tell known peers of our last record, all at once, and wait no longer than `within_s`."""

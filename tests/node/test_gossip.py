@@ -287,6 +287,22 @@ async def test_joining_nobody(autojump_clock: MockClock, crowd: Crowd) -> None:
     assert talker.knows() == {door.transport.peer}
 
 
+async def test_regression_those_who_come_together_meet_at_once(
+    autojump_clock: MockClock, crowd: Crowd, nursery: trio.Nursery
+) -> None:
+    """Through one door, which knew neither as the other asked: once both have told that they serve."""
+    door, one, other = await crowd.talker(), await crowd.talker(), await crowd.talker()
+    for talker in (one, other):
+        talker.announcer.own = None  # as long as it is not decided what they will serve
+        await talker.gossip.join([door.transport.addrs[0]], 10)
+    one.say()
+    other.say()
+    await one.gossip.spread()
+    await other.gossip.spread()
+    assert one.knows() == {door.transport.peer, other.transport.peer}
+    assert other.knows() == {door.transport.peer, one.transport.peer}
+
+
 async def test_a_door_that_opens_late(autojump_clock: MockClock, crowd: Crowd, nursery: trio.Nursery) -> None:
     """Joining waits a while for it."""
     talker, door = await crowd.talker(), await crowd.talker()
