@@ -60,7 +60,7 @@ def object_path(isa: str, folder: Path = BUILT) -> Path:
     return folder / f"{isa}-{digest.hexdigest()[:12]}.so"
 
 
-def build(folder: Path = BUILT, say: Callable[[str], None] = lambda line: None) -> list[str]:
+def build(folder: Path = BUILT, say: Callable[[str], object] = lambda line: None) -> list[str]:
     """Build what is not built yet; the names of what is there then. Says in a line what could not be built."""
     compiler = _compiler()
     found = []
@@ -113,4 +113,4 @@ def _remove_older(path: Path, isa: str) -> None:
 
 
 if __name__ == "__main__":
-    build(say=lambda line: print(line, file=sys.stderr))
+    build(say=lambda line: sys.stderr.write(f"{line}\n"))

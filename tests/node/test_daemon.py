@@ -248,6 +248,7 @@ async def test_other_weights_are_warned_of_once(house: House) -> None:
     ]
 
 
+@pytest.mark.slow
 async def test_warnings_of_other_weights_are_bounded(house: House) -> None:
     """A crowd with invented identities gets so many lines and one more."""
     crowd = [await house.node(NodeConfig("fake"))]

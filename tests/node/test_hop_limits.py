@@ -233,6 +233,7 @@ async def test_answers_that_wait_hold_steps_back(swarm: Swarm) -> None:
     assert len([m for m in await client.gather(acked(19)) if isinstance(m, Output)]) == 20
 
 
+@pytest.mark.slow
 async def test_a_client_that_takes_nothing_is_let_go(swarm: Swarm, clock: trio.testing.MockClock) -> None:
     """Its results wait for a while, then its seat is somebody else's."""
     node = await swarm.node(FRONT)
@@ -243,6 +244,7 @@ async def test_a_client_that_takes_nothing_is_let_go(swarm: Swarm, clock: trio.t
     await eventually(lambda: len(node.hop) == 0 and is_free(node))
 
 
+@pytest.mark.slow
 async def test_a_next_hop_that_takes_nothing_is_let_go(swarm: Swarm, clock: trio.testing.MockClock) -> None:
     """The link is down then, and the client is heard again, if only its leaving."""
     front, stuck = await swarm.node(FRONT), await swarm.transport()

@@ -120,6 +120,7 @@ async def test_the_client_takes_the_boundary_over(pair: Pair) -> None:
     assert [row for m in outputs for row in hidden_of(m)] == hidden_rows(TOKENS[:5], 4).numpy().tolist()
 
 
+@pytest.mark.slow
 async def test_the_client_takes_the_rest_over(pair: Pair) -> None:
     """Relink with no next, not bridged: outputs come from `live_from` on, as their steps wanted."""
     first = pair.first
@@ -145,6 +146,7 @@ async def test_outputs_come_again_from_the_head(swarm: Swarm) -> None:
     assert len(node.engine.steps) == 4
 
 
+@pytest.mark.slow
 async def test_a_next_hop_that_cannot_be_reached(swarm: Swarm) -> None:
     """LinkDown, with a reason; the session goes on, and steps are computed and kept."""
     front, ghost = await swarm.node(FRONT), await swarm.transport()
@@ -159,6 +161,7 @@ async def test_a_next_hop_that_cannot_be_reached(swarm: Swarm) -> None:
     assert hidden_of(await client.expect(Output)) == hidden_rows(TOKENS, 4).numpy().tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["self", "rubbish"])
 async def test_a_next_hop_that_makes_no_sense(swarm: Swarm, target: str) -> None:
     """Whatever a client names, it is the link that fails."""
@@ -186,6 +189,7 @@ async def test_a_next_hop_whose_session_ends(pair: Pair) -> None:
     assert (await pair.first.expect(LinkDown)).next == pair.second.session
 
 
+@pytest.mark.slow
 async def test_relink_while_the_next_hop_hangs(swarm: Swarm) -> None:
     """A sender stuck in a hop that reads nothing is freed by Relink, and loses nothing."""
     front, stuck = await swarm.node(FRONT), await swarm.node(BACK, executor=ManualExecutor())

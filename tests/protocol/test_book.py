@@ -180,6 +180,7 @@ def test_a_proof_ends() -> None:
     assert book.is_proven("a")
 
 
+@pytest.mark.slow
 def test_a_flood_of_identities_evicts_nobody_who_was_met() -> None:
     """Nine thousand records, by one peer or by hundreds, from elsewhere or from the same block, all fresher."""
     for pushers, origin in [(1, "10.9.9.0/24"), (300, "127.0.0.0/24"), (9000, "127.0.0.0/24")]:

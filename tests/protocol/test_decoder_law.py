@@ -153,6 +153,7 @@ structures = st.recursive(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=500)
 def test_random_structures_with_right_tags_and_names(data: st.DataObject) -> None:
@@ -208,6 +209,7 @@ def test_a_huge_frame_is_refused_when_its_length_is_read() -> None:
     assert peak_bytes(lambda: read(limits.FRAME_BYTES, limits.FRAME_BYTES).next()) < MIB
 
 
+@pytest.mark.slow
 def test_the_tensors_size_is_checked_before_anything_is_made_of_it() -> None:
     """Shapes whose product is absurd are refused by arithmetic."""
     for shape in ([1 << 26, 1 << 26, 1 << 26], [1 << 62], [1 << 26, 1], [0, -1]):

@@ -37,6 +37,7 @@ async def away(world: World, stack: AsyncExitStack, seconds: float, *, silently:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("silently", [False, True])
 @pytest.mark.parametrize("seconds", [1.0, 16.0, 61.0, 124.0, 300.0])
 async def test_regression_bans_do_not_outlive_the_outage(

@@ -508,6 +508,7 @@ async def test_two_peers_refuse(together: bool, clock: trio.testing.MockClock) -
         trial.check()
 
 
+@pytest.mark.slow
 async def test_more_liars_than_repairs(clock: trio.testing.MockClock) -> None:
     """Who has not failed yet is tried, however many have."""
     async with swarm_of(*[(0, 8)] * 60, slow=[0]) as world:

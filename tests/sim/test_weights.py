@@ -115,6 +115,7 @@ async def test_invented_identities_do_not_turn_a_swarm(clock: trio.testing.MockC
         assert "--weights" in noticed[0]
 
 
+@pytest.mark.slow
 async def test_on_one_machine_the_door_counts(clock: trio.testing.MockClock) -> None:
     """Where all are in one block, the node through which the client came in counts more than a crowd."""
     crowd = [Lot(host="127.0.0.1", lies=True) for _ in range(10)]

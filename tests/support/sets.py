@@ -20,7 +20,7 @@ import pytest
 
 OURS = {"protocol", "node", "swarm", "scripts", "tests"}
 # What the inner loop leaves out, by marker; `process` is put on by `mark_starters`.
-OUTER = ("attack", "gpu", "net", "process", "wan")
+OUTER = ("attack", "gpu", "net", "process", "slow", "wan")
 STARTERS = (subprocess, multiprocessing, os.fork)
 # Cases of one test, in the inner loop.
 CASES = 8

@@ -210,7 +210,7 @@ async def unread_pongs(field: Field) -> None:
 
 
 async def many_connections(field: Field) -> None:
-    """A thousand connections of 256 identities to one node, kept alive."""
+    """Six hundred connections of 160 identities to one node, kept alive."""
     made = 0
 
     async def one() -> None:
@@ -224,7 +224,7 @@ async def many_connections(field: Field) -> None:
             await trio.sleep_forever()
 
     async with trio.open_nursery() as nursery:
-        for _ in range(256):
+        for _ in range(160):
             nursery.start_soon(persist, one, 1.0)
             await trio.sleep(0.02)
 

@@ -211,6 +211,7 @@ async def test_silent_streams_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
             await still_works(stream)
 
 
+@pytest.mark.slow
 async def test_streams_opened_and_reset_are_counted() -> None:
     """Opening and resetting streams as fast as it goes gets a peer no more of them than the rate allows."""
     served = 0

@@ -158,6 +158,7 @@ async def test_concurrent_opens_share_one_dial() -> None:
         assert server._endpoint.statistics()["connections"] == 1
 
 
+@pytest.mark.slow
 async def test_a_dial_that_somebody_else_began_badly_is_tried_again() -> None:
     """Who waits for a dial of wrong addresses then tries its own."""
     async with opened() as server, opened() as client:
@@ -358,6 +359,7 @@ def test_patches_are_in_force_once_applied() -> None:
     assert not logging.getLogger("quic").isEnabledFor(logging.WARNING)
 
 
+@pytest.mark.slow
 async def test_a_silent_node_costs_a_lookup_one_timeout() -> None:
     """A node behind a path that swallows everything delays a lookup by one question's time, once."""
     async with opened() as a, opened() as b, opened() as c:

@@ -151,6 +151,7 @@ async def test_a_reader_and_a_writer_but_not_two_of_a_kind() -> None:
 # --- nothing leaks
 
 
+@pytest.mark.slow
 async def test_a_thousand_streams_leave_nothing_behind() -> None:
     """Closed, reset by either side, finished: no table of ours or aioquic's keeps any of them."""
 
@@ -250,6 +251,7 @@ async def test_a_lost_goodbye_is_said_again() -> None:
             await stream.receive()
 
 
+@pytest.mark.slow
 async def test_silence_is_noticed_within_the_idle_timeout() -> None:
     """When every packet vanishes, both ends give up, and not much later than the time-out says."""
     async with (
@@ -268,6 +270,7 @@ async def test_silence_is_noticed_within_the_idle_timeout() -> None:
             await (await server.first()).closed.wait()
 
 
+@pytest.mark.slow
 async def test_an_idle_connection_is_kept_alive() -> None:
     """Keep-alives hold a connection over several idle time-outs."""
     async with serving(idle_timeout_s=0.6) as server, dialling(idle_timeout_s=0.6) as dialler:
