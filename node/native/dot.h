@@ -12,6 +12,7 @@
 #define MOST_VECTORS (4 * PARTS)
 #define MOST_SUMS (16 * PARTS)
 
+#define PART_BYTES (4 * WIDTH)
 #define FOR_EACH(name, count) UNROLL for (int name = 0; name < (count); name++)
 
 INLINE int32_t four(const int8_t *from) {
@@ -58,8 +59,6 @@ INLINE ivec dot_add(ivec sum, bytes weights, bytes codes) {
 #endif
 
 #if WIDTH == 16 || defined(__AVXVNNI__) || defined(NATIVE_NEON)
-#define PART_BYTES (4 * WIDTH)
-
 INLINE void dot_int8(ivec *sums, int rows, int tiles, const uint8_t *codes, size_t tile_step, const int8_t *q,
                      size_t row_step, const int32_t *totals, size_t total_step) {
     FOR_EACH(r, rows) FOR_EACH(c, tiles * PARTS) {
@@ -90,26 +89,11 @@ INLINE void dot_int8(ivec *sums, int rows, int tiles, const uint8_t *codes, size
     }
 }
 
-INLINE void dot_int4(ivec *sums, int rows, int tiles, const uint8_t *codes, size_t tile_step, const int8_t *q,
-                     size_t row_step) {
-    FOR_EACH(i, rows * tiles * PARTS) sums[i] = (ivec){0};
-    FOR_EACH(pair, 4) {
-        bytes low[MOST_VECTORS], high[MOST_VECTORS];
-        FOR_EACH(t, tiles) FOR_EACH(p, PARTS) {
-            bytes both = codes_at(codes + t * tile_step + pair * 64 + p * PART_BYTES);
-            low[t * PARTS + p] = low_nibbles(both);
-            high[t * PARTS + p] = high_nibbles(both);
-        }
-        FOR_EACH(r, rows) {
-            bytes first = repeat(four(q + r * row_step + pair * 8));
-            bytes second = repeat(four(q + r * row_step + pair * 8 + 4));
-            FOR_EACH(c, tiles * PARTS) {
-                ivec *sum = sums + r * tiles * PARTS + c;
-                *sum = dot_add(dot_add(*sum, low[c], first), high[c], second);
-            }
-        }
-    }
+INLINE ivec nibbles_add(ivec sum, bytes low, bytes first, bytes high, bytes second) {
+    return dot_add(dot_add(sum, low, first), high, second);
 }
+
+INLINE ivec nibbles_total(ivec sum) { return sum; }
 
 #elif WIDTH == 8
 
@@ -122,7 +106,7 @@ INLINE void dot_int8(ivec *sums, int rows, int tiles, const uint8_t *codes, size
     FOR_EACH(quad, 8) {
         bytes weights[MOST_VECTORS], sizes[MOST_VECTORS];
         FOR_EACH(t, tiles) FOR_EACH(p, PARTS) {
-            bytes w = codes_at(codes + t * tile_step + quad * 64 + p * 32);
+            bytes w = codes_at(codes + t * tile_step + quad * 64 + p * PART_BYTES);
             weights[t * PARTS + p] = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
             sizes[t * PARTS + p] = _mm256_abs_epi8(weights[t * PARTS + p]);
         }
@@ -137,30 +121,15 @@ INLINE void dot_int8(ivec *sums, int rows, int tiles, const uint8_t *codes, size
 }
 
 /* A whole group of pairs, 8 * 2 * 15 * 127, stays below 2^15: 16 bits hold it until the end. */
-INLINE void dot_int4(ivec *sums, int rows, int tiles, const uint8_t *codes, size_t tile_step, const int8_t *q,
-                     size_t row_step) {
-    FOR_EACH(i, rows * tiles * PARTS) sums[i] = (ivec){0};
-    FOR_EACH(pair, 4) {
-        bytes low[MOST_VECTORS], high[MOST_VECTORS];
-        FOR_EACH(t, tiles) FOR_EACH(p, PARTS) {
-            bytes both = codes_at(codes + t * tile_step + pair * 64 + p * 32);
-            low[t * PARTS + p] = low_nibbles(both);
-            high[t * PARTS + p] = high_nibbles(both);
-        }
-        FOR_EACH(r, rows) {
-            bytes first = repeat(four(q + r * row_step + pair * 8));
-            bytes second = repeat(four(q + r * row_step + pair * 8 + 4));
-            FOR_EACH(c, tiles * PARTS) {
-                ivec *sum = sums + r * tiles * PARTS + c;
-                bytes pairs = _mm256_add_epi16(_mm256_maddubs_epi16(low[c], first), _mm256_maddubs_epi16(high[c], second));
-                *sum = (ivec)_mm256_add_epi16((__m256i)*sum, pairs);
-            }
-        }
-    }
-    FOR_EACH(i, rows * tiles * PARTS) sums[i] = (ivec)_mm256_madd_epi16((__m256i)sums[i], _mm256_set1_epi16(1));
+INLINE ivec nibbles_add(ivec sum, bytes low, bytes first, bytes high, bytes second) {
+    bytes pairs = _mm256_add_epi16(_mm256_maddubs_epi16(low, first), _mm256_maddubs_epi16(high, second));
+    return (ivec)_mm256_add_epi16((__m256i)sum, pairs);
 }
 
+INLINE ivec nibbles_total(ivec sum) { return (ivec)_mm256_madd_epi16((__m256i)sum, _mm256_set1_epi16(1)); }
+
 #else /* plain C: what the others have to equal */
+#define DOT_PLAIN
 
 INLINE void dot_int8(ivec *sums, int rows, int tiles, const uint8_t *codes, size_t tile_step, const int8_t *q,
                      size_t row_step, const int32_t *totals, size_t total_step) {
@@ -187,5 +156,30 @@ INLINE void dot_int4(ivec *sums, int rows, int tiles, const uint8_t *codes, size
             }
 }
 
+#endif
+
+#ifndef DOT_PLAIN
+/* Two vectors of codes from one of bytes; how their products are added, and when they are 32 bits wide, is said above. */
+INLINE void dot_int4(ivec *sums, int rows, int tiles, const uint8_t *codes, size_t tile_step, const int8_t *q,
+                     size_t row_step) {
+    FOR_EACH(i, rows * tiles * PARTS) sums[i] = (ivec){0};
+    FOR_EACH(pair, 4) {
+        bytes low[MOST_VECTORS], high[MOST_VECTORS];
+        FOR_EACH(t, tiles) FOR_EACH(p, PARTS) {
+            bytes both = codes_at(codes + t * tile_step + pair * 64 + p * PART_BYTES);
+            low[t * PARTS + p] = low_nibbles(both);
+            high[t * PARTS + p] = high_nibbles(both);
+        }
+        FOR_EACH(r, rows) {
+            bytes first = repeat(four(q + r * row_step + pair * 8));
+            bytes second = repeat(four(q + r * row_step + pair * 8 + 4));
+            FOR_EACH(c, tiles * PARTS) {
+                ivec *sum = sums + r * tiles * PARTS + c;
+                *sum = nibbles_add(*sum, low[c], first, high[c], second);
+            }
+        }
+    }
+    FOR_EACH(i, rows * tiles * PARTS) sums[i] = nibbles_total(sums[i]);
+}
 #endif
 #endif

@@ -28,7 +28,7 @@ def candidates(
 
     Raises: Malformed, if the states are so large that the logits overflow.
     """
-    rows = list(_rows(kernel, head, epsilon, divisor, states, want))
+    rows = [_pick(kernel, logits, want) for logits in _logits(kernel, head, epsilon, divisor, states)]
     ids, best, normalisers, asked = zip(*rows, strict=True)
     return Candidates(np.stack(ids), np.stack(best), np.array(normalisers, np.float32), np.stack(asked))
 
@@ -36,25 +36,21 @@ def candidates(
 _Row = tuple[NDArray[np.int32], NDArray[np.float32], float, NDArray[np.float32]]
 
 
-def _rows(
-    kernel: Kernel,
-    head: HeadWeights,
-    epsilon: float,
-    divisor: float,
-    states: NDArray[np.float32],
-    want: Want,
-) -> Iterator[_Row]:
+def _logits(
+    kernel: Kernel, head: HeadWeights, epsilon: float, divisor: float, states: NDArray[np.float32]
+) -> Iterator[NDArray[np.float32]]:
     for start in range(0, len(states), _ROWS):
         some = np.ascontiguousarray(states[start : start + _ROWS])
         logits = kernel.head(head.matrix, head.norm, epsilon, some)
-        if divisor != 1.0:
-            logits = logits / np.float32(divisor)
-        for row in logits:
-            normaliser = kernel.log_sum_exp(row, want.temperature)
-            if not np.isfinite(normaliser) or not np.isfinite(row).all():
-                raise Malformed("the hidden states lead to logits that are not finite")
-            ids = _top(row, want.top)
-            yield ids, row[ids], normaliser, row[list(want.ids)] if want.ids else row[:0].copy()
+        yield from logits if divisor == 1.0 else logits / np.float32(divisor)
+
+
+def _pick(kernel: Kernel, logits: NDArray[np.float32], want: Want) -> _Row:
+    normaliser = kernel.log_sum_exp(logits, want.temperature)
+    if not np.isfinite(normaliser) or not np.isfinite(logits).all():
+        raise Malformed("the hidden states lead to logits that are not finite")
+    ids = _top(logits, want.top)
+    return ids, logits[ids], normaliser, logits[list(want.ids)] if want.ids else logits[:0].copy()
 
 
 def _top(logits: NDArray[np.float32], top: int) -> NDArray[np.int32]:

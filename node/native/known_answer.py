@@ -17,7 +17,6 @@ from node.native.packed import Kind, Matrix
 from node.native.shape import RotaryTable, Shape
 from protocol.model import Span
 
-KV_BYTES: Final = (2, 4)
 _TOKENS: Final = 21
 # Of the states that leave the last block, by the kind of the weights and the bytes of a number in the caches.
 ANSWERS: Final = {

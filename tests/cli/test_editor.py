@@ -18,6 +18,7 @@ import pytest
 from swarm.cli.history import ENTRIES, History
 from swarm.cli.lines import complete
 from tests.cli.test_net import Person
+from tests.support.odd_files import ODD, make_odd
 
 PROGRAM = """
 import sys, threading
@@ -209,9 +210,7 @@ def test_history_lasts_from_one_chat_to_the_next(tmp_path: Path) -> None:
         person.sees(r"said 'first'\.")
 
 
-@pytest.mark.parametrize(
-    "what", ["odd", "binary", "deep", "number", "surrogate", "folder", "fifo", "endless", "loop", "nowhere"]
-)
+@pytest.mark.parametrize("what", ["odd", "binary", "deep", "number", "surrogate", *ODD, "nowhere"])
 def test_a_broken_history_costs_one_line(what: str, tmp_path: Path) -> None:
     """And is left as it is."""
     path = tmp_path / "history"
@@ -222,19 +221,12 @@ def test_a_broken_history_costs_one_line(what: str, tmp_path: Path) -> None:
         "number": b"1" + b"0" * 10_000 + b"\n",
         "surrogate": b'"\\ud800"\n',
     }
-    match what:
-        case "folder":
-            path.mkdir()
-        case "fifo":
-            os.mkfifo(path)
-        case "endless":
-            path.symlink_to("/dev/zero")
-        case "loop":
-            path.symlink_to(path)
-        case "nowhere":
-            tmp_path = Path("/dev/null/home")
-        case _:
-            path.write_bytes(odd[what])
+    if what == "nowhere":
+        tmp_path = Path("/dev/null/home")
+    elif what in odd:
+        path.write_bytes(odd[what])
+    else:
+        make_odd(path, what)
     with typing(tmp_path) as person:
         seen = person.sees("> ")
         person.types("hello\ragain\r\x04")

@@ -13,6 +13,7 @@ import pytest
 
 from tests.cli.test_usage import NOBODY
 from tests.support.commands import run
+from tests.support.odd_files import ODD, make_odd
 
 FULL = "cannot write to standard output: No space left on device"
 CLOSED = "cannot write to standard output: Bad file descriptor"
@@ -129,22 +130,15 @@ def test_an_odd_memory_of_doors_is_none(content: bytes, tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("what", ["folder", "fifo", "endless", "unreadable", "loop"])
+@pytest.mark.parametrize("what", ["unreadable", *ODD])
 def test_a_memory_of_doors_that_is_no_file_is_none(what: str, tmp_path: Path) -> None:
     """Nor is it waited for."""
     path = tmp_path / "joined.json"
-    match what:
-        case "folder":
-            path.mkdir()
-        case "fifo":
-            os.mkfifo(path)
-        case "endless":
-            path.symlink_to("/dev/zero")
-        case "loop":
-            path.symlink_to(path)
-        case "unreadable":
-            path.write_text("{}")
-            path.chmod(0)
+    if what == "unreadable":
+        path.write_text("{}")
+        path.chmod(0)
+    else:
+        make_odd(path, what)
     done = run("status", home=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
 
