@@ -12,6 +12,7 @@ from node.native.cache import PagedCache
 from node.native.checkpoint import NativeCheckpoint
 from node.native.head import candidates
 from node.native.kernel import Kernel
+from node.native.pages import PagePool
 from node.native.weights import Loader
 from protocol.candidates import Candidates, Want
 from protocol.errors import LocalProtocolError, Malformed
@@ -42,6 +43,7 @@ class NativeEngine:
         blocks = [loader.block(index) for index in range(first, stop)]
         self._blocks = Blocks(kernel, self._shape, first, blocks, precision.kv_bytes)
         self._row_bytes = self._shape.kv_row_bytes(precision.kv_bytes)
+        self._pages = PagePool()
 
     @classmethod
     def load(cls, checkpoint: NativeCheckpoint, span: Span, kernel: Kernel) -> NativeEngine:
@@ -65,7 +67,7 @@ class NativeEngine:
         if not self.span.covers(span):
             raise LocalProtocolError(f"span {span} asked of an engine that holds {self.span}")
         first, stop = self._blocks_of(span)
-        return PagedCache(span, stop - first, self._row_bytes, max_tokens)
+        return PagedCache(span, stop - first, self._row_bytes, max_tokens, self._pages)
 
     def step(self, cache: KvCache, position: int, inputs: Tensor, want: Want) -> Tensor | Candidates | None:
         """See `node.compute.interfaces.Engine`."""
@@ -103,7 +105,7 @@ class NativeEngine:
         # Rows that fail half-way leave nothing that counts.
         cache.length = position
         if first < stop:
-            cache.reserve(end)
+            cache.reserve(position, end)
             self._blocks.run(states, [(cache, position, len(states))], first, stop - first)
         cache.length = end
 
