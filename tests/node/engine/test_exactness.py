@@ -124,15 +124,15 @@ def test_recurrent_layers_go_back_to_the_start_only(family: str, tiny: Tiny) -> 
 @pytest.mark.parametrize("family", RECURRENT)
 def test_recurrent_layers_fork_where_they_stand(family: str, tiny: Tiny) -> None:
     """Their state is copied as it is, and nowhere else but at the start."""
-    engine = SpanEngine.load(Checkpoint.open(str(tiny(family))), Span(1, 6), dtype="f32")
+    engine = SpanEngine.load(Checkpoint.open(str(tiny(family))), Span(1, 5), dtype="f32")
     cache = engine.new_cache(engine.span)
     engine.step(cache, 0, states(7, engine.hidden_size), NOTHING)
     forks = [cache.fork(7), cache, cache.fork(0)]
     with pytest.raises(UnsupportedModel, match="recurrent"):
         cache.fork(3)
     found = [engine.step(fork, fork.length, states(2, engine.hidden_size), NOTHING) for fork in forks]
-    assert all(isinstance(out, Tensor) for out in found)
-    assert found[0] == found[1] != found[2]
+    rows = [out.data for out in found if isinstance(out, Tensor)]
+    assert rows[0] == rows[1] != rows[2]
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3_next"])
