@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from node.compute.call import run_alone
 from node.native.cache import PagedCache
 from node.native.checkpoint import NativeCheckpoint
 from node.native.engine import NativeEngine
@@ -187,17 +188,17 @@ def test_a_fork_goes_on_to_the_bit_as_a_session_of_its_own(kernel: Kernel) -> No
     engine = NativeEngine.load(NativeCheckpoint.open("swarm/models/tiny", PRECISIONS["int8"]), WHOLE, kernel)
     used = engine.new_cache(WHOLE)
     for at in (0, 200):
-        engine.step(used, at, from_numpy(PROMPT[at : at + 300][::-1].copy()), NOTHING)
+        run_alone(engine, used, at, from_numpy(PROMPT[at : at + 300][::-1].copy()), NOTHING)
     used.close()
     first = engine.new_cache(WHOLE)
-    engine.step(first, 0, from_numpy(PROMPT[:250]), NOTHING)
+    run_alone(engine, first, 0, from_numpy(PROMPT[:250]), NOTHING)
     forks = [first.fork(250), first.fork(240), first]
     for tail, fork in enumerate(forks):
         rows = np.concatenate((PROMPT[fork.length : 255], PROMPT[tail : tail + 20]))
-        found = engine.step(fork, fork.length, from_numpy(rows), Want(top=0))
+        found = run_alone(engine, fork, fork.length, from_numpy(rows), Want(top=0))
         alone = engine.new_cache(WHOLE)
         whole = np.concatenate((PROMPT[:255], PROMPT[tail : tail + 20]))
-        expected = engine.step(alone, 0, from_numpy(whole), Want(top=0))
+        expected = run_alone(engine, alone, 0, from_numpy(whole), Want(top=0))
         assert isinstance(found, Candidates)
         assert isinstance(expected, Candidates)
         assert found.logits.tobytes() == expected.logits.tobytes()
