@@ -30,6 +30,10 @@ the client gets what those gave or, as a bridge, the whole journal. A relink may
 filled: what it computes later under a number before `live_from` belongs to the journal that the relink asked for, and
 goes where that went in the same way. While a link is down steps are computed, kept and acknowledged as ever.
 
+*Forks.* A session may begin with what another of the same client has at a position, as all steps below a number left
+it: the journal as it stands once these are sent on, the cache when its turn comes among what the thread computes.
+Where a later step has gone back over the position by then, there is no fork. Numbers go on from that one.
+
 *The end.* `life` says what still counts and whether the client is to hear why. Everything is given back in `free`,
 but for the cache and the seat: the thread that computes may be at it, and closes it when it is through.
 """
@@ -52,13 +56,14 @@ from node.compute.scheduler import Owner, Piece
 from node.hop.admission import Admission, Seat
 from node.hop.answers import Answers
 from node.hop.backlog import Backlog, Load, Pending
+from node.hop.forks import CannotFork, History
 from node.hop.life import Event, Life
 from node.hop.neighbours import Neighbours
 from node.hop.sender import Sender
 from node.hop.steps import Computed, Gate, Shape, as_fill, effective_want, explain, join, piece_want
 from protocol import limits
-from protocol.errors import Lost, Malformed, RemoteProtocolError
-from protocol.messages import Ack, Close, Error, Message, Open, Ping, Pong, Relink, Step
+from protocol.errors import LocalProtocolError, Lost, Malformed, RemoteProtocolError, SwarmError
+from protocol.messages import Ack, Close, Error, Fork, Message, Open, Ping, Pong, Relink, Step
 from protocol.talk.channel import Channel
 from protocol.transport.allowance import Allowance
 
@@ -102,10 +107,12 @@ class HopSession:
         self._client = client
         self._seat = seat
         self._first_next = opened.next
+        self._is_fork = opened.fork is not None
         self._life = Life()
         self._gate = Gate(shape)
         self._computed = 0  # the highest number plus one
         self._cache: KvCache | None = None
+        self._history = History()  # for the thread that computes
         self._backlog = Backlog(shape, seat)
         self._answers = Answers(client, self._life, self._backlog)
         # No method of ours: parts that know us would keep everything until a collection.
@@ -124,13 +131,38 @@ class HopSession:
             with self._life.scope:
                 async with trio.open_nursery() as nursery:
                     if self._first_next is not None:
-                        self._sender.start_link(nursery, self._first_next)
+                        neighbours = self._machine.neighbours
+                        link = partial(neighbours.open_stream, asker=self.owner, forks=self._is_fork)
+                        self._sender.start_link(nursery, self._first_next, link)
                     nursery.start_soon(self._emit_all, nursery)
                     nursery.start_soon(self._answers.run)
                     await self._read_client()
             return self._life.failure
         finally:
             self.free()
+
+    async def begin_with(self, other: HopSession, fork: Fork) -> None:
+        """Begin with what another session has; before anything else happens to this one. Raises: CannotFork."""
+        try:
+            with trio.fail_after(limits.FORK_WAIT_S):
+                journal = await other._sender.fork(fork.position, fork.after, self.shape.max_tokens)
+        except (LocalProtocolError, trio.TooSlowError):
+            raise CannotFork("that session has something else") from None
+        taken = trio.Event()
+        errors: list[Exception] = []
+
+        def done(outcome: Outcome) -> None:
+            errors.extend([] if outcome.error is None else [outcome.error])
+            taken.set()
+
+        # Also where nobody waits for it any more: what closes the cache comes behind it.
+        self._machine.loop.executor.submit(partial(self._take_cache, other, fork), done)
+        await taken.wait()
+        if errors:
+            raise CannotFork(str(errors[0]) if isinstance(errors[0], SwarmError) else "the engine failed")
+        self._gate.begin_at(fork.after, fork.position)
+        self._computed = fork.after
+        self._sender.begin_with(fork.after, journal)
 
     def fail(self, why: Error) -> None:
         """End the session; the first reason given is the one the client is told."""
@@ -230,6 +262,7 @@ class HopSession:
         if self._cache is None:
             self._cache = engine.new_cache(self.shape.span, self.shape.max_tokens)
         step = pending.step
+        self._history.note(step.number, step.position)
         inputs = step.inputs
         if piece.stop - piece.start < inputs.rows:
             inputs = inputs.row_slice(piece.start, piece.stop)
@@ -289,6 +322,16 @@ class HopSession:
             Ack(step.number, max(0.0, pending.queue_ms), pending.compute_ms),
         )
         self._backlog.let_go(pending.load)
+
+    def _take_cache(self, other: HopSession, fork: Fork) -> None:
+        """In the thread that computes. Raises: CannotFork, and whatever the cache raises."""
+        cache = other._cache
+        if cache is None or not 1 <= fork.position <= min(cache.length, self.shape.max_tokens):
+            raise CannotFork("that session has something else")
+        if not other._history.stands(fork.after, fork.position):
+            raise CannotFork("that session has gone back since")
+        self._cache = cache.fork(fork.position)
+        self._history = History(fork.after)
 
     # --- the end
 

@@ -119,6 +119,10 @@ class Search:
             return None
         return {peer for peer, refusal in self._refusals.items() if refusal.final}
 
+    def note_failure(self, hop: HopStream, error: SwarmError) -> None:
+        """A hop of another session let none begin beside it."""
+        self._note_refusal(hop.planned, error)
+
     def _note_refusal(self, hop: Hop, error: SwarmError) -> None:
         again = isinstance(error, Busy) and hop.peer not in self._refusals
         self._refusals[hop.peer] = _Refusal(str(error), final=not again)

@@ -41,10 +41,12 @@ def _weights(name: str, *shape: int) -> Rows:
 
 
 class FakeCache:
-    """A state per position and block."""
+    """A state per position and block; forks are `made` known like the caches that an engine makes."""
 
-    def __init__(self, span: Span) -> None:
+    def __init__(self, span: Span, made: list[FakeCache]) -> None:
         self.span = span
+        self.made = made
+        made.append(self)
         self.closed = False
         self.states: dict[int, list[Rows]] = {stage: [] for stage in span if 1 <= stage <= BLOCKS}
         self._length = 0
@@ -63,6 +65,14 @@ class FakeCache:
     def grow(self, rows: int) -> None:
         """Rows were added."""
         self._length += rows
+
+    def fork(self, position: int) -> FakeCache:
+        """A copy of the first positions."""
+        assert not self.closed
+        other = FakeCache(self.span, self.made)
+        other.states = {stage: states[:position] for stage, states in self.states.items()}
+        other.grow(position)
+        return other
 
     def close(self) -> None:
         """Give the memory back."""
@@ -94,9 +104,7 @@ class FakeEngine:
 
     def new_cache(self, span: Span, max_tokens: int | None = None) -> FakeCache:
         """An empty cache."""
-        cache = FakeCache(span)
-        self.caches.append(cache)
-        return cache
+        return FakeCache(span, self.caches)
 
     def run(self, calls: Sequence[Call]) -> list[StepResult | Exception]:
         """See `node.compute.interfaces.Engine`."""
