@@ -134,10 +134,12 @@ INLINE Running soften(float *scores, int width, int first, int stop) {
 
 INLINE void soften_all(const Visit *visit, const Part *part) {
     const int width = (part->high - part->low + LANES - 1) / LANES * LANES;
+    const float cap = visit->job->model->score_cap;
     for (int q = 0; q < visit->count; q++) {
         const int position = visit->positions[q / visit->group], first = first_seen(visit->job->layer, position);
-        visit->this_block[q] = soften(visit->scores + (size_t)q * BLOCK + part->low - part->base, width,
-                                      least(width, most(0, first - part->low)),
+        float *scores = visit->scores + (size_t)q * BLOCK + part->low - part->base;
+        for (int i = 0; cap > 0 && i < width; i += WIDTH) store(scores + i, bent(load(scores + i), cap));
+        visit->this_block[q] = soften(scores, width, least(width, most(0, first - part->low)),
                                       most(0, least(position + 1, part->high) - part->low));
     }
 }

@@ -84,12 +84,13 @@ static void find_turns(Team *team, const Step *step) {
 }
 
 /* The states, normed where there is a norm, for a product with weights of this kind. */
-static void enter(Team *team, const Step *step, const float *norm, int kind) {
-    const int hidden = step->model->hidden;
+static void enter(Team *team, const Step *step, Norm norm, int kind) {
+    const Model *m = step->model;
+    const int hidden = m->hidden;
     for (int row; (row = team_next(team)) < step->batch->rows;) {
         const size_t at = (size_t)row * hidden;
-        if (norm)
-            rms_norm(step->inner.values + at, step->batch->states + at, norm, hidden, step->model->epsilon);
+        if (norm.weight)
+            normalise(step->inner.values + at, step->batch->states + at, norm, hidden, m->centred, m->epsilon);
         else
             memcpy(step->inner.values + at, step->batch->states + at, sizeof(float) * hidden);
         if (is_quantised(kind)) quantise(step->inner, at, hidden);
@@ -98,17 +99,17 @@ static void enter(Team *team, const Step *step, const float *norm, int kind) {
 }
 
 /* The product, normed where there is a norm, times the residual's scale, is added to the states. */
-static void leave(Team *team, const Step *step, const Linear *weights, const float *norm) {
+static void leave(Team *team, const Step *step, const Linear *weights, Norm norm) {
     const Model *m = step->model;
     const size_t hidden = (size_t)m->hidden;
-    if (!norm) {
+    if (!norm.weight) {
         linear(team, weights, step->inner, step->batch->rows, (Out){step->batch->states, hidden, 1, m->residual_scale});
         return;
     }
     linear(team, weights, step->inner, step->batch->rows, (Out){step->beside, hidden, 0, 1});
     for (int row; (row = team_next(team)) < step->batch->rows;) {
         float *y = step->beside + row * hidden, *states = step->batch->states + row * hidden;
-        rms_norm(y, y, norm, m->hidden, m->epsilon);
+        normalise(y, y, norm, m->hidden, m->centred, m->epsilon);
         for (size_t i = 0; i < hidden; i += WIDTH)
             store(states + i, fused(load(y + i), all(m->residual_scale), load(states + i)));
     }
@@ -132,25 +133,39 @@ INLINE void rotate(float *head, const float *cosines, int half) {
     }
 }
 
+/* One head of queries, keys or values: nothing beyond the model's bounds. */
+INLINE void clip(const Model *m, float *head) {
+    for (int d = 0; m->clip > 0 && d < m->head_dim; d += WIDTH)
+        store(head + d, greater(lesser(load(head + d), all(m->clip)), all(-m->clip)));
+}
+
 /* One head of queries or keys of one row: norm, rotation. */
-INLINE void turn(const Step *step, const Layer *layer, int row, float *head, const float *norm) {
+INLINE void turn(const Step *step, const Layer *layer, int row, float *head, Norm norm) {
     const Model *m = step->model;
-    if (norm && !m->wide_norms) rms_norm(head, head, norm, m->head_dim, m->epsilon);
+    const int normed = norm.weight && !m->wide_norms;
+    if (normed && !m->late_norms) normalise(head, head, norm, m->head_dim, m->centred, m->epsilon);
+    clip(m, head);
     if (layer->rotary >= 0) rotate(head, turns_of(step, layer->rotary, row), m->rotary_dims / 2);
+    if (normed && m->late_norms) normalise(head, head, norm, m->head_dim, m->centred, m->epsilon);
+}
+
+/* Norms over all heads of a row at once. */
+static void norm_wide(Team *team, const Step *step, const Layer *layer, size_t stride) {
+    const Model *m = step->model;
+    const int queries = m->heads * m->head_dim, keys = m->kv_heads * m->head_dim;
+    for (int row; (row = team_next(team)) < step->batch->rows;) {
+        float *q = step->qkv + row * stride, *k = q + queries;
+        if (layer->query_norm.weight) normalise(q, q, layer->query_norm, queries, m->centred, m->epsilon);
+        if (layer->key_norm.weight) normalise(k, k, layer->key_norm, keys, m->centred, m->epsilon);
+    }
+    team_wait(team);
 }
 
 /* Queries and keys are normed and turned, queries scaled, keys and values put into their pages. */
 static void prepare(Team *team, const Step *step, const Layer *layer, const Attention *attention) {
     const Model *m = step->model;
     const int dim = m->head_dim, group = m->heads / m->kv_heads;
-    if (m->wide_norms) {
-        for (int row; (row = team_next(team)) < step->batch->rows;) {
-            float *queries = step->qkv + row * attention->query_stride, *keys = queries + m->heads * dim;
-            if (layer->query_norm) rms_norm(queries, queries, layer->query_norm, m->heads * dim, m->epsilon);
-            if (layer->key_norm) rms_norm(keys, keys, layer->key_norm, m->kv_heads * dim, m->epsilon);
-        }
-        team_wait(team);
-    }
+    if (m->wide_norms) norm_wide(team, step, layer, attention->query_stride);
     for (int task; (task = team_next(team)) < step->batch->rows * m->kv_heads;) {
         const int row = task / m->kv_heads, head = task % m->kv_heads;
         float *queries = step->qkv + row * attention->query_stride + head * group * dim;
@@ -161,6 +176,7 @@ static void prepare(Team *team, const Step *step, const Layer *layer, const Atte
                 store(queries + q * dim + d, load(queries + q * dim + d) * m->query_scale);
         }
         turn(step, layer, row, key, layer->key_norm);
+        clip(m, key + m->kv_heads * dim);
         store_position(attention, row, head, key, key + m->kv_heads * dim);
     }
     team_wait(team);
@@ -173,25 +189,33 @@ static void attend_all(Team *team, const Step *step, const Attention *attention)
     team_wait(team);
 }
 
-/* activation(gate) * up, for the product that follows. */
-static void activate_all(Team *team, const Step *step, int kind) {
-    const int count = step->model->intermediate, pieces = (count + ACTIVATED - 1) / ACTIVATED;
+/* activation(gate) * up, or activation(up), for the product that follows. */
+static void activate_all(Team *team, const Step *step, const Layer *layer) {
+    const Model *m = step->model;
+    const int count = layer->down.ins, pieces = (count + ACTIVATED - 1) / ACTIVATED;
     for (int task; (task = team_next(team)) < step->batch->rows * pieces;) {
         const size_t row = (size_t)(task / pieces);
         const int first = task % pieces * ACTIVATED, width = least(ACTIVATED, count - first);
-        const float *gate = step->gate_up + row * 2 * count + first, *up = gate + count;
+        const float *gate = step->gate_up + row * (size_t)layer->gate_up.outs + first, *up = gate + count;
         float *out = step->inner.values + row * count + first;
-        for (int i = 0; i < width; i += WIDTH)
-            store(out + i, activate(step->model->activation, load(gate + i)) * load(up + i));
-        if (is_quantised(kind)) quantise(step->inner, row * count + first, width);
+        for (int i = 0; i < width; i += WIDTH) {
+            const vec active = activate(m->activation, load(gate + i));
+            store(out + i, m->gated ? active * load(up + i) : active);
+        }
+        if (is_quantised(layer->down.kind)) quantise(step->inner, row * count + first, width);
     }
     team_wait(team);
+}
+
+/* What enters the MLP's activation, of the normed states in `inner`. */
+static void open_mlp(Team *team, const Step *step, const Layer *layer) {
+    linear(team, &layer->gate_up, step->inner, step->batch->rows, (Out){step->gate_up, (size_t)layer->gate_up.outs, 0, 1});
 }
 
 static void run(Team *team, void *given, int member) {
     const Step *step = given;
     const Model *m = step->model;
-    const size_t qkv = (size_t)(m->heads + 2 * m->kv_heads) * m->head_dim, intermediate = (size_t)m->intermediate;
+    const size_t qkv = (size_t)(m->heads + 2 * m->kv_heads) * m->head_dim;
     find_turns(team, step);
     for (int index = 0; index < step->batch->layers; index++) {
         const Layer *layer = m->layers + index;
@@ -208,12 +232,15 @@ static void run(Team *team, void *given, int member) {
         };
         enter(team, step, layer->attention_norm, layer->qkv.kind);
         linear(team, &layer->qkv, step->inner, step->batch->rows, (Out){step->qkv, qkv, 0, 1});
+        if (m->side_by_side) open_mlp(team, step, layer);
         prepare(team, step, layer, &attention);
         attend_all(team, step, &attention);
         leave(team, step, &layer->out, layer->attention_post_norm);
-        enter(team, step, layer->mlp_norm, layer->gate_up.kind);
-        linear(team, &layer->gate_up, step->inner, step->batch->rows, (Out){step->gate_up, 2 * intermediate, 0, 1});
-        activate_all(team, step, layer->down.kind);
+        if (!m->side_by_side) {
+            enter(team, step, layer->mlp_norm, layer->gate_up.kind);
+            open_mlp(team, step, layer);
+        }
+        activate_all(team, step, layer);
         leave(team, step, &layer->down, layer->mlp_post_norm);
     }
 }

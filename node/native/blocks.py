@@ -11,10 +11,8 @@ from numpy.typing import NDArray
 
 from node.native.cache import PagedCache
 from node.native.kernel import Kernel, LayerStruct, ModelStruct
-from node.native.packed import Matrix, address
+from node.native.packed import Matrix, Norm, NormStruct, address
 from node.native.shape import Shape
-
-Vector = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,20 +23,20 @@ class BlockWeights:
     out: Matrix
     gate_up: Matrix
     down: Matrix
-    attention_norm: Vector | None
-    attention_post_norm: Vector | None
-    mlp_norm: Vector | None
-    mlp_post_norm: Vector | None
-    query_norm: Vector | None
-    key_norm: Vector | None
+    attention_norm: Norm | None = None
+    attention_post_norm: Norm | None = None
+    mlp_norm: Norm | None = None
+    mlp_post_norm: Norm | None = None
+    query_norm: Norm | None = None
+    key_norm: Norm | None = None
 
     @property
     def nbytes(self) -> int:
         """Memory that it takes."""
-        norms = (vector.nbytes for vector in self.norms() if vector is not None)
+        norms = (norm.nbytes for norm in self.norms() if norm is not None)
         return sum(matrix.nbytes for matrix in (self.qkv, self.out, self.gate_up, self.down)) + sum(norms)
 
-    def norms(self) -> tuple[Vector | None, ...]:
+    def norms(self) -> tuple[Norm | None, ...]:
         """All norms, in the order of `LayerStruct`."""
         return (
             self.attention_norm,
@@ -100,11 +98,17 @@ class Blocks:
             shape.intermediate,
             shape.rotary_dims,
             shape.activation,
+            int(shape.gated),
+            int(shape.centred),
             int(shape.wide_norms),
+            int(shape.late_norms),
+            int(shape.side_by_side),
             self.kv_bytes,
             shape.epsilon,
             shape.query_scale,
             shape.residual_scale,
+            shape.score_cap,
+            shape.clip,
             (ctypes.c_float * 2)(*gains, *[1.0] * missing),
             (ctypes.c_void_p * 2)(*(address(table) for table in self._tables), *[None] * missing),
             ctypes.addressof(self._layers) + (first - self.first) * ctypes.sizeof(LayerStruct),
@@ -113,5 +117,5 @@ class Blocks:
 
 def _layer(shape: Shape, index: int, block: BlockWeights) -> LayerStruct:
     matrices = (matrix.struct() for matrix in (block.qkv, block.out, block.gate_up, block.down))
-    norms = (None if vector is None else address(vector) for vector in block.norms())
+    norms = (NormStruct() if norm is None else norm.struct() for norm in block.norms())
     return LayerStruct(*matrices, *norms, shape.rotary_of[index], shape.windows[index])

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from node.native.blocks import Blocks, BlockWeights
 from node.native.cache import PagedCache
 from node.native.kernel import Kernel
-from node.native.packed import Kind, Matrix
+from node.native.packed import Kind, Matrix, Norm
 from node.native.shape import RotaryTable, Shape
 from protocol.model import Span
 
@@ -81,15 +81,16 @@ def made_up_block(
         rows = numbers(next(seeds), outs * ins, 2 / math.sqrt(ins)).reshape(outs, ins)
         return kernel.pack(kind, (outs, ins), [rows], numbers(next(seeds), outs, 0.1) if bias else None)
 
-    def norm(count: int) -> NDArray[np.float32]:
-        return 1 + numbers(next(seeds), count, 0.2)
+    def norm(count: int) -> Norm:
+        weight = 1 + numbers(next(seeds), count, 0.2)
+        return Norm(weight, numbers(next(seeds), count, 0.1) if shape.centred else None)
 
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     heads = (queries, keys) if shape.wide_norms else (shape.head_dim, shape.head_dim)
     return BlockWeights(
         matrix(queries + 2 * keys, shape.hidden, bias=True),
         matrix(shape.hidden, queries),
-        matrix(2 * shape.intermediate, shape.hidden),
+        matrix((1 + shape.gated) * shape.intermediate, shape.hidden),
         matrix(shape.hidden, shape.intermediate),
         norm(shape.hidden),
         norm(shape.hidden) if every_norm else None,

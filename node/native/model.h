@@ -18,19 +18,30 @@ typedef struct {
     const float *bias; /* or NULL */
 } Linear;
 
-/* Norms that are NULL are not applied. */
+/* Not applied where there is no weight. */
+typedef struct {
+    const float *weight, *bias; /* the bias may be NULL */
+} Norm;
+
 typedef struct {
     Linear qkv, out, gate_up, down;
-    const float *attention_norm, *attention_post_norm, *mlp_norm, *mlp_post_norm, *query_norm, *key_norm;
+    Norm attention_norm, attention_post_norm, mlp_norm, mlp_post_norm, query_norm, key_norm;
     int32_t rotary; /* which table of frequencies; -1: this layer does not rotate */
     int32_t window; /* positions seen, the own among them; 0: all */
 } Layer;
 
 typedef struct {
-    int32_t hidden, heads, kv_heads, head_dim, intermediate, rotary_dims, activation;
-    int32_t wide_norms; /* query_norm and key_norm are over all heads at once */
-    int32_t kv_bytes;   /* of a number in a page: 4 for fp32, 2 for fp16 */
+    int32_t hidden, heads, kv_heads, head_dim, intermediate, rotary_dims;
+    int32_t activation;  /* 0: SiLU, 1: GELU, 2: the square of what is positive */
+    int32_t gated;       /* gate_up has gates before what they let through; else it has no gates */
+    int32_t centred;     /* norms take the mean away first */
+    int32_t wide_norms;  /* query_norm and key_norm are over all heads at once */
+    int32_t late_norms;  /* they come after the rotation */
+    int32_t side_by_side; /* the MLP reads what attention reads */
+    int32_t kv_bytes;    /* of a number in a page: 4 for fp32, 2 for fp16 */
     float epsilon, query_scale, residual_scale;
+    float score_cap; /* scores are bent to stay within it; 0: none */
+    float clip;      /* queries, keys and values are cut off there; 0: none */
     float rotary_gain[2];
     const float *frequencies[2];
     const Layer *layers;

@@ -41,6 +41,12 @@ def rotary_table(parameters: Mapping[str, Any], head_dim: int, context: int) -> 
             scaled = _llama3(plain, fields, context)
         case "yarn":
             scaled, gain = _yarn(plain, fields, base, dims, context)
+        case "alpha":
+            stretch = _EXACT.power(
+                Decimal(fields.number("alpha")), _EXACT.divide(Decimal(dims), Decimal(dims - 2))
+            )
+            base = float(_EXACT.multiply(Decimal(base), stretch))
+            scaled = [float(_inverse_power(base, 2 * i, dims)) for i in range(dims // 2)]
         case _:
             raise UnsupportedModel(f"rotations scaled by {kind!r}")
     fields.close()
@@ -83,7 +89,10 @@ def _yarn(
     def pair_that_turns(times: float) -> float:
         return dims * math.log(original / (times * 2 * math.pi)) / (2 * math.log(base))
 
-    first, last = max(math.floor(pair_that_turns(fast)), 0), min(math.ceil(pair_that_turns(slow)), dims - 1)
+    ends = pair_that_turns(fast), pair_that_turns(slow)
+    if fields.flag("truncate", True):
+        ends = math.floor(ends[0]), math.ceil(ends[1])
+    first, last = max(ends[0], 0), min(ends[1], dims - 1)
     width = last - first if last != first else 0.001
     ramp = [min(max((i - first) / width, 0.0), 1.0) for i in range(len(plain))]
     scaled = [f / factor * share + f * (1 - share) for f, share in zip(plain, ramp, strict=True)]

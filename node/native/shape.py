@@ -20,11 +20,17 @@ class RotaryTable:
 class Shape:
     """One model.
 
-    activation     0 SiLU, 1 GELU in its tanh form
+    activation     0 SiLU, 1 GELU in its tanh form, 2 the square of what is positive
     rotary_dims    numbers of a head that turn, from the first on
     rotary_of      of each block the table, -1 where nothing turns
     windows        of each block the positions that it sees, 0 for all
     wide_norms     norms of queries and keys are over all heads at once
+    late_norms     they come after the rotation
+    gated          gates are multiplied by what they let through; else there are none
+    centred        norms take the mean away first
+    side_by_side   the MLP reads what attention reads
+    score_cap      scores are bent to stay within it, 0 for none; logits_cap alike
+    clip           queries, keys and values are cut off there, 0 for none
     """
 
     blocks: int
@@ -44,7 +50,14 @@ class Shape:
     rotary_tables: tuple[RotaryTable, ...]
     rotary_of: tuple[int, ...]
     windows: tuple[int, ...]
-    wide_norms: bool
+    wide_norms: bool = False
+    late_norms: bool = False
+    gated: bool = True
+    centred: bool = False
+    side_by_side: bool = False
+    score_cap: float = 0.0
+    logits_cap: float = 0.0
+    clip: float = 0.0
 
     def kv_row_bytes(self, kv_bytes: int) -> int:
         """Memory that one position takes in one block."""

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
-from numpy.typing import NDArray
 
 from node.native.blocks import BlockWeights
 from node.native.checkpoint import NativeCheckpoint
 from node.native.kernel import Kernel
-from node.native.names import block_prefix, gate_up_names, head_name, norm_names, qkv_names
-from node.native.packed import Kind, Matrix
+from node.native.names import Part, block_matrices, block_prefix, head_name, norm_names, norm_tensors
+from node.native.packed import Kind, Matrix, Norm
 from node.native.tensors import StoredRows
+from protocol.errors import BadCheckpoint
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeadWeights:
     """The last norm and the matrix to logits."""
 
-    norm: NDArray[np.float32]
+    norm: Norm
     matrix: Matrix
 
 
@@ -43,38 +44,45 @@ class Loader:
         rows = self._checkpoint.rows(stage, head_name(self._plan))
         size = shape.vocabulary, shape.hidden
         matrix = self._kernel.pack(self._checkpoint.precision.head, size, rows.pieces())
-        return HeadWeights(self._norm(stage, "model.norm.weight"), matrix)
+        return HeadWeights(self._norm(stage, "model.norm", shape.hidden), matrix)
 
     def block(self, index: int) -> BlockWeights:
         """A block, packed."""
         plan, precision = self._plan, self._checkpoint.precision
-        norms = {
-            field: self._norm(1 + index, f"{block_prefix(index)}{name}.weight")
-            for field, (name, _) in norm_names(plan).items()
-        }
+        parts = block_matrices(plan)
         return BlockWeights(
-            qkv=self._matrix(precision.attention, index, qkv_names(plan), plan.query_bias),
-            out=self._matrix(precision.attention, index, ("self_attn.o_proj",), plan.out_bias),
-            gate_up=self._matrix(precision.mlp, index, gate_up_names(plan), plan.mlp_bias),
-            down=self._matrix(precision.mlp, index, ("mlp.down_proj",), plan.mlp_bias),
-            attention_norm=norms.get("attention_norm"),
-            attention_post_norm=norms.get("attention_post_norm"),
-            mlp_norm=norms.get("mlp_norm"),
-            mlp_post_norm=norms.get("mlp_post_norm"),
-            query_norm=norms.get("query_norm"),
-            key_norm=norms.get("key_norm"),
+            qkv=self._matrix(precision.attention, index, parts["qkv"]),
+            out=self._matrix(precision.attention, index, parts["out"]),
+            gate_up=self._matrix(precision.mlp, index, parts["gate_up"]),
+            down=self._matrix(precision.mlp, index, parts["down"]),
+            **{
+                field: self._norm(1 + index, f"{block_prefix(index)}{name}", size)
+                for field, (name, size) in norm_names(plan).items()
+            },
         )
 
-    def _matrix(self, kind: Kind, index: int, names: tuple[str, ...], biased: bool) -> Matrix:
-        """Projections below one another as one matrix."""
-        prefix, stage = block_prefix(index), 1 + index
-        parts = [self._checkpoint.rows(stage, f"{prefix}{name}.weight") for name in names]
-        bias = None
-        if biased:
-            biases = [self._checkpoint.rows(stage, f"{prefix}{name}.bias").vector() for name in names]
-            bias = np.concatenate(biases)
-        size = sum(part.shape[0] for part in parts), parts[0].shape[1]
-        return self._kernel.pack(kind, size, chain.from_iterable(part.pieces() for part in parts), bias)
+    def _matrix(self, kind: Kind, index: int, parts: Sequence[Part]) -> Matrix:
+        """Parts below one another as one matrix."""
+        stored, biases = [], []
+        for part in parts:
+            name = f"{block_prefix(index)}{part.name}"
+            stored.append(self._checkpoint.rows(1 + index, f"{name}.weight").ordered(part.rows, part.columns))
+            if part.biased:
+                biases.append(self._checkpoint.rows(1 + index, f"{name}.bias").ordered(part.rows).vector())
+        size = sum(rows.shape[0] for rows in stored), stored[0].shape[1]
+        pieces = chain.from_iterable(rows.pieces() for rows in stored)
+        try:
+            return self._kernel.pack(kind, size, pieces, np.concatenate(biases) if biases else None)
+        except BadCheckpoint as error:
+            names = " and ".join(f"{block_prefix(index)}{part.name}.weight" for part in parts)
+            raise BadCheckpoint(f"{self._checkpoint.name}: in {names}: {error}") from error
 
-    def _norm(self, stage: int, name: str) -> NDArray[np.float32]:
-        return self._checkpoint.rows(stage, name).vector() + np.float32(self._plan.family.norm_offset)
+    def _norm(self, stage: int, name: str, size: int) -> Norm:
+        tensors = norm_tensors(self._plan, name, size)
+        weight, bias = (
+            self._checkpoint.rows(stage, f"{name}.{what}").vector() if f"{name}.{what}" in tensors else None
+            for what in ("weight", "bias")
+        )
+        if weight is None:
+            return Norm(np.ones(size, np.float32))
+        return Norm(weight + np.float32(self._plan.family.norm_offset), bias)

@@ -106,6 +106,14 @@ CASES = {
             "rotary_tables": (table(32, 0.75),),
         },
     ),
+    "int8, soft caps": Case(Kind.INT8, every_norm=True, changed={"activation": 1, "score_cap": 1.5}),
+    "f32, soft caps": Case(Kind.F32, tokens=300, changed={**_ONE_BLOCK, "score_cap": 0.7}),
+    "f32, centred norms, side by side, clipped": Case(
+        Kind.F32, every_norm=True, changed={"centred": True, "side_by_side": True, "clip": 0.8}
+    ),
+    "int4, late norms, no gates, squares": Case(
+        Kind.INT4, every_norm=True, changed={"late_norms": True, "gated": False, "activation": 2}
+    ),
     "int8, outliers": Case(Kind.INT8, outlier=3e4),
     "int8, denormals": Case(Kind.INT8, scale=1e-38, tokens=21),
     "f32, denormals": Case(Kind.F32, scale=1e-40, tokens=21),

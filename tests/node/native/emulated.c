@@ -32,6 +32,11 @@ static float *take_floats(void) {
     return count ? take(sizeof(float) * (size_t)count) : NULL;
 }
 
+static Norm take_norm(void) {
+    float *weight = take_floats(), *bias = take_floats();
+    return (Norm){weight, bias};
+}
+
 static Linear take_matrix(Team *team, int kind) {
     const int32_t outs = take_int(), ins = take_int();
     float *weights = take_floats(), *bias = take_floats();
@@ -47,22 +52,22 @@ static Layer take_layer(Team *team, int kind) {
     layer.out = take_matrix(team, kind);
     layer.gate_up = take_matrix(team, kind);
     layer.down = take_matrix(team, kind);
-    layer.attention_norm = take_floats();
-    layer.attention_post_norm = take_floats();
-    layer.mlp_norm = take_floats();
-    layer.mlp_post_norm = take_floats();
-    layer.query_norm = take_floats();
-    layer.key_norm = take_floats();
+    Norm *norms[] = {&layer.attention_norm, &layer.attention_post_norm, &layer.mlp_norm,
+                     &layer.mlp_post_norm,  &layer.query_norm,          &layer.key_norm};
+    for (int i = 0; i < 6; i++) *norms[i] = take_norm();
     return layer;
 }
 
 int main(void) {
     Team *team = native_team(2);
-    Model model = {take_int(), take_int(), take_int(), take_int(), take_int(), take_int(), take_int(), take_int(), take_int()};
+    Model model = {0};
+    int32_t *sizes[] = {&model.hidden,     &model.heads,        &model.kv_heads, &model.head_dim, &model.intermediate,
+                        &model.rotary_dims, &model.activation,  &model.gated,    &model.centred,  &model.wide_norms,
+                        &model.late_norms, &model.side_by_side, &model.kv_bytes};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) *sizes[i] = take_int();
     const int32_t blocks = take_int(), rows = take_int(), kind = take_int();
-    model.epsilon = take_float();
-    model.query_scale = take_float();
-    model.residual_scale = take_float();
+    float *scales[] = {&model.epsilon, &model.query_scale, &model.residual_scale, &model.score_cap, &model.clip};
+    for (size_t i = 0; i < sizeof scales / sizeof *scales; i++) *scales[i] = take_float();
     for (int i = 0; i < 2; i++) {
         model.rotary_gain[i] = take_float();
         model.frequencies[i] = take_floats();

@@ -71,16 +71,19 @@ def block_bytes(case: Case, index: int, block: BlockWeights) -> bytes:
     assert len(shape.windows) == shape.blocks
     for matrix in (block.qkv, block.out, block.gate_up, block.down):
         parts += [ints(matrix.outs, matrix.ins), floats(matrix.codes.view(np.float32)), floats(matrix.bias)]
-    return b"".join([*parts, *(floats(norm) for norm in block.norms())])
+    for norm in block.norms():
+        parts += [floats(norm.weight if norm else None), floats(norm.bias if norm else None)]
+    return b"".join(parts)
 
 
 def case_bytes(case: Case) -> bytes:
     """The whole case."""
     shape, kernel = case.shape, Unpacked()
     sizes = (shape.hidden, shape.heads, shape.kv_heads, shape.head_dim, shape.intermediate, shape.rotary_dims)
-    parts = [ints(*sizes, shape.activation, shape.wide_norms, case.kv_bytes)]
+    norms = (shape.centred, shape.wide_norms, shape.late_norms)
+    parts = [ints(*sizes, shape.activation, shape.gated, *norms, shape.side_by_side, case.kv_bytes)]
     parts.append(ints(shape.blocks, case.tokens, case.kind))
-    scales = (shape.epsilon, shape.query_scale, shape.residual_scale)
+    scales = (shape.epsilon, shape.query_scale, shape.residual_scale, shape.score_cap, shape.clip)
     parts.append(np.array(scales, np.float32).tobytes())
     for index in range(2):
         table = shape.rotary_tables[index] if index < len(shape.rotary_tables) else None

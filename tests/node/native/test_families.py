@@ -15,7 +15,8 @@ from node.compute.call import run_alone
 from node.engine.checkpoint import Checkpoint
 from node.native.checkpoint import NativeCheckpoint
 from node.native.engine import NativeEngine
-from node.native.family import FAMILIES, plan_model
+from node.native.families import FAMILIES
+from node.native.family import plan_model
 from node.native.kernel import Kernel
 from node.native.precision import F32, INT4, INT8, Precision
 from protocol.candidates import Candidates, Want
@@ -33,6 +34,7 @@ def rope(kind: str, **more: float) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": kind, "rope_theta": 10_000.0, **more}}
 
 
+YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "llama, biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
@@ -58,6 +60,33 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3, part turns": ("phi3", rope("default", partial_rotary_factor=0.5)),
     "olmo2": ("olmo2", {}),
     "gemma3_text": ("gemma3_text", {"head_dim": 32}),
+    "llama, small heads": ("llama", {"head_dim": 20, "attention_bias": True}),
+    "ministral": ("ministral", {"head_dim": 32, "sliding_window": 6}),
+    "gemma": ("gemma", {"head_dim": 32}),
+    "gemma2": ("gemma2", {"head_dim": 32, "query_pre_attn_scalar": 20, "attn_logit_softcapping": 2.0}),
+    "vaultgemma": ("vaultgemma", {"head_dim": 32, "final_logit_softcapping": None, "sliding_window": 7}),
+    "glm": ("glm", {"head_dim": 32}),
+    "glm4": ("glm4", {"head_dim": 24}),
+    "olmo": ("olmo", {"clip_qkv": 0.8}),
+    "olmo3": ("olmo3", {"sliding_window": 6}),
+    "olmo3, yarn": ("olmo3", {"sliding_window": 6, "rope_scaling": YARN}),
+    "seed_oss": ("seed_oss", {"head_dim": 32, "attention_out_bias": True, "mlp_bias": True}),
+    "ernie4_5": ("ernie4_5", {"head_dim": 32, "use_bias": True}),
+    "exaone4": ("exaone4", {"sliding_window": 6}),
+    "exaone4, no windows": ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 4}),
+    "helium": ("helium", {"head_dim": 32}),
+    "hunyuan_v1_dense": ("hunyuan_v1_dense", {"head_dim": 32}),
+    "hunyuan_v1_dense, alpha": (
+        "hunyuan_v1_dense",
+        {"head_dim": 32, **rope("dynamic", alpha=1000.0, factor=1.0)},
+    ),
+    "arcee": ("arcee", {}),
+    "nemotron": ("nemotron", {"mlp_bias": True}),
+    "starcoder2": ("starcoder2", {"sliding_window": 6}),
+    "stablelm": ("stablelm", {"use_qkv_bias": True}),
+    "stablelm, side by side": ("stablelm", {"use_parallel_residual": True}),
+    "cohere": ("cohere", {}),
+    "cohere2": ("cohere2", {"sliding_window": 6, "logit_scale": 0.3}),
 }
 TOKENS = 40
 
