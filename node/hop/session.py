@@ -151,7 +151,7 @@ class HopSession:
         taken = trio.Event()
         errors: list[Exception] = []
 
-        def done(outcome: Outcome) -> None:
+        def done(outcome: Outcome[None]) -> None:
             errors.extend([] if outcome.error is None else [outcome.error])
             taken.set()
 
