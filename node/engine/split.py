@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from node.engine import weights
+from node.engine.batching import may_batch
 from node.engine.cache import LayerCaches, SpanCache
-from node.engine.forward import Forward
+from node.engine.forward import Caches, Forward
 from node.engine.gates import Gates
+from node.engine.rows import RowAttention, RowCaches
 from node.engine.skeleton import DTYPES, build_skeleton, text_config
 from protocol.errors import BadCheckpoint
 from protocol.model import Span
@@ -61,6 +63,8 @@ class SplitModel:
         self._stub()
         self._gates = Gates(getattr(decoder, name), layout.returns)
         self._forward = Forward(self._model, decoder)
+        self._attention = RowAttention(self._model)
+        self.may_batch = self._forward.takes_positions and may_batch(self._model)
         self._dummy: torch.Tensor = torch.zeros(1, 1, layout.width, dtype=self.dtype, device=self.device)
 
     def _load(self, checkpoint: Checkpoint, dtype: str) -> None:
@@ -130,35 +134,50 @@ class SplitModel:
         slots: frozenset[int] = frozenset().union(*(self._slots[i] for i in self.layers_of(span)))
         return SpanCache(self.config, span, slots, max_tokens)
 
-    def hidden(self, span: Span, caches: LayerCaches, inputs: torch.Tensor) -> torch.Tensor:
+    def together(self, sessions: Sequence[LayerCaches]) -> RowCaches:
+        """Caches of a batch: one row of each session."""
+        return RowCaches(sessions, self._attention.name)
+
+    def hidden(self, span: Span, caches: Caches, inputs: torch.Tensor) -> torch.Tensor:
         """Hidden states [1, tokens, hidden] after the last block of the span (after the embedding, if it has none).
 
-        inputs: ids [1, tokens], int64, if the span begins with stage 0; else hidden states [1, tokens, hidden].
+        inputs: ids [1, tokens], int64, if the span begins with stage 0; else hidden states [1, tokens, hidden]. With
+        caches of several sessions one row of each: [sessions, 1] or [sessions, 1, hidden], and so what comes out.
         """
         with self._running(span, caches, inputs):
-            self._forward.hidden(caches, caches.length, self._offered(span, inputs))
+            self._forward.hidden(caches, self._offered(span, inputs))
             return self._gates.left
 
-    def logits(self, span: Span, caches: LayerCaches, inputs: torch.Tensor, rows: int) -> torch.Tensor:
-        """Logits [1, rows, vocabulary] of the last `rows` rows (0: of all); inputs as for `hidden`."""
+    def fill(self, span: Span, caches: Caches, inputs: torch.Tensor) -> None:
+        """Take the rows into the caches, for nothing else; inputs as for `hidden`."""
+        if self.layers_of(span):
+            self.hidden(span, caches, inputs)
+        else:
+            caches.advance(inputs.shape[1])
+
+    def logits(self, span: Span, caches: Caches, inputs: torch.Tensor, rows: int) -> torch.Tensor:
+        """Logits [1 or sessions, rows, vocabulary] of the last `rows` rows (0: of all); inputs as for `hidden`."""
         with self._running(span, caches, inputs):
-            return self._forward.logits(caches, caches.length, self._offered(span, inputs), rows)
+            return self._forward.logits(caches, self._offered(span, inputs), rows)
 
     @contextlib.contextmanager
-    def _running(self, span: Span, caches: LayerCaches, inputs: torch.Tensor) -> Iterator[None]:
+    def _running(self, span: Span, caches: Caches, inputs: torch.Tensor) -> Iterator[None]:
         layers = self.layers_of(span)
+        attending = (
+            self._attention.by_session() if isinstance(caches, RowCaches) else contextlib.nullcontext()
+        )
         self._gates.set(layers.start, layers.stop, None if span.start == 0 else inputs)
-        caches.torn = True
+        caches.begin()
         try:
-            yield
+            with attending:
+                yield
         finally:
             self._gates.set(0, 0, None)  # holds on to no states
-        caches.torn = False
-        caches.length += inputs.shape[1]
+        caches.advance(inputs.shape[1])
 
     def _offered(self, span: Span, inputs: torch.Tensor) -> torch.Tensor:
         """What the family's forward begins with: the ids, or zeros of the same length that nothing depends on."""
         if span.start == 0:
             return inputs
         # Not expanded from one row: some families write into the embeddings that they are given.
-        return self._dummy.repeat(1, inputs.shape[1], 1)
+        return self._dummy.repeat(*inputs.shape[:2], 1)
