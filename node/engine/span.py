@@ -12,6 +12,7 @@ from node.compute.interfaces import Call, StepResult
 from node.engine import convert, head
 from node.engine.cache import SpanCache
 from node.engine.checkpoint import Checkpoint
+from node.engine.quantised import Quantiser
 from node.engine.split import SplitModel
 from node.engine.trial import Trial
 from protocol.candidates import Want
@@ -37,13 +38,20 @@ class SpanEngine:
     batches: whether decode steps of several sessions are computed together.
     """
 
-    def __init__(self, checkpoint: Checkpoint, span: Span, dtype: str, device: str) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        span: Span,
+        dtype: str,
+        device: str,
+        quantiser: Quantiser | None,
+    ) -> None:
         """Use `load`."""
         self.span = span
         self.dtype = dtype
         self.manifest: Manifest = checkpoint.manifest
         self.hidden_size = self.manifest.hidden_size
-        self._model = SplitModel(checkpoint, frozenset(span), dtype, device)
+        self._model = SplitModel(checkpoint, frozenset(span), dtype, device, quantiser)
         self.weight_bytes = self._model.weight_bytes
         trial = Trial(self._model, span)
         self._kv_bytes = trial.kv_bytes()
@@ -51,18 +59,25 @@ class SpanEngine:
 
     @classmethod
     def load(
-        cls, checkpoint: Checkpoint, span: Span, *, dtype: str | None = None, device: str = "cpu"
+        cls,
+        checkpoint: Checkpoint,
+        span: Span,
+        *,
+        dtype: str | None = None,
+        device: str = "cpu",
+        quantiser: Quantiser | None = None,
     ) -> SpanEngine:
         """Load the span's tensors, no others, and try them out.
 
-        dtype: None takes the checkpoint's own where the device computes in it natively, else "f32".
+        dtype: None takes the checkpoint's own where the device computes in it natively, else "f32". quantiser: packs
+        the weights, on the CPU and for "f32".
         Raises: BadCheckpoint, UnsupportedModel; ConfigError, if the model has no such span or dtype, or the device
         no memory for it.
         """
         checkpoint.require(span)
         dtype = choose_dtype(checkpoint, dtype, device)
         try:
-            return cls(checkpoint, span, dtype, device)
+            return cls(checkpoint, span, dtype, device, quantiser)
         except torch.OutOfMemoryError as error:
             need = sum(checkpoint.stage_bytes(stage, dtype) for stage in span) / 2**30
             raise ConfigError(

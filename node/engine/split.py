@@ -21,6 +21,7 @@ from protocol.model import Span
 
 if TYPE_CHECKING:
     from node.engine.checkpoint import Checkpoint
+    from node.engine.quantised import Quantiser
 
 
 class _Zero(nn.Module):
@@ -44,8 +45,15 @@ class _Same(nn.Module):
 class SplitModel:
     """The stages `stages` of a checkpoint's model, loaded. Not for two threads at once."""
 
-    def __init__(self, checkpoint: Checkpoint, stages: frozenset[int], dtype: str, device: str) -> None:
-        """Raises: BadCheckpoint, UnsupportedModel."""
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        stages: frozenset[int],
+        dtype: str,
+        device: str,
+        quantiser: Quantiser | None = None,
+    ) -> None:
+        """quantiser: on the CPU, packs the weights while they are loaded. Raises: BadCheckpoint, UnsupportedModel."""
         self.config = checkpoint.config
         self.stages = stages
         self.dtype = DTYPES[dtype]
@@ -56,7 +64,7 @@ class SplitModel:
         self._layout = layout = checkpoint.layout
         self._model = build_skeleton(self.config, dtype)
         self._model.requires_grad_(False)
-        self._load(checkpoint, dtype)
+        self._load(checkpoint, dtype, quantiser)
         owner, _, name = layout.stack.rpartition(".")
         decoder = self._model.get_submodule(owner)
         self._slots = self._cache_slots(getattr(decoder, name))
@@ -67,16 +75,20 @@ class SplitModel:
         self.may_batch = self._forward.takes_positions and may_batch(self._model)
         self._dummy: torch.Tensor = torch.zeros(1, 1, layout.width, dtype=self.dtype, device=self.device)
 
-    def _load(self, checkpoint: Checkpoint, dtype: str) -> None:
+    def _load(self, checkpoint: Checkpoint, dtype: str, quantiser: Quantiser | None) -> None:
         loaded: set[str] = set()
         needed: set[str] = set()
-        # One stage at a time: where dtypes differ, only one stage is in memory as stored and as loaded.
+        # One stage at a time: where dtypes differ, or weights are packed, only one is in memory twice.
         for stage in sorted(self.stages):
             places = {n: p for n, p in checkpoint.places(stage).items() if n not in loaded}
             if places:
                 loaded |= weights.load_tensors(self._model, places, dtype, self.device)
             needed |= self._layout.stages[stage]
+            if quantiser is not None:
+                quantiser.replace(self._model, self._layout)
         weights.tie(self._model, self._layout, needed, loaded)
+        if quantiser is not None:
+            quantiser.replace(self._model, self._layout)
         weights.fill_buffers(self._model, self._modules_run(), self.device)
         empty = [n for n in sorted(needed) if n not in loaded and self._is_meta(n)]
         if empty:
@@ -89,7 +101,8 @@ class SplitModel:
 
     def _weight_bytes(self) -> int:
         distinct = {id(p): p for p in self._model.parameters() if p.device.type != "meta"}
-        return sum(p.nbytes for p in distinct.values())
+        packed = (getattr(module, "packed_bytes", 0) for module in self._model.modules())
+        return sum(p.nbytes for p in distinct.values()) + sum(packed)
 
     def _modules_run(self) -> list[str]:
         """The paths of the modules that a span here runs."""
