@@ -8,6 +8,7 @@ from typing import Protocol
 
 from node.compute.interfaces import Engine
 from node.config import NodeConfig
+from protocol.errors import UnsupportedModel
 from protocol.model import Manifest, Span
 
 
@@ -63,8 +64,16 @@ OpenBackend = Callable[[NodeConfig], Backend]
 
 
 def open_backend(config: NodeConfig) -> Backend:
-    """The checkpoint that `config` names, for the engine that serves it in the precision asked for."""
-    return open_torch(config) if config.quant is None else open_native(config)
+    """The checkpoint that `config` names, for the engine that serves it in the precision asked for.
+
+    What the kernels do not know completely keeps its own modules, with its weights packed.
+    """
+    if config.quant is None:
+        return open_torch(config)
+    try:
+        return open_native(config)
+    except UnsupportedModel:
+        return open_torch(config)
 
 
 def open_native(config: NodeConfig) -> Backend:
@@ -86,5 +95,10 @@ def open_torch(config: NodeConfig) -> Backend:
     if config.threads is not None:
         configure_threads(config.threads)
     return TorchBackend.open(
-        config.model, cache_dir=config.cache_dir, dtype=config.dtype, device=config.device
+        config.model,
+        cache_dir=config.cache_dir,
+        dtype=config.dtype,
+        device=config.device,
+        quant=config.quant,
+        threads=config.threads,
     )

@@ -65,7 +65,17 @@ ROOMS = [
     Room("node", ("node", "protocol")),
     Room("node.compute", ("protocol.",)),
     Room(
-        "node.engine", ("node.compute.casting", "node.compute.inputs", "node.compute.interfaces", "protocol.")
+        "node.engine",
+        (
+            "node.compute.casting",
+            "node.compute.inputs",
+            "node.compute.interfaces",
+            "node.native.kernel",
+            "node.native.load",
+            "node.native.packed",
+            "node.native.precision",
+            "protocol.",
+        ),
     ),
     Room(
         "node.native",

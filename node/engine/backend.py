@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 from node.engine.checkpoint import Checkpoint
 from node.engine.device import free_bytes
+from node.engine.quantised import Quantiser
 from node.engine.span import SpanEngine, choose_dtype
+from node.native.load import load_kernel
+from node.native.precision import PRECISIONS
 from protocol.model import Span
 
 
@@ -17,11 +20,29 @@ class TorchBackend:
     model: Checkpoint
     _dtype: str | None  # None: what suits the checkpoint and the device
     _device: str
+    _quantiser: Quantiser | None
 
     @classmethod
-    def open(cls, model: str, *, cache_dir: str | None, dtype: str | None, device: str) -> TorchBackend:
-        """Open a folder or a model of the hub. Raises: ConfigError, BadCheckpoint, UnsupportedModel."""
-        return cls(Checkpoint.open(model, cache_dir=cache_dir), dtype, device)
+    def open(
+        cls,
+        model: str,
+        *,
+        cache_dir: str | None,
+        dtype: str | None,
+        device: str,
+        quant: str | None = None,
+        threads: int | None = None,
+    ) -> TorchBackend:
+        """Open a folder or a model of the hub; `quant` packs its weights, for the CPU, with so many threads.
+
+        Raises: ConfigError, also where weights are to be packed and there are no kernels; BadCheckpoint,
+        UnsupportedModel.
+        """
+        if quant is None:
+            return cls(Checkpoint.open(model, cache_dir=cache_dir), dtype, device, None)
+        precision = PRECISIONS[quant]
+        quantiser = Quantiser(load_kernel(threads), precision)
+        return cls(Checkpoint.open(model, cache_dir=cache_dir, precision=precision), "f32", device, quantiser)
 
     def dtype(self) -> str:
         """See `node.backend.Backend`."""
@@ -29,11 +50,13 @@ class TorchBackend:
 
     def numerics(self) -> str:
         """See `node.backend.Backend`."""
-        return self.dtype()
+        return self.dtype() if self.model.precision is None else self.model.precision.name
 
     def load(self, span: Span) -> SpanEngine:
         """See `node.backend.Backend`."""
-        return SpanEngine.load(self.model, span, dtype=self._dtype, device=self._device)
+        return SpanEngine.load(
+            self.model, span, dtype=self._dtype, device=self._device, quantiser=self._quantiser
+        )
 
     def free_bytes(self) -> int:
         """See `node.backend.Backend`."""

@@ -11,7 +11,6 @@ from node.native.engine import NativeEngine
 from node.native.kernel import Kernel
 from node.native.load import load_kernel
 from node.native.precision import PRECISIONS
-from protocol.errors import ConfigError, UnsupportedModel
 from protocol.model import Span
 
 
@@ -28,14 +27,11 @@ class NativeBackend:
     ) -> NativeBackend:
         """Open a folder or a model of the hub.
 
-        Raises: BadCheckpoint; ConfigError, also where the kernels do not know the model or are not there.
+        Raises: BadCheckpoint; UnsupportedModel, if the kernels do not know it whole; ConfigError, also where there
+        are no kernels.
         """
         kernel = load_kernel(threads)
-        try:
-            checkpoint = NativeCheckpoint.open(model, PRECISIONS[precision], cache_dir=cache_dir)
-        except UnsupportedModel as error:
-            raise ConfigError(f"{model} cannot be served in {precision}: {error}") from error
-        return cls(checkpoint, kernel)
+        return cls(NativeCheckpoint.open(model, PRECISIONS[precision], cache_dir=cache_dir), kernel)
 
     def numerics(self) -> str:
         """See `node.backend.Backend`."""

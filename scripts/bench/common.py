@@ -7,7 +7,8 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -27,7 +28,7 @@ from tests.support.processes import Processes
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama of this shape, random weights, fp32."""
+    """A Llama of this shape, random weights."""
 
     layers: int
     hidden: int
@@ -36,8 +37,8 @@ class Shape:
     intermediate: int
     vocabulary: int
 
-    def write(self, folder: Path) -> None:
-        """A checkpoint with a byte-level tokenizer."""
+    def write(self, folder: Path, dtype: str = "float32", device: str = "cpu") -> None:
+        """A checkpoint in this dtype, made up on the device, with a byte-level tokenizer."""
         import torch
         from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -52,7 +53,9 @@ class Shape:
             eos_token_id=None,
         )
         torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+        with torch.device(device):
+            model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+        model.save_pretrained(folder)
         write_tokenizer(folder)
 
 
@@ -73,6 +76,13 @@ def local_swarm(model: Path, layers: Sequence[str], extra: Sequence[str] = ()) -
         running = LocalSwarm(processes, model, Path(home), extra=extra)
         running.start(*layers)
         yield running
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """How long it takes."""
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
