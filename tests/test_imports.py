@@ -65,7 +65,14 @@ ROOMS = [
     Room("node", ("node", "protocol")),
     Room("node.compute", ("protocol.",)),
     Room(
-        "node.engine", ("node.compute.casting", "node.compute.inputs", "node.compute.interfaces", "protocol.")
+        "node.engine",
+        (
+            "node.compute.casting",
+            "node.compute.inputs",
+            "node.compute.interfaces",
+            "node.memory",
+            "protocol.",
+        ),
     ),
     Room(
         "node.native",
@@ -75,6 +82,7 @@ ROOMS = [
             "node.engine.files",
             "node.engine.shards",
             "node.engine.sources",
+            "node.memory",
             "protocol.",
         ),
     ),

@@ -19,7 +19,6 @@ _HARMLESS: Final = (
     "attention_dropout",
     "auto_map",
     "bos_token_id",
-    "dtype",
     "embd_pdrop",
     "eos_token_id",
     "initializer_range",
@@ -27,12 +26,13 @@ _HARMLESS: Final = (
     "model_type",
     "pad_token_id",
     "resid_pdrop",
-    "torch_dtype",
     "transformers.js_config",
     "transformers_version",
     "use_cache",
     "_name_or_path",
 )
+# As config.json names what is stored, and as safetensors does; by either name of the field.
+_DTYPES: Final = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _ACTIVATIONS: Final = {"silu": 0, "gelu_pytorch_tanh": 1}
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
@@ -100,6 +100,7 @@ class Plan:
     out_bias: bool
     mlp_bias: bool
     context: int
+    stored: str  # the dtype of most tensors, as safetensors names it, if config.json tells the truth
 
 
 def plan_model(config: Mapping[str, Any]) -> Plan:
@@ -126,9 +127,18 @@ def plan_model(config: Mapping[str, Any]) -> Plan:
         out_bias=bool(attention_bias if family.out_bias is None else family.out_bias),
         mlp_bias=fields.flag("mlp_bias", False) if kind in ("llama", "granite", "smollm3") else False,
         context=context,
+        stored=_stored(fields),
     )
     fields.close()
     return plan
+
+
+def _stored(fields: Fields) -> str:
+    names = [fields.any(name, None) for name in ("dtype", "torch_dtype")]
+    name = next((name for name in names if name is not None), "float32")
+    if not isinstance(name, str) or (stored := _DTYPES.get(name.removeprefix("torch."))) is None:
+        raise UnsupportedModel(f"config.json has the dtype {str(name)[:80]!r}")
+    return stored
 
 
 def _sizes(family: Family, fields: Fields) -> Shape:

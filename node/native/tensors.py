@@ -40,6 +40,7 @@ class StoredRows:
         except OSError as error:
             raise BadCheckpoint(f"{path}: cannot be read: {error.strerror}") from error
         self._name = name
+        self.stored = tensor.dtype  # as safetensors names it
 
     @property
     def nbytes(self) -> int:

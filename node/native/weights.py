@@ -13,6 +13,7 @@ from node.native.checkpoint import NativeCheckpoint
 from node.native.kernel import Kernel
 from node.native.names import block_prefix, gate_up_names, head_name, norm_names, qkv_names
 from node.native.packed import Kind, Matrix
+from node.native.precision import kept_kind
 from node.native.tensors import StoredRows
 
 
@@ -42,7 +43,8 @@ class Loader:
         shape = self._plan.shape
         rows = self._checkpoint.rows(stage, head_name(self._plan))
         size = shape.vocabulary, shape.hidden
-        matrix = self._kernel.pack(self._checkpoint.precision.head, size, rows.pieces())
+        kind = kept_kind(self._checkpoint.precision.head, {rows.stored})
+        matrix = self._kernel.pack(kind, size, rows.pieces())
         return HeadWeights(self._norm(stage, "model.norm.weight"), matrix)
 
     def block(self, index: int) -> BlockWeights:
@@ -74,6 +76,7 @@ class Loader:
             biases = [self._checkpoint.rows(stage, f"{prefix}{name}.bias").vector() for name in names]
             bias = np.concatenate(biases)
         size = sum(part.shape[0] for part in parts), parts[0].shape[1]
+        kind = kept_kind(kind, {part.stored for part in parts})
         return self._kernel.pack(kind, size, chain.from_iterable(part.pieces() for part in parts), bias)
 
     def _norm(self, stage: int, name: str) -> NDArray[np.float32]:
