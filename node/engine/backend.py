@@ -21,6 +21,7 @@ class TorchBackend:
     _dtype: str | None  # None: what suits the checkpoint and the device
     _device: str
     _quantiser: Quantiser | None
+    _why: str
 
     @classmethod
     def open(
@@ -30,19 +31,22 @@ class TorchBackend:
         cache_dir: str | None,
         dtype: str | None,
         device: str,
+        why: str,
         quant: str | None = None,
         threads: int | None = None,
     ) -> TorchBackend:
-        """Open a folder or a model of the hub; `quant` packs its weights, for the CPU, with so many threads.
+        """Open a folder or a model of the hub; `why` it is computed here, for people.
 
+        `quant` packs its weights, for the CPU, with so many threads.
         Raises: ConfigError, also where weights are to be packed and there are no kernels; BadCheckpoint,
         UnsupportedModel.
         """
         if quant is None:
-            return cls(Checkpoint.open(model, cache_dir=cache_dir), dtype, device, None)
+            return cls(Checkpoint.open(model, cache_dir=cache_dir), dtype, device, None, why)
         precision = PRECISIONS[quant]
         quantiser = Quantiser(load_kernel(threads), precision)
-        return cls(Checkpoint.open(model, cache_dir=cache_dir, precision=precision), "f32", device, quantiser)
+        checkpoint = Checkpoint.open(model, cache_dir=cache_dir, precision=precision)
+        return cls(checkpoint, "f32", device, quantiser, why)
 
     def dtype(self) -> str:
         """See `node.backend.Backend`."""
@@ -51,6 +55,10 @@ class TorchBackend:
     def numerics(self) -> str:
         """See `node.backend.Backend`."""
         return self.dtype() if self.model.precision is None else self.model.precision.name
+
+    def kernels(self) -> str:
+        """See `node.backend.Backend`."""
+        return f"torch on {self._device}: {self._why}"
 
     def load(self, span: Span) -> SpanEngine:
         """See `node.backend.Backend`."""

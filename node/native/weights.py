@@ -13,6 +13,7 @@ from node.native.checkpoint import NativeCheckpoint
 from node.native.kernel import Kernel
 from node.native.names import Part, block_matrices, block_prefix, head_name, norm_names, norm_tensors
 from node.native.packed import Kind, Matrix, Norm
+from node.native.precision import kept_kind
 from node.native.tensors import StoredRows
 from protocol.errors import BadCheckpoint
 
@@ -43,7 +44,8 @@ class Loader:
         shape = self._plan.shape
         rows = self._checkpoint.rows(stage, head_name(self._plan))
         size = shape.vocabulary, shape.hidden
-        matrix = self._kernel.pack(self._checkpoint.precision.head, size, rows.pieces())
+        kind = kept_kind(self._checkpoint.precision.head, {rows.stored})
+        matrix = self._kernel.pack(kind, size, rows.pieces())
         return HeadWeights(self._norm(stage, "model.norm", shape.hidden), matrix)
 
     def block(self, index: int) -> BlockWeights:
@@ -70,6 +72,7 @@ class Loader:
             if part.biased:
                 biases.append(self._checkpoint.rows(1 + index, f"{name}.bias").ordered(part.rows).vector())
         size = sum(rows.shape[0] for rows in stored), stored[0].shape[1]
+        kind = kept_kind(kind, {rows.stored for rows in stored})
         pieces = chain.from_iterable(rows.pieces() for rows in stored)
         try:
             return self._kernel.pack(kind, size, pieces, np.concatenate(biases) if biases else None)

@@ -11,7 +11,8 @@ import typer
 from protocol.errors import ConfigError, SwarmError, leaves, unwrapped
 from swarm.cli import chat, demo, generate, node, route, status
 from swarm.cli.logs import traceback_lines, wants_tracebacks
-from swarm.cli.options import Verbose
+from swarm.cli.node_options import NodeOptions
+from swarm.cli.options import Verbose, taking
 from swarm.cli.streams import OutputLost, own_streams
 from swarm.cli.terminal import open_terminal
 
@@ -23,7 +24,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-for _command in (chat.chat, demo.demo, generate.generate, node.node, route.route, status.status):
+_node = taking(NodeOptions, node.node)
+for _command in (chat.chat, demo.demo, generate.generate, _node, route.route, status.status):
     app.command()(_command)
 
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from protocol.errors import ConfigError
 from swarm.cli import local
 from swarm.cli.app import app, main
-from swarm.cli.node import parse_layers, parse_size
+from swarm.cli.node_options import parse_layers, parse_size
 from tests.support.commands import run, run_afresh
 
 COMMANDS = ["chat", "demo", "generate", "node", "route", "status"]
@@ -69,6 +69,7 @@ def test_version(tmp_path: Path) -> None:
         (["node", "--model", "x", "--max-memory", "lots"], "6G"),
         (["node", "--model", "x", "--dtype", "f8"], "f8"),
         (["node", "--model", "x", "--quant", "int3"], "int8, int4"),
+        (["node", "--model", "x", "--engine", "abacus"], "native, torch"),
         (["node", "--model", "x", "--join", "nonsense"], "nonsense"),
         (["demo", "--kill", "--nodes", "1"], "2 nodes"),
     ],
@@ -120,12 +121,13 @@ def test_addresses_are_taken_from_the_environment_and_from_memory(tmp_path: Path
     assert "entered last (1 address tried)" in done.stderr
 
 
-def test_without_torch_the_node_command_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_what_a_node_needs_a_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """One line with the command to run."""
-    monkeypatch.setattr(local, "_NEEDED", ("torch_that_is_not_there",))
-    for call in (lambda: local.serve({"model": "x"}, print), lambda: local.load_ends("x")):
-        with pytest.raises(ConfigError, match=r'pip install "inference-swarm\[node\]"'):
-            call()
+    monkeypatch.setattr(local, "_NODE", ("psutil_that_is_not_there",))
+    with pytest.raises(ConfigError, match=r'pip install "inference-swarm\[node\]"'):
+        local.serve({"model": "x"}, print)
+    with pytest.raises(ConfigError, match=r'pip install "inference-swarm\[node,torch\]"'):
+        local.load_ends("x")
 
 
 @pytest.mark.parametrize(
