@@ -9,6 +9,7 @@ from typing import Protocol
 from node.compute.interfaces import Engine
 from node.config import NodeConfig
 from protocol.model import Manifest, Span
+from protocol.numerics import Numerics
 
 
 class Model(Protocol):
@@ -48,8 +49,11 @@ class Backend(Protocol):
     def dtype(self) -> str:
         """Of the hidden states that its engines take and give. Raises: ConfigError, UnsupportedModel."""
 
-    def numerics(self) -> str:
-        """What its engines compute in, for people. Raises: ConfigError, UnsupportedModel."""
+    def numerics(self) -> Numerics:
+        """What its engines compute in. Raises: ConfigError, UnsupportedModel."""
+
+    def kernels(self) -> str:
+        """Whose code computes, for people."""
 
     def load(self, span: Span) -> Engine:
         """An engine for `span`, its weights loaded. Raises: BadCheckpoint, UnsupportedModel, ConfigError."""

@@ -8,6 +8,7 @@ from node.engine.checkpoint import Checkpoint
 from node.engine.device import free_bytes
 from node.engine.span import SpanEngine, choose_dtype
 from protocol.model import Span
+from protocol.numerics import Numerics
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,13 @@ class TorchBackend:
         """See `node.backend.Backend`."""
         return choose_dtype(self.model, self._dtype, self._device)
 
-    def numerics(self) -> str:
+    def numerics(self) -> Numerics:
         """See `node.backend.Backend`."""
-        return self.dtype()
+        return Numerics(self.dtype())
+
+    def kernels(self) -> str:
+        """See `node.backend.Backend`."""
+        return f"torch on {self._device}"
 
     def load(self, span: Span) -> SpanEngine:
         """See `node.backend.Backend`."""

@@ -14,6 +14,7 @@ from node.engine.split import SplitModel
 from protocol.candidates import Candidates, Want
 from protocol.errors import ConfigError, LocalProtocolError, Malformed, UnsupportedModel
 from protocol.model import Manifest, Span
+from protocol.numerics import Numerics
 from protocol.tensors import ITEM_BYTES, Tensor
 
 _CHECK_TOKENS = 3
@@ -30,6 +31,7 @@ class SpanEngine:
         """Use `load`."""
         self.span = span
         self.dtype = dtype
+        self.numerics = Numerics(dtype)
         self.manifest: Manifest = checkpoint.manifest
         self.hidden_size = self.manifest.hidden_size
         self._model = SplitModel(checkpoint, frozenset(span), dtype, device)

@@ -139,7 +139,7 @@ class HopServer:
             awaited.set()
         try:
             channel.frame_limit = session.shape.frame_bytes
-            await channel.send(Opened(engine.dtype))
+            await channel.send(Opened(engine.dtype, engine.numerics))
             failure = await session.run()
         finally:
             session.free()

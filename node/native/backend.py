@@ -13,6 +13,7 @@ from node.native.load import load_kernel
 from node.native.precision import PRECISIONS
 from protocol.errors import ConfigError, UnsupportedModel
 from protocol.model import Span
+from protocol.numerics import Numerics
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,13 @@ class NativeBackend:
             raise ConfigError(f"{model} cannot be served in {precision}: {error}") from error
         return cls(checkpoint, kernel)
 
-    def numerics(self) -> str:
+    def numerics(self) -> Numerics:
         """See `node.backend.Backend`."""
-        return f"{self.model.precision.name}, native {self._kernel.isa}"
+        return self.model.precision.numerics
+
+    def kernels(self) -> str:
+        """See `node.backend.Backend`."""
+        return f"native {self._kernel.isa}"
 
     def dtype(self) -> str:
         """See `node.backend.Backend`."""

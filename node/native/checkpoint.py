@@ -73,15 +73,8 @@ class NativeCheckpoint:
         return self.precision.head_bytes(shape) if last else self.precision.block_bytes(shape)
 
     def stage_digests(self, span: Span) -> tuple[bytes, ...]:
-        """See `node.backend.Model`.
-
-        Fewer bits are other weights: a client mixes no nodes that would continue an answer with other numbers.
-        """
-        stored = (self._files.stage_digest(self._stages[stage]) for stage in span)
-        return tuple(
-            self.precision.digest(digest) if stage else digest  # the embedding's rows are kept as they are
-            for stage, digest in zip(span, stored, strict=True)
-        )
+        """See `node.backend.Model`; the same in every precision, for they are of the weights as stored."""
+        return tuple(self._files.stage_digest(self._stages[stage]) for stage in span)
 
     def rows(self, stage: int, name: str) -> StoredRows:
         """A tensor of a stage. Raises: BadCheckpoint."""

@@ -80,6 +80,16 @@ Weights = Annotated[
         rich_help_panel=NETWORK,
     ),
 ]
+Precision = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        metavar="any|exact|LIST",
+        help="What nodes may compute in: exact is without quantised weights; a list is as int8/1,int4/1, or int8 for "
+        "every version. Names one with a version where the answer must not depend on who computes it.",
+        rich_help_panel=NETWORK,
+    ),
+]
 Temperature = Annotated[
     float,
     typer.Option("--temperature", "-t", help="0 takes the best token always.", rich_help_panel=ANSWER),
@@ -117,3 +127,4 @@ class Where:
     model: str | None = None
     wait_s: float = 0.0
     weights: str | None = None
+    precision: str = "any"

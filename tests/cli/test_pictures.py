@@ -11,6 +11,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from protocol.model import Span
+from protocol.numerics import Numerics
 from protocol.records import Announcement
 from swarm.cli.coverage import by_model, coverage_fields, render
 from swarm.cli.terminal import Terminal
@@ -26,7 +27,7 @@ RTT_MS = {A: 3.25, B: 1.0, B[:-1] + "c": 1.0}
 def node(peer: str, start: int, stop: int, blocks: int = 8, state: str = "serving") -> Announcement:
     return Announcement(
         peer, ("/ip4/192.0.2.1/udp/1/quic-v1",), "org/model", b"\1" * 32, blocks, 64, Span(start, stop), "f32",
-        (b"\0" * 8,) * (stop - start), state, 1.5, 0.1, 0.5, 0.0, 900, 16_384, (), 1, 0.0, 1e10,
+        Numerics("f32"), (b"\0" * 8,) * (stop - start), state, 1.5, 0.1, 0.5, 0.0, 900, 16_384, (), 1, 0.0, 1e10,
     )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from protocol.candidates import NOTHING, Candidates, Want
 from protocol.errors import Malformed
 from protocol.messages import SESSION_PROTOCOL, Ack, Attach, Message, NextHop, Open, Opened, Output, Step
 from protocol.model import Manifest, Span
+from protocol.numerics import Numerics
 from protocol.session import Side, StreamState
 from protocol.talk.channel import Channel
 from protocol.tensors import Tensor, check_finite, from_numpy
@@ -71,6 +72,7 @@ class FakeEngine:
     """Blocks are leaky sums over the positions, exact under any cut into steps; `steps` records every call."""
 
     dtype = "f32"
+    numerics = Numerics("f32")
     hidden_size = HIDDEN
     manifest = MANIFEST
     weight_bytes = 1000
