@@ -85,8 +85,8 @@ Precision = Annotated[
     typer.Option(
         "--precision",
         metavar="any|exact|LIST",
-        help="What nodes may compute in: exact is without quantised weights; a list is as int8/1,int4/1, or int8 for "
-        "every version. Names one with a version where the answer must not depend on who computes it.",
+        help="What nodes may compute in: exact is without quantised weights; a list is as int8/1,f32, or int8 for "
+        "all its versions. One with a version, alone, makes the answer the same whoever computes it.",
         rich_help_panel=NETWORK,
     ),
 ]

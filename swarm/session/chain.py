@@ -100,7 +100,7 @@ class Chain:
 
     @property
     def numerics(self) -> dict[int, Numerics]:
-        """What stages were computed in so far, as announced, also by hops that failed; none until a step is through."""
+        """What stages were computed in so far, also by hops that failed; empty until a step is through."""
         if not self.done:
             return {}
         hops = (hop.planned for hop in self._hops)
