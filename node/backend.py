@@ -12,6 +12,7 @@ from node.config import NodeConfig
 from node.native.load import NoKernels
 from protocol.errors import ConfigError, UnsupportedModel
 from protocol.model import Manifest, Span
+from protocol.numerics import Numerics
 
 # What an installation for native nodes alone lacks, and what brings it.
 _TORCH: Final = ("torch", "transformers", "safetensors")
@@ -55,8 +56,8 @@ class Backend(Protocol):
     def dtype(self) -> str:
         """Of the hidden states that its engines take and give. Raises: ConfigError, UnsupportedModel."""
 
-    def numerics(self) -> str:
-        """What its engines compute in, for people. Raises: ConfigError, UnsupportedModel."""
+    def numerics(self) -> Numerics:
+        """What its engines compute in. Raises: ConfigError, UnsupportedModel."""
 
     def kernels(self) -> str:
         """Whose code computes, for people; where it is not the native one, why."""

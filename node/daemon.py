@@ -177,7 +177,7 @@ class Node:
         weights = await _in_thread(lambda: model.stage_digests(span))
         name = config.name or model.name
         size = manifest.hidden_size
-        self._served = Served(name, manifest.digest, manifest.blocks, size, span, dtype, weights)
+        self._served = Served(name, manifest.digest, manifest.blocks, size, span, dtype, numerics, weights)
         self._refresh()
 
     async def _load(self, backend: Backend, span: Span) -> None:
@@ -201,7 +201,7 @@ class Node:
                 manifest.digest,
                 manifest.blocks,
                 span,
-                numerics=await _in_thread(backend.numerics),
+                numerics=str(engine.numerics),
                 kernels=backend.kernels(),
                 weight_bytes=engine.weight_bytes,
                 kv_tokens=self._budget.total,

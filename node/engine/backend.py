@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from node.engine.checkpoint import Checkpoint
 from node.engine.device import free_bytes
 from node.engine.quantised import Quantiser
-from node.engine.span import SpanEngine, choose_dtype
+from node.engine.span import SpanEngine, choose_dtype, numerics_of
 from node.native.load import load_kernel
 from node.native.precision import PRECISIONS
 from protocol.model import Span
+from protocol.numerics import Numerics
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,9 @@ class TorchBackend:
         """See `node.backend.Backend`."""
         return choose_dtype(self.model, self._dtype, self._device)
 
-    def numerics(self) -> str:
+    def numerics(self) -> Numerics:
         """See `node.backend.Backend`."""
-        return self.dtype() if self.model.precision is None else self.model.precision.name
+        return numerics_of(self.model, self.dtype())
 
     def kernels(self) -> str:
         """See `node.backend.Backend`."""

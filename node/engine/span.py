@@ -24,6 +24,7 @@ from protocol.errors import (
     UnsupportedModel,
 )
 from protocol.model import Manifest, Span
+from protocol.numerics import Numerics
 from protocol.tensors import ITEM_BYTES
 
 _Results = list[StepResult | Exception]
@@ -48,6 +49,7 @@ class SpanEngine:
         """Use `load`."""
         self.span = span
         self.dtype = dtype
+        self.numerics = numerics_of(checkpoint, dtype)
         self.manifest: Manifest = checkpoint.manifest
         self.hidden_size = self.manifest.hidden_size
         self._model = SplitModel(checkpoint, frozenset(span), dtype, device, quantiser)
@@ -209,6 +211,11 @@ class _Entered:
     cache: SpanCache
     inputs: torch.Tensor  # ids [1, tokens], int64, or states [1, tokens, hidden_size], on the CPU
     want: Want
+
+
+def numerics_of(checkpoint: Checkpoint, dtype: str) -> Numerics:
+    """What a span of `checkpoint` is computed in; the sums are torch's, so there is no version."""
+    return Numerics(dtype if checkpoint.precision is None else checkpoint.precision.name)
 
 
 def choose_dtype(checkpoint: Checkpoint, dtype: str | None, device: str) -> str:

@@ -11,6 +11,7 @@ from node.native.kernel import Kernel
 from node.native.load import load_kernel
 from node.native.precision import F32, PRECISIONS
 from protocol.model import Span
+from protocol.numerics import Numerics
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,9 @@ class NativeBackend:
         precision = F32 if quant is None else PRECISIONS[quant]
         return cls(NativeCheckpoint.open(model, precision, cache_dir=cache_dir), kernel)
 
-    def numerics(self) -> str:
+    def numerics(self) -> Numerics:
         """See `node.backend.Backend`."""
-        return self.model.precision.name
+        return self.model.precision.numerics
 
     def kernels(self) -> str:
         """See `node.backend.Backend`."""

@@ -38,6 +38,7 @@ class NativeEngine:
         self._shape = checkpoint.plan.shape
         self._last = self.manifest.stages - 1
         loader, precision = Loader(checkpoint, kernel), checkpoint.precision
+        self.numerics = precision.numerics
         self._embedding = loader.embedding() if 0 in span else None
         self._head = Head(kernel, self._shape, loader.head()) if self._last in span else None
         first, stop = self._blocks_of(span)
