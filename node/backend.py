@@ -103,8 +103,6 @@ def open_torch(config: NodeConfig, why: str) -> Backend:
 
     why: it is this engine, for people.
     """
-    if config.quant is not None:
-        raise ConfigError(f"{config.model} cannot be served in {config.quant}: {why}")
     if missing := [name for name in _TORCH if importlib.util.find_spec(name) is None]:
         raise ConfigError(f"{config.model} needs {', '.join(missing)}: {_INSTALL} ({why})")
     from node.engine.threads import OPENMP_ENVIRONMENT, configure_threads

@@ -64,7 +64,12 @@ def _reaching(
     mass: NDArray[np.float64], targets: list[float], certain: int, side: Literal["left", "right"]
 ) -> int | None:
     """The first entry where the running mass reaches ("left") or passes ("right") the targets; or None."""
-    last = int(np.searchsorted(mass, mass[-1]))  # rounding must not lead to an entry of no weight behind it
-    found = {min(int(np.searchsorted(mass, target, side)), last) for target in targets}
+    end = float(mass[-1])
+    last = int(np.searchsorted(mass, end))  # rounding must not lead to an entry of no weight behind it
+    # What lies past all entries is an unseen id's, also where every entry stands before those.
+    found = {
+        min(int(np.searchsorted(mass, target, side)), last) if target <= end else len(mass)
+        for target in targets
+    }
     at = found.pop()
     return at if not found and at < certain else None
