@@ -10,6 +10,8 @@ from protocol import limits
 MOST_DEFAULT_TOKENS: Final = 256 * 1024
 # Python's objects of a row in the journal, where each row came as a step of its own (measured).
 ENTRY_BYTES: Final = 1024
+# What a session takes at once as it grows: a page.
+GROWTH_TOKENS: Final = 256
 
 
 def default_kv_tokens(free_bytes: int, kv_bytes_per_token: int, row_bytes: int) -> int:
@@ -25,3 +27,8 @@ def default_kv_tokens(free_bytes: int, kv_bytes_per_token: int, row_bytes: int) 
 def buffer_bytes(free_bytes: int) -> int:
     """What sessions may have in motion together: an eighth of the free memory, within bounds."""
     return max(limits.BUFFER_BYTES_LEAST, min(limits.BUFFER_BYTES_MOST, free_bytes // 8))
+
+
+def room_for(tokens: int, most: int) -> int:
+    """What a session of so many tokens, and of at most `most`, takes."""
+    return min(most, -(-tokens // GROWTH_TOKENS) * GROWTH_TOKENS)

@@ -12,12 +12,9 @@ from node.hop.admission import (
     NEW_OF_ORIGIN,
     NEW_S,
     PAUSE_S,
-    USABLE_TOKENS,
     Admission,
-    Held,
-    Room,
-    Seat,
 )
+from node.hop.seats import USABLE_TOKENS, Held, Room, Seat
 from protocol import limits
 from protocol.errors import CacheFull
 
