@@ -42,10 +42,12 @@ IDLE_CROWDED_S: Final = 3.0
 # A peer that has more than who asks keeps those of its sessions that compute all the time: between two steps of an
 # answer passes less than this, but for very slow routes.
 PAUSE_S: Final = 0.5
-# A step that waits for room is not answered meanwhile: shorter than a client takes to think that the node is stuck.
-GROW_WAIT_S: Final = 3.0
-# Where all wait, one goes; the next one not before its room has come to the others.
+# Others who compute may come to their end: the last in line waits for that so long, ...
+GROW_WAIT_S: Final = 2.0
+# ... and goes sooner where nobody computes; the next one not before its room has come to those before it.
 GROW_YIELD_S: Final = 0.5
+# A step that waits is not answered meanwhile: nobody waits longer, before its client thinks that the node is stuck.
+GROW_MOST_S: Final = 4.0
 
 
 @dataclass(slots=True)
@@ -119,20 +121,21 @@ class Admission:
         self._line.pop(seat, None)
 
     def must_yield(self, seat: Seat, now: float) -> bool:
-        """Whether a seat that waits to grow has to go: it has waited long, or nobody gets on and it is the last."""
+        """Whether a seat that waits to grow has to go, so that those before it get on: it is to be given back."""
         wanting = self._line.get(seat)
         if wanting is None or wanting.excess is None:
             return False
         waited_s = now - wanting.since
-        if waited_s >= GROW_WAIT_S:
+        if waited_s >= GROW_MOST_S:
             return True
-        if waited_s < GROW_YIELD_S or now - self._yielded_at < GROW_YIELD_S:
+        if min(waited_s, now - self._yielded_at) < GROW_YIELD_S:
             return False
         excess = wanting.excess
         rivals = [other for other in self._line if excess.counts(other)]
-        if len(rivals) == 1 or seat is not max(rivals, key=self._ranks(rivals)):
+        if seat is not max(rivals, key=self._ranks(rivals)):
             return False
-        if any(self._gets_on(other, now) for other in self._seats if excess.counts(other)):
+        charged = [other for other in self._seats if excess.counts(other)]
+        if waited_s < GROW_WAIT_S and (len(rivals) == 1 or any(self._gets_on(each, now) for each in charged)):
             return False
         self._yielded_at = now
         return True
