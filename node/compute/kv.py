@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
+from node.compute.interfaces import GROWTH_TOKENS
 from protocol import limits
 
 # Above this a budget is no longer a limit: 256 sessions of a thousand tokens.
 MOST_DEFAULT_TOKENS: Final = 256 * 1024
 # Python's objects of a row in the journal, where each row came as a step of its own (measured).
 ENTRY_BYTES: Final = 1024
-# What a session takes at once as it grows: a page.
-GROWTH_TOKENS: Final = 256
 
 
 def default_kv_tokens(free_bytes: int, kv_bytes_per_token: int, row_bytes: int) -> int:

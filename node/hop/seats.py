@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from node.compute.kv import GROWTH_TOKENS
+from node.compute.interfaces import GROWTH_TOKENS
 from protocol import limits
 from protocol.errors import CacheFull
 
