@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from protocol.candidates import Candidates, Want
 from protocol.model import Manifest, Span
@@ -12,6 +12,8 @@ from protocol.numerics import Numerics
 from protocol.tensors import Tensor
 
 StepResult = Tensor | Candidates | None
+# Sessions are charged by so many positions at a time, and a cache takes memory for no more beyond what it holds.
+GROWTH_TOKENS: Final = 256
 
 
 class KvCache(Protocol):

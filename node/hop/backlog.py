@@ -8,7 +8,7 @@ import trio
 
 from node.compute.interfaces import StepResult
 from node.compute.loop import Outcome
-from node.hop.admission import Seat
+from node.hop.seats import Seat
 from node.hop.steps import Shape
 from protocol import limits
 from protocol.candidates import Want

@@ -8,15 +8,18 @@ from contextlib import suppress
 import trio
 
 from node.compute.interfaces import Engine
+from node.compute.kv import room_for
 from node.compute.loop import EngineLoop, Executor, WorkerThread
 from node.compute.measure import Speed
 from node.compute.meter import Meter
 from node.compute.scheduler import Scheduler
 from node.compute.sizing import Sizer
-from node.hop.admission import PAUSE_S, Admission, Seat
+from node.hop.admission import PAUSE_S, Admission
 from node.hop.forks import CannotFork
+from node.hop.growth import Growth
 from node.hop.neighbours import Neighbours
-from node.hop.session import HopSession, Machine
+from node.hop.seats import Seat
+from node.hop.session import RETRY_AFTER_S, HopSession, Machine
 from node.hop.steps import Shape
 from protocol import limits
 from protocol.errors import Busy, CacheFull, RemoteProtocolError, TimedOut
@@ -29,8 +32,6 @@ from protocol.transport.slots import Slots
 
 logger = logging.getLogger(__name__)
 
-# A session ends when a user stops reading; a few seconds are worth waiting for one.
-RETRY_AFTER_S = 2.0
 # Who steps once a second pauses long enough to give way within this, and most of the time the client has for an
 # answer is left.
 SEAT_WAIT_S = 1.0
@@ -66,7 +67,9 @@ class HopServer:
         self.scheduler = Scheduler()
         sizer = None if speed is None else Sizer(speed, len(engine.span))
         loop = EngineLoop(engine, executor or WorkerThread(), self.scheduler, sizer)
-        self._machine = Machine(engine, loop, neighbours or Neighbours(transport), budget, self.meter)
+        growth = Growth(budget, self._give_way)
+        self._machine = Machine(engine, loop, neighbours or Neighbours(transport), growth, self.meter)
+        self._budget = budget
         self._transport = transport
         self._digest = engine.manifest.digest
         self._sessions: dict[bytes, HopSession] = {}
@@ -87,7 +90,7 @@ class HopServer:
     def offer(self) -> int:
         """Tokens that a newcomer's session would get now."""
         engine = self._machine.engine
-        return self._machine.budget.offer(
+        return self._budget.offer(
             lambda tokens: Shape(engine.span, engine.manifest, engine.dtype, tokens).buffer_bytes,
             trio.current_time(),
         )
@@ -189,8 +192,9 @@ class HopServer:
         refused = self._why_not(asked) or self._paced(stream, asked.fork, now)
         if refused is not None:
             return refused
-        budget = self._machine.budget
-        seat = Seat(stream.peer, stream.origin, asked.max_tokens, shape.buffer_bytes)
+        budget, most = self._budget, asked.max_tokens
+        begins = 1 if asked.fork is None else asked.fork.position
+        seat = Seat(stream.peer, stream.origin, room_for(begins, most), shape.buffer_bytes, most=most)
         while True:
             try:
                 gone = budget.take(seat, now)
@@ -204,9 +208,12 @@ class HopServer:
             if refused is not None:
                 return refused
         for other in gone:
-            if other in self._seated:
-                self._seated[other].fail(GAVE_WAY)
+            self._give_way(other)
         return seat
+
+    def _give_way(self, seat: Seat) -> None:
+        if seat in self._seated:
+            self._seated[seat].fail(GAVE_WAY)
 
     def _why_not(self, asked: Open) -> Refused | None:
         """Why there is no such session here, whoever asks."""
@@ -221,7 +228,7 @@ class HopServer:
             return Refused("span", f"this node serves stages {span}, you asked for {asked.span}", 0.0)
         if asked.next is not None and asked.span.stop == manifest.stages:
             return Refused("span", "there is no hop after the head", 0.0)
-        most = min(manifest.context, machine.budget.room.of_peer.tokens)
+        most = min(manifest.context, self._budget.room.of_peer.tokens)
         if not 1 <= asked.max_tokens <= most:
             return Refused("capacity", f"a session here has 1 to {most} tokens, not {asked.max_tokens}", 0.0)
         if asked.session in self._sessions:

@@ -7,11 +7,12 @@ A step has a *number* and a *position*. The number says when it was sent: a hop 
 arrival. The position says where its rows stand: cache and journal are cut to it before the rows are added. All going
 back, trying again and filling follows from these two; nothing else undoes anything.
 
-A step passes four places, each in order. `_accept` checks it, waits for room in the backlog (and with it the stream
-that brought it), and admits its number. The scheduler has it computed in one or more pieces, each in a batch with
-those of other sessions: `prepare` in the engine's thread, `take` in the event loop. The outbox holds what is to be
-sent on. `_emit_all`, a single task, gives it to the sender: into the journal, then to the next hop or the client,
-then the Ack.
+A step passes five places, each in order. `_accept` checks it, waits for room in the backlog (and with it the stream
+that brought it), and admits its number. Where the seat has no room for its tokens it stays in `_unpaged` until there
+is, but not for long: then the session ends, and its client is told when to come again. The scheduler has it computed
+in one or more pieces, each in a batch with those of other sessions: `prepare` in the engine's thread, `take` in the
+event loop. The outbox holds what is to be sent on. `_emit_all`, a single task, gives it to the sender: into the
+journal, then to the next hop or the client, then the Ack.
 
 *Again.* Of a step that was emitted before and that the client itself repeats, the result is found in the journal (or,
 with the head, among the kept outputs) and sent again, if results go to the client, and it is acknowledged again. If
@@ -53,21 +54,25 @@ from node.compute.interfaces import Call, Engine, KvCache, StepResult
 from node.compute.loop import EngineLoop, Outcome
 from node.compute.meter import Meter, StepTime
 from node.compute.scheduler import Owner, Piece
-from node.hop.admission import Admission, Seat
 from node.hop.answers import Answers
 from node.hop.backlog import Backlog, Load, Pending
 from node.hop.forks import CannotFork, History
+from node.hop.growth import Growth, Unpaged
 from node.hop.life import Event, Life
 from node.hop.neighbours import Neighbours
+from node.hop.seats import Seat
 from node.hop.sender import Sender
 from node.hop.steps import Computed, Gate, Shape, as_fill, effective_want, explain, join, piece_want
 from protocol import limits
-from protocol.errors import LocalProtocolError, Lost, Malformed, RemoteProtocolError, SwarmError
+from protocol.errors import CacheFull, LocalProtocolError, Lost, Malformed, RemoteProtocolError, SwarmError
 from protocol.messages import Ack, Close, Error, Fork, Message, Open, Ping, Pong, Relink, Step
 from protocol.talk.channel import Channel
 from protocol.transport.allowance import Allowance
 
 logger = logging.getLogger(__name__)
+
+# When to come again where there was no room: a session ends when a user stops reading.
+RETRY_AFTER_S = 2.0
 
 _keys = itertools.count()
 
@@ -79,7 +84,7 @@ class Machine:
     engine: Engine
     loop: EngineLoop
     neighbours: Neighbours
-    budget: Admission
+    growth: Growth
     meter: Meter
 
 
@@ -113,6 +118,7 @@ class HopSession:
         self._computed = 0  # the highest number plus one
         self._cache: KvCache | None = None
         self._history = History()  # for the thread that computes
+        self._unpaged = Unpaged(machine.growth, seat)
         self._backlog = Backlog(shape, seat)
         self._answers = Answers(client, self._life, self._backlog)
         # No method of ours: parts that know us would keep everything until a collection.
@@ -136,6 +142,7 @@ class HopSession:
                         self._sender.start_link(nursery, self._first_next, link)
                     nursery.start_soon(self._emit_all, nursery)
                     nursery.start_soon(self._answers.run)
+                    nursery.start_soon(self._compute_unpaged)
                     await self._read_client()
             return self._life.failure
         finally:
@@ -177,6 +184,7 @@ class HopSession:
         self._outbox.close()
         self._to_emit.close()
         self._backlog.forget()
+        self._unpaged.forget()
         self._sender.forget()
         # Closed by the worker, after whatever runs: only then is the memory free for another session.
         self._machine.loop.executor.submit(self._close_cache, self._released)
@@ -246,11 +254,22 @@ class HopSession:
             return
         if fresh:
             want = effective_want(step, has_head=self.shape.has_head)
-            self._backlog.add(Pending(as_fill(step), from_client, want, load, arrived))
-            self._machine.loop.submit(self, step.number, step.inputs.rows)
+            pending = Pending(as_fill(step), from_client, want, load, arrived)
+            self._backlog.add(pending)
+            if not self._unpaged.holds(pending):
+                self._compute(pending)
         elif from_client and step.number < self._sender.emitted:
             self._backlog.hold(_REPEATED)
             self._outbox.send_nowait(_Again(step.number))
+
+    def _compute(self, pending: Pending) -> None:
+        self._machine.loop.submit(self, pending.step.number, pending.step.inputs.rows)
+
+    async def _compute_unpaged(self) -> None:
+        try:
+            await self._unpaged.run(self._compute)
+        except CacheFull as error:
+            self.fail(Error("busy", str(error), elsewhere=True, retry_after_s=RETRY_AFTER_S))
 
     # --- computing
 
@@ -341,6 +360,6 @@ class HopSession:
             cache.close()
 
     def _released(self, outcome: Outcome[None]) -> None:
-        self._machine.budget.release(self._seat)
+        self._machine.growth.release(self._seat)
         if outcome.error is not None:
             logger.error("a cache could not be closed", exc_info=outcome.error)

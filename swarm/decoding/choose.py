@@ -54,8 +54,11 @@ def choose_sampled(row: Row, sampling: Sampling, u: float) -> Choice | None:
 
 def _top_k(row: Row, k: int) -> int | None:
     """How many entries top-k leaves: all that score as the k-th does, as in transformers."""
+    whole = row.bound == -np.inf
+    if k > len(row.scores) and not whole:
+        return None
     kth = row.scores[min(k, len(row.scores)) - 1]
-    if not (kth > row.bound or row.bound == -np.inf):
+    if not (kth > row.bound or whole):
         return None
     return int(np.searchsorted(-row.scores, -kth, side="right"))
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Final
 
@@ -39,6 +39,9 @@ LOSS: Final = SCATTER
 CHANGE_MS: Final = 10.0
 # Each stage that would be computed otherwise than so far in the session: a stage at a distant, slow node costs less.
 OTHERWISE_MS: Final = 100.0
+# A session takes room as it grows, and most end long before they are as long as they might be: where nobody has all
+# that it may need, who has this much is asked.
+BEGIN_TOKENS: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +142,18 @@ def plan_route(need: Need, nodes: Sequence[Announcement], network: Network, rng:
     able = [n for n in nodes if n.state == "serving" and n.kv_tokens >= need.tokens]
     missing = missing_stages(need.stages, (n.span for n in able))
     if missing:
+        able += _beginners(nodes, missing, need.tokens)
+        missing = missing_stages(need.stages, (n.span for n in able))
+    if missing:
         raise _no_route(missing, nodes, need)
     return _Search(need, able, network, rng).run()
+
+
+def _beginners(nodes: Sequence[Announcement], missing: list[Span], tokens: int) -> list[Announcement]:
+    """Nodes with room for the beginning of a session, as if they served no more than what is missing of it."""
+    able = (n for n in nodes if n.state == "serving" and n.kv_tokens >= min(tokens, BEGIN_TOKENS))
+    parts = ((n, max(n.span.start, s.start), min(n.span.stop, s.stop)) for n in able for s in missing)
+    return [replace(n, span=Span(start, stop)) for n, start, stop in parts if start < stop]
 
 
 def _no_route(missing: list[Span], nodes: Sequence[Announcement], need: Need) -> NoRoute:

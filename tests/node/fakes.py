@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -36,6 +37,7 @@ T = TypeVar("T")
 Rows = NDArray[np.float32]
 
 
+@cache
 def _weights(name: str, *shape: int) -> Rows:
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)

@@ -89,6 +89,7 @@ def test_truncated_candidates_draw_what_all_candidates_draw(
 )
 # The last of the best is in the window and rises: every entry then stands before all unseen ids.
 @example(seed=2801720, penalty=0.5, temperature=1.7, top_k=0, top_p=1.0, top=100)
+@example(seed=2801720, penalty=0.5, temperature=1.7, top_k=500, top_p=1.0, top=100)
 def test_the_distribution_is_that_of_transformers(
     seed: int, penalty: float, temperature: float, top_k: int, top_p: float, top: int
 ) -> None:
