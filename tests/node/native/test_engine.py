@@ -238,8 +238,8 @@ def test_a_model_that_it_does_not_know_is_one_clear_line(tmp_path: Path) -> None
     for file in TINY.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     config = json.loads((TINY / "config.json").read_text("utf-8"))
-    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "mixtral"}))
-    with pytest.raises(ConfigError, match=r"cannot be served in int8: .*'mixtral'"):
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "mamba"}))
+    with pytest.raises(ConfigError, match=r"cannot be served in int8: .*'mamba'"):
         NativeBackend.open(str(tmp_path), "int8")
 
 
