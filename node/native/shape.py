@@ -48,6 +48,7 @@ class Shape:
     centred        norms take the mean away first
     side_by_side   the MLP reads what attention reads
     score_cap      scores are bent to stay within it, 0 for none; logits_cap alike
+    reach          the longest sequence of which positions alone say how far things turn, 0 for any
     sinks          heads have a score of what is not there
     clip           queries, keys and values are cut off there, 0 for none
     """
@@ -79,6 +80,7 @@ class Shape:
     clip: float = 0.0
     experts: Experts | None = None
     sinks: bool = False
+    reach: int = 0
 
     def kv_row_bytes(self, kv_bytes: int) -> int:
         """Memory that one position takes in one block."""
