@@ -169,7 +169,13 @@ INLINE void finish(const Visit *visit, int q) {
     const Attention *job = visit->job;
     const int row = visit->unit->row + q / visit->group, head = visit->head * visit->group + q % visit->group;
     const size_t at = ((size_t)row * job->model->heads + head) * visit->dim;
-    const float inverse = 1.0f / visit->all_blocks[q].sum;
+    const Running found = visit->all_blocks[q];
+    float inverse = 1.0f / found.sum;
+    if (job->layer->sinks) { /* one more numerator, with no value */
+        const float sink = job->layer->sinks[head], top = sink > found.top ? sink : found.top;
+        const float keep = exponential_of(found.top - top);
+        inverse = keep * (1.0f / __builtin_fmaf(found.sum, keep, exponential_of(sink - top)));
+    }
     /* + 0: what underflowed on its way has the sign of whoever was seen beside it */
     for (int d = 0; d < visit->dim; d += WIDTH)
         store(job->out.values + at + d, load(visit->sums + (size_t)q * visit->dim + d) * inverse + 0.0f);

@@ -1,10 +1,8 @@
 /* Rows of several sessions through consecutive blocks of a llama-like model, all threads of a team together. */
 #include "attention.h"
+#include "experts.h"
 #include "gemm.h"
 #include "maths.h"
-
-/* Numbers of a row that one task activates: a multiple of GROUP. */
-#define ACTIVATED 512
 
 typedef struct {
     const Model *model;
@@ -13,38 +11,26 @@ typedef struct {
     float *qkv;     /* [rows][qkv.outs] */
     float *gate_up; /* [rows][2 * intermediate] */
     float *beside;  /* [rows][hidden], before a post norm */
+    float *shared, *shares; /* [rows][hidden] and [rows][LANES], of the MLP beside experts */
+    Routing routing;
     float *turns;   /* [table][rows][cosines, sines] */
     float *own;     /* attention's, for each member */
     Unit *units;
     int unit_count;
 } Step;
 
-/* Takes pieces of one block of memory, each aligned to 64; counts only where there is no block yet. */
-typedef struct {
-    char *memory;
-    size_t used;
-} Arena;
-
-static void *take(Arena *arena, size_t size) {
-    void *piece = arena->memory ? arena->memory + arena->used : NULL;
-    arena->used += (size + 63) & ~(size_t)63;
-    return piece;
-}
-
 static void lay_out(Step *step, Arena *arena, int members) {
     const Model *m = step->model;
     const size_t rows = (size_t)step->batch->rows;
-    const size_t wide = (size_t)most(most(m->hidden, m->heads * m->head_dim), m->intermediate), groups = wide / GROUP + 1;
-    step->inner.values = take(arena, rows * wide * sizeof(float));
-    step->inner.codes = take(arena, rows * wide);
-    step->inner.scales = take(arena, rows * groups * sizeof(float));
-    step->inner.weighted = take(arena, rows * groups * sizeof(float));
-    step->inner.sums = take(arena, rows * groups * sizeof(int32_t));
+    step->inner = take_rows(arena, rows, (size_t)most(most(m->hidden, m->heads * m->head_dim), m->intermediate));
     step->qkv = take(arena, rows * (m->heads + 2 * m->kv_heads) * m->head_dim * sizeof(float));
     step->gate_up = take(arena, rows * 2 * m->intermediate * sizeof(float));
     step->beside = take(arena, rows * m->hidden * sizeof(float));
     step->turns = take(arena, 2 * rows * m->rotary_dims * sizeof(float));
     step->own = take(arena, attention_floats(m) * members * sizeof(float));
+    step->shared = take(arena, m->most_experts ? rows * m->hidden * sizeof(float) : 0);
+    step->shares = take(arena, m->most_experts ? rows * LANES * sizeof(float) : 0);
+    step->routing = take_routing(arena, m, step->batch->rows);
     step->units = take(arena, rows * sizeof(Unit));
 }
 
@@ -98,6 +84,19 @@ static void enter(Team *team, const Step *step, Norm norm, int kind) {
     team_wait(team);
 }
 
+/* What is in `beside`, normed where there is a norm, times the residual's scale, is added to the states. */
+static void join(Team *team, const Step *step, Norm norm) {
+    const Model *m = step->model;
+    const size_t hidden = (size_t)m->hidden;
+    for (int row; (row = team_next(team)) < step->batch->rows;) {
+        float *y = step->beside + row * hidden, *states = step->batch->states + row * hidden;
+        if (norm.weight) normalise(y, y, norm, m->hidden, m->centred, m->epsilon);
+        for (size_t i = 0; i < hidden; i += WIDTH)
+            store(states + i, fused(load(y + i), all(m->residual_scale), load(states + i)));
+    }
+    team_wait(team);
+}
+
 /* The product, normed where there is a norm, times the residual's scale, is added to the states. */
 static void leave(Team *team, const Step *step, const Linear *weights, Norm norm) {
     const Model *m = step->model;
@@ -107,13 +106,7 @@ static void leave(Team *team, const Step *step, const Linear *weights, Norm norm
         return;
     }
     linear(team, weights, step->inner, step->batch->rows, (Out){step->beside, hidden, 0, 1});
-    for (int row; (row = team_next(team)) < step->batch->rows;) {
-        float *y = step->beside + row * hidden, *states = step->batch->states + row * hidden;
-        normalise(y, y, norm, m->hidden, m->centred, m->epsilon);
-        for (size_t i = 0; i < hidden; i += WIDTH)
-            store(states + i, fused(load(y + i), all(m->residual_scale), load(states + i)));
-    }
-    team_wait(team);
+    join(team, step, norm);
 }
 
 /* The first half of the rotated numbers turns against the second. */
@@ -189,31 +182,50 @@ static void attend_all(Team *team, const Step *step, const Attention *attention)
     team_wait(team);
 }
 
-/* activation(gate) * up, or activation(up), for the product that follows. */
-static void activate_all(Team *team, const Step *step, const Layer *layer) {
-    const Model *m = step->model;
-    const int count = layer->down.ins, pieces = (count + ACTIVATED - 1) / ACTIVATED;
-    for (int task; (task = team_next(team)) < step->batch->rows * pieces;) {
-        const size_t row = (size_t)(task / pieces);
-        const int first = task % pieces * ACTIVATED, width = least(ACTIVATED, count - first);
-        const float *gate = step->gate_up + row * (size_t)layer->gate_up.outs + first, *up = gate + count;
-        float *out = step->inner.values + row * count + first;
-        for (int i = 0; i < width; i += WIDTH) {
-            const vec active = activate(m->activation, load(gate + i));
-            store(out + i, m->gated ? active * load(up + i) : active);
-        }
-        if (is_quantised(layer->down.kind)) quantise(step->inner, row * count + first, width);
-    }
-    team_wait(team);
-}
-
 /* What enters the MLP's activation, of the normed states in `inner`. */
 static void open_mlp(Team *team, const Step *step, const Layer *layer) {
     linear(team, &layer->gate_up, step->inner, step->batch->rows, (Out){step->gate_up, (size_t)layer->gate_up.outs, 0, 1});
 }
 
+static void close_mlp(Team *team, const Step *step, const Layer *layer) {
+    activate_rows(team, step->model, &layer->down, step->gate_up, step->inner, step->batch->rows);
+}
+
+/* What every row goes through is added to what the experts say, by its own gate where it has one. */
+static void add_shared(Team *team, const Step *step, const Layer *layer) {
+    const size_t hidden = (size_t)step->model->hidden, gates = (size_t)layer->shared_gate.outs;
+    const int rows = step->batch->rows;
+    if (gates) linear(team, &layer->shared_gate, step->inner, rows, (Out){step->shares, gates, 0, 1});
+    open_mlp(team, step, layer);
+    close_mlp(team, step, layer);
+    linear(team, &layer->down, step->inner, rows, (Out){step->shared, hidden, 0, 1});
+    for (int row; (row = team_next(team)) < rows;) {
+        const vec share = gates ? logistic(all(step->shares[row * gates])) : all(1.0f);
+        for (size_t i = row * hidden; i < (row + 1) * hidden; i += WIDTH)
+            store(step->beside + i, fused(load(step->shared + i), share, load(step->beside + i)));
+    }
+    team_wait(team);
+}
+
+static void run_mlp(Team *team, Step *step, const Layer *layer) {
+    const Model *m = step->model;
+    if (layer->expert_count) {
+        enter(team, step, layer->mlp_norm, layer->experts->gate_up.kind);
+        experts(team, m, layer, step->inner, step->batch->rows, &step->routing, step->beside);
+        if (layer->gate_up.outs) add_shared(team, step, layer);
+        join(team, step, layer->mlp_post_norm);
+        return;
+    }
+    if (!m->side_by_side) {
+        enter(team, step, layer->mlp_norm, layer->gate_up.kind);
+        open_mlp(team, step, layer);
+    }
+    close_mlp(team, step, layer);
+    leave(team, step, &layer->down, layer->mlp_post_norm);
+}
+
 static void run(Team *team, void *given, int member) {
-    const Step *step = given;
+    Step *step = given;
     const Model *m = step->model;
     const size_t qkv = (size_t)(m->heads + 2 * m->kv_heads) * m->head_dim;
     find_turns(team, step);
@@ -236,12 +248,7 @@ static void run(Team *team, void *given, int member) {
         prepare(team, step, layer, &attention);
         attend_all(team, step, &attention);
         leave(team, step, &layer->out, layer->attention_post_norm);
-        if (!m->side_by_side) {
-            enter(team, step, layer->mlp_norm, layer->gate_up.kind);
-            open_mlp(team, step, layer);
-        }
-        activate_all(team, step, layer);
-        leave(team, step, &layer->down, layer->mlp_post_norm);
+        run_mlp(team, step, layer);
     }
 }
 

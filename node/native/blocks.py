@@ -5,24 +5,35 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
 from node.native.cache import PagedCache
-from node.native.kernel import Kernel, LayerStruct, ModelStruct
-from node.native.packed import Matrix, Norm, NormStruct, address
+from node.native.kernel import ExpertStruct, Kernel, LayerStruct, ModelStruct
+from node.native.packed import LinearStruct, Matrix, Norm, NormStruct, address
 from node.native.shape import Shape
+
+Vector = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BlockWeights:
-    """One block. Norms that it has not are None."""
+    """One block. What it has not is None.
+
+    experts   of each gate_up and down; what a router chooses among
+    sinks     of each head the score of what is not there
+    """
 
     qkv: Matrix
     out: Matrix
-    gate_up: Matrix
-    down: Matrix
+    gate_up: Matrix | None = None
+    down: Matrix | None = None
+    router: Matrix | None = None
+    shared_gate: Matrix | None = None
+    experts: tuple[tuple[Matrix, Matrix], ...] = ()
+    sinks: Vector | None = None
     attention_norm: Norm | None = None
     attention_post_norm: Norm | None = None
     mlp_norm: Norm | None = None
@@ -33,8 +44,12 @@ class BlockWeights:
     @property
     def nbytes(self) -> int:
         """Memory that it takes."""
-        norms = (norm.nbytes for norm in self.norms() if norm is not None)
-        return sum(matrix.nbytes for matrix in (self.qkv, self.out, self.gate_up, self.down)) + sum(norms)
+        parts = (*self.matrices(), *self.norms(), self.sinks)
+        return sum(part.nbytes for part in (*parts, *chain.from_iterable(self.experts)) if part is not None)
+
+    def matrices(self) -> tuple[Matrix | None, ...]:
+        """All but those of experts, in the order of `LayerStruct`."""
+        return (self.qkv, self.out, self.gate_up, self.down, self.router, self.shared_gate)
 
     def norms(self) -> tuple[Norm | None, ...]:
         """All norms, in the order of `LayerStruct`."""
@@ -60,8 +75,17 @@ class Blocks:
         self._shape = shape
         self._weights = tuple(weights)  # the structures hold addresses only
         self._tables = tuple(table.frequencies for table in shape.rotary_tables)
+        self._experts = tuple(
+            (ExpertStruct * len(block.experts))(
+                *(ExpertStruct(gate_up.struct(), down.struct()) for gate_up, down in block.experts)
+            )
+            for block in weights
+        )
         self._layers = (LayerStruct * len(weights))(
-            *(_layer(shape, first + index, block) for index, block in enumerate(weights))
+            *(
+                _layer(shape, first + index, block, experts)
+                for index, (block, experts) in enumerate(zip(weights, self._experts, strict=True))
+            )
         )
 
     def __len__(self) -> int:
@@ -90,13 +114,19 @@ class Blocks:
         shape = self._shape
         gains = [table.gain for table in shape.rotary_tables]
         missing = 2 - len(gains)
+        experts = shape.experts
         return ModelStruct(
             shape.hidden,
             shape.heads,
             shape.kv_heads,
             shape.head_dim,
-            shape.intermediate,
+            shape.intermediate if experts is None else max(shape.intermediate, experts.shared),
             shape.rotary_dims,
+            *(
+                (0, 0, 0, 0)
+                if experts is None
+                else (experts.intermediate, experts.count, experts.per_row, int(experts.whole_shares))
+            ),
             shape.activation,
             int(shape.gated),
             int(shape.centred),
@@ -115,7 +145,15 @@ class Blocks:
         )
 
 
-def _layer(shape: Shape, index: int, block: BlockWeights) -> LayerStruct:
-    matrices = (matrix.struct() for matrix in (block.qkv, block.out, block.gate_up, block.down))
+def _layer(shape: Shape, index: int, block: BlockWeights, experts: ctypes.Array[ExpertStruct]) -> LayerStruct:
+    matrices = (LinearStruct() if matrix is None else matrix.struct() for matrix in block.matrices())
     norms = (NormStruct() if norm is None else norm.struct() for norm in block.norms())
-    return LayerStruct(*matrices, *norms, shape.rotary_of[index], shape.windows[index])
+    return LayerStruct(
+        *matrices,
+        ctypes.addressof(experts) if experts else None,
+        None if block.sinks is None else address(block.sinks),
+        *norms,
+        shape.rotary_of[index],
+        len(block.experts),
+        shape.windows[index],
+    )

@@ -53,6 +53,29 @@ class Windows:
 
 
 @dataclass(frozen=True, slots=True)
+class Routed:
+    """Experts: how their tensors are called, and which fields of config.json speak of them.
+
+    gate_up, down  names with a place for the expert's number, or without one: all in one tensor, with it in front
+    transposed     their matrices lie the other way round, and gates and what they let through take turns
+    biased         router and experts have biases
+    shared         gate_up, down and gate of what every row goes through as well; the gate may be ""
+    some           config.json may say which blocks have experts
+    """
+
+    intermediate: str = "moe_intermediate_size"
+    whole_shares: bool | Flag = Flag("norm_topk_prob")
+    router: str = "mlp.gate"
+    gate_up: tuple[str, ...] = ("mlp.experts.{}.gate_proj.weight", "mlp.experts.{}.up_proj.weight")
+    down: str = "mlp.experts.{}.down_proj.weight"
+    transposed: bool = False
+    biased: bool = False
+    shared: tuple[tuple[str, ...], str, str] | None = None
+    shared_intermediate: str = ""
+    some: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Family:
     """In what a family differs from llama. Names of tensors are without "weight" and "bias".
 
@@ -87,6 +110,7 @@ class Family:
     rotated: float | None = None
     neighbours: bool = False
     windows: Windows | None = None
+    routed: Routed | None = None
 
 
 _GEMMA: Final = Family(norm_offset=1.0, head_dim=256, tied=True)
@@ -112,6 +136,23 @@ _COHERE: Final = Family(
     tied=True,
     theta=500_000.0,
     neighbours=True,
+)
+
+_QWEN_ROUTED: Final = Routed(
+    shared=(
+        ("mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj"),
+        "mlp.shared_expert.down_proj",
+        "mlp.shared_expert_gate",
+    ),
+    shared_intermediate="shared_expert_intermediate_size",
+    some=True,
+)
+_GRANITE_ROUTED: Final = Routed(
+    intermediate="intermediate_size",
+    whole_shares=True,
+    router="block_sparse_moe.router.layer",
+    gate_up=("block_sparse_moe.input_linear.weight",),
+    down="block_sparse_moe.output_linear.weight",
 )
 
 FAMILIES: Final[Mapping[str, Family]] = {
@@ -229,4 +270,51 @@ FAMILIES: Final[Mapping[str, Family]] = {
     ),
     "cohere": _COHERE,
     "cohere2": replace(_COHERE, windows=Windows(every=4, absent=4096, pattern="sliding_window_pattern")),
+    "mixtral": Family(
+        query_bias=False,
+        out_bias=False,
+        epsilon=1e-5,
+        theta=1_000_000.0,
+        windows=Windows(lists=False),
+        routed=Routed(
+            intermediate="intermediate_size",
+            whole_shares=True,
+            router="block_sparse_moe.gate",
+            gate_up=(
+                "block_sparse_moe.experts.{}.w1.weight",
+                "block_sparse_moe.experts.{}.w3.weight",
+            ),
+            down="block_sparse_moe.experts.{}.w2.weight",
+        ),
+    ),
+    "qwen2_moe": Family(query_bias=Flag("qkv_bias", True), out_bias=False, routed=_QWEN_ROUTED),
+    "qwen3_moe": Family(
+        query_norms="heads", routed=replace(_QWEN_ROUTED, shared=None, shared_intermediate="")
+    ),
+    "olmoe": Family(query_norms="wide", epsilon=1e-5, routed=Routed(intermediate="intermediate_size")),
+    "granitemoe": Family(routed=_GRANITE_ROUTED),
+    "granitemoeshared": Family(
+        routed=replace(
+            _GRANITE_ROUTED,
+            shared=(("shared_mlp.input_linear",), "shared_mlp.output_linear", ""),
+            shared_intermediate="shared_intermediate_size",
+        )
+    ),
+    "gpt_oss": Family(
+        query_bias=Flag("attention_bias", True),
+        out_bias=Flag("attention_bias", True),
+        epsilon=1e-5,
+        head_dim=64,
+        theta=150_000.0,
+        windows=Windows(every=2, absent=128),
+        routed=Routed(
+            intermediate="intermediate_size",
+            whole_shares=True,
+            router="mlp.router",
+            gate_up=("mlp.experts.gate_up_proj",),
+            down="mlp.experts.down_proj",
+            transposed=True,
+            biased=True,
+        ),
+    ),
 }

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from node.native.experts import read_experts
 from node.native.families import FAMILIES, FULL, SLIDING, Family, Flag
 from node.native.fields import Fields
 from node.native.packed import GROUP
 from node.native.rotation import Blocks, add_rotation
-from node.native.shape import Shape
+from node.native.shape import Experts, Shape
 from protocol import limits
 from protocol.errors import UnsupportedModel
 
@@ -74,6 +75,8 @@ def plan_model(config: Mapping[str, Any]) -> Plan:
     context = fields.count("max_position_embeddings", most=1 << 40)
     shape = _sizes(kind, family, fields)
     head_dim = shape.head_dim
+    if family.routed is not None:
+        shape = _with_experts(kind, fields, shape, read_experts(family.routed, fields, shape.blocks))
     shape = _scales(kind, fields, shape)
     kinds = _layer_types(kind, family, fields, shape.blocks)
     windows = _windows(family, fields, kinds)
@@ -91,6 +94,15 @@ def plan_model(config: Mapping[str, Any]) -> Plan:
     )
     fields.close()
     return plan
+
+
+def _with_experts(kind: str, fields: Fields, shape: Shape, experts: Experts) -> Shape:
+    if kind in ("qwen2_moe", "qwen3_moe"):
+        fields.ignore("sliding_window", "max_window_layers")
+        fields.expect("use_sliding_window", False)
+        fields.expect("layer_types", [FULL] * shape.blocks)
+    # Whoever has no block without experts has no MLP to speak of.
+    return replace(shape, experts=experts, intermediate=0 if all(experts.blocks) else shape.intermediate)
 
 
 def _flag(fields: Fields, flag: bool | Flag) -> bool:
@@ -158,7 +170,12 @@ def _scales(kind: str, fields: Fields, shape: Shape) -> Shape:
     """Multipliers, bounds, and what else one family has and no other."""
     if kind in _GEMMAS:
         return _gemma_scales(kind, fields, shape)
-    if kind == "granite":
+    if kind == "gpt_oss":
+        fields.ignore("experts_per_token", "initial_context_length")
+        fields.expect("swiglu_alpha", 1.702)
+        fields.expect("swiglu_limit", 7.0)
+        return replace(shape, activation=3, sinks=True)
+    if kind in ("granite", "granitemoe", "granitemoeshared"):
         return replace(
             shape,
             query_scale=fields.number("attention_multiplier", 1.0),
@@ -166,7 +183,7 @@ def _scales(kind: str, fields: Fields, shape: Shape) -> Shape:
             embedding_scale=fields.number("embedding_multiplier", 1.0),
             logits_divisor=fields.number("logits_scaling", 1.0),
         )
-    if kind == "olmo":
+    if kind in ("olmo", "olmoe"):
         return replace(shape, clip=_bound(fields, "clip_qkv", 0.0))
     if kind == "stablelm":
         fields.expect("qk_layernorm", False)

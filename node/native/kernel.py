@@ -15,6 +15,12 @@ from node.native.packed import Arena, Kind, LinearStruct, Matrix, NormStruct, ad
 from protocol.errors import BadCheckpoint
 
 
+class ExpertStruct(ctypes.Structure):
+    """`Expert` of `model.h`."""
+
+    _fields_ = (("gate_up", LinearStruct), ("down", LinearStruct))
+
+
 class LayerStruct(ctypes.Structure):
     """`Layer` of `model.h`."""
 
@@ -23,6 +29,10 @@ class LayerStruct(ctypes.Structure):
         ("out", LinearStruct),
         ("gate_up", LinearStruct),
         ("down", LinearStruct),
+        ("router", LinearStruct),
+        ("shared_gate", LinearStruct),
+        ("experts", ctypes.c_void_p),
+        ("sinks", ctypes.c_void_p),
         ("attention_norm", NormStruct),
         ("attention_post_norm", NormStruct),
         ("mlp_norm", NormStruct),
@@ -30,6 +40,7 @@ class LayerStruct(ctypes.Structure):
         ("query_norm", NormStruct),
         ("key_norm", NormStruct),
         ("rotary", ctypes.c_int32),
+        ("expert_count", ctypes.c_int32),
         ("window", ctypes.c_int32),
     )
 
@@ -44,6 +55,10 @@ class ModelStruct(ctypes.Structure):
         ("head_dim", ctypes.c_int32),
         ("intermediate", ctypes.c_int32),
         ("rotary_dims", ctypes.c_int32),
+        ("expert_intermediate", ctypes.c_int32),
+        ("most_experts", ctypes.c_int32),
+        ("experts_per_row", ctypes.c_int32),
+        ("whole_shares", ctypes.c_int32),
         ("activation", ctypes.c_int32),
         ("gated", ctypes.c_int32),
         ("centred", ctypes.c_int32),

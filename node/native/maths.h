@@ -55,6 +55,13 @@ INLINE vec activate(int kind, vec x) {
     return x * logistic(1.5957691216057308f * inner);
 }
 
+/* What a gate lets through. 3: SiLU with a factor; neither is beyond 7, and what is let through is one more. */
+INLINE vec let_through(int kind, vec gate, vec up) {
+    if (kind != 3) return activate(kind, gate) * up;
+    const vec low = lesser(gate, all(7.0f));
+    return low * logistic(1.702f * low) * (greater(lesser(up, all(7.0f)), all(-7.0f)) + 1.0f);
+}
+
 /* Sine and cosine of an angle below 2^20, in double precision without fused multiplications. */
 INLINE void sine_cosine(double angle, float *sine, float *cosine) {
     double turns = (angle * 0x1.45f306dc9c883p-1 + 0x1.8p52) - 0x1.8p52; /* quarters, to the nearest */

@@ -4,31 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
+from typing import Final
 
 import numpy as np
 
 from node.native.family import Plan
 from node.native.tensors import Order
 
+SINKS: Final = "self_attn.sinks"
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """Rows of a matrix, stored as one tensor, maybe with a bias. Orders that are None leave things as they are."""
+    """Rows of a matrix, stored as one tensor, maybe with a bias. Orders that are None leave things as they are.
 
-    name: str
+    stacked, index   so many matrices lie in one tensor, this is one of them; 0: it has its own
+    transposed       it is stored with its columns as rows
+    """
+
+    weight: str
     outs: int
     ins: int
-    biased: bool
+    bias: str = ""
     rows: Order | None = None
     columns: Order | None = None
+    stacked: int = 0
+    index: int = 0
+    transposed: bool = False
 
     def tensors(self, prefix: str) -> Shapes:
         """Its tensors, in a block whose names begin with `prefix`."""
-        found: dict[str, tuple[int, ...]] = {f"{prefix}{self.name}.weight": (self.outs, self.ins)}
-        if self.biased:
-            found[f"{prefix}{self.name}.bias"] = (self.outs,)
+        stack = (self.stacked,) if self.stacked else ()
+        shape = (self.ins, self.outs) if self.transposed else (self.outs, self.ins)
+        found: dict[str, tuple[int, ...]] = {prefix + self.weight: stack + shape}
+        if self.bias:
+            found[prefix + self.bias] = (*stack, self.outs)
         return found
 
 
@@ -52,45 +64,89 @@ def head_name(plan: Plan) -> str:
     return "model.embed_tokens.weight" if plan.tied else "lm_head.weight"
 
 
-def block_matrices(plan: Plan) -> Mapping[str, tuple[Part, ...]]:
-    """Of each matrix of a block, by its field in `BlockWeights`, the parts that lie below one another."""
+def block_matrices(plan: Plan, index: int) -> Mapping[str, tuple[Part, ...]]:
+    """Of each matrix of a block but its experts, by its field in `BlockWeights`, the parts below one another."""
     shape, family = plan.shape, plan.family
-    queries, keys = shape.heads * plan.head_dim, shape.kv_heads * plan.head_dim
-    order = _head_order(plan)
-    if len(family.qkv) == 1:
-        rows = None if order is None else _in_heads(order, shape.heads + 2 * shape.kv_heads, plan.head_dim)
-        qkv = [Part(family.qkv[0], queries + 2 * keys, shape.hidden, plan.query_bias, rows)]
-    else:
-        padding = _padding(plan)
-        qkv = [
+    found = {"qkv": _qkv(plan), "out": _out(plan)}
+    if not has_experts(plan, index):
+        return {**found, **_mlp(plan, family.gate_up, family.down, shape.intermediate)}
+    routed, experts = family.routed, shape.experts
+    assert routed is not None
+    assert experts is not None
+    bias = f"{routed.router}.bias" if routed.biased else ""
+    found["router"] = (Part(f"{routed.router}.weight", experts.count, shape.hidden, bias),)
+    if routed.shared is not None and experts.shared:
+        gate_up, down, gate = routed.shared
+        found.update(_mlp(plan, gate_up, down, experts.shared))
+        if gate:
+            found["shared_gate"] = (Part(f"{gate}.weight", 1, shape.hidden),)
+    return found
+
+
+def has_experts(plan: Plan, index: int) -> bool:
+    """Whether this block has."""
+    return plan.shape.experts is not None and plan.shape.experts.blocks[index]
+
+
+def expert_matrices(plan: Plan, expert: int) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
+    """The parts of one expert's gate_up and down."""
+    shape, routed, experts = plan.shape, plan.family.routed, plan.shape.experts
+    assert routed is not None
+    assert experts is not None
+    inside = experts.intermediate
+
+    def part(name: str, outs: int, ins: int, rows: Order | None = None) -> Part:
+        own = name.format(expert)
+        bias = f"{own}_bias" if routed.biased else ""
+        stacked = experts.count if own == name else 0
+        return Part(own, outs, ins, bias, rows, None, stacked, expert, routed.transposed)
+
+    order = np.arange(2 * inside).reshape(-1, 2).T.reshape(-1) if routed.transposed else None
+    outs = 2 * inside // len(routed.gate_up)
+    gate_up = tuple(part(name, outs, shape.hidden, order) for name in routed.gate_up)
+    return gate_up, (part(routed.down, shape.hidden, inside),)
+
+
+def _qkv(plan: Plan) -> tuple[Part, ...]:
+    shape, names, dim = plan.shape, plan.family.qkv, plan.head_dim
+    turning, staying = _head_order(plan), _padding(plan)
+    heads = (shape.heads, shape.kv_heads, shape.kv_heads)
+    orders = [
+        _in_heads(order, count, dim) for order, count in zip((turning, turning, staying), heads, strict=True)
+    ]
+    if len(names) > 1:
+        return tuple(
             Part(
-                name,
-                heads * plan.head_dim,
-                shape.hidden,
-                plan.query_bias,
-                _in_heads(own, heads, plan.head_dim),
+                f"{name}.weight", count * dim, shape.hidden, f"{name}.bias" if plan.query_bias else "", order
             )
-            for name, heads, own in zip(
-                family.qkv,
-                (shape.heads, shape.kv_heads, shape.kv_heads),
-                (order, order, padding),
-                strict=True,
-            )
-        ]
-    entering = (1 + shape.gated) * shape.intermediate // len(family.gate_up)
-    return {
-        "qkv": tuple(qkv),
-        "out": (
-            Part(
-                "self_attn.o_proj",
-                shape.hidden,
-                queries,
-                plan.out_bias,
-                columns=_in_heads(_padding(plan), shape.heads, plan.head_dim),
-            ),
+            for name, count, order in zip(names, heads, orders, strict=True)
+        )
+    (name,) = names
+    assert not plan.family.neighbours
+    order = _in_heads(staying, sum(heads), dim)
+    return (
+        Part(
+            f"{name}.weight", sum(heads) * dim, shape.hidden, f"{name}.bias" if plan.query_bias else "", order
         ),
-        "gate_up": tuple(Part(name, entering, shape.hidden, plan.mlp_bias) for name in family.gate_up),
-        "down": (Part(family.down, shape.hidden, shape.intermediate, plan.mlp_bias),),
+    )
+
+
+def _out(plan: Plan) -> tuple[Part, ...]:
+    shape, name = plan.shape, "self_attn.o_proj"
+    columns = _in_heads(_padding(plan), shape.heads, plan.head_dim)
+    bias = f"{name}.bias" if plan.out_bias else ""
+    return (Part(f"{name}.weight", shape.hidden, shape.heads * plan.head_dim, bias, columns=columns),)
+
+
+def _mlp(plan: Plan, gate_up: tuple[str, ...], down: str, inside: int) -> dict[str, tuple[Part, ...]]:
+    outs, hidden = (1 + plan.shape.gated) * inside // len(gate_up), plan.shape.hidden
+
+    def part(name: str, outs: int, ins: int) -> Part:
+        return Part(f"{name}.weight", outs, ins, f"{name}.bias" if plan.mlp_bias else "")
+
+    return {
+        "gate_up": tuple(part(name, outs, hidden) for name in gate_up),
+        "down": (part(down, hidden, inside),),
     }
 
 
@@ -117,9 +173,15 @@ def block_tensors(plan: Plan, index: int) -> Shapes:
     """Those of one block."""
     prefix = block_prefix(index)
     found: dict[str, tuple[int, ...]] = {}
-    for parts in block_matrices(plan).values():
-        for part in parts:
-            found.update(part.tensors(prefix))
+    parts = list(chain.from_iterable(block_matrices(plan, index).values()))
+    if has_experts(plan, index):
+        assert plan.shape.experts is not None
+        for expert in range(plan.shape.experts.count):
+            parts += chain.from_iterable(expert_matrices(plan, expert))
+    for part in parts:
+        found.update(part.tensors(prefix))
+    if plan.shape.sinks:
+        found[f"{prefix}{SINKS}"] = (plan.shape.heads,)
     for name, size in norm_names(plan).values():
         found.update(norm_tensors(plan, f"{prefix}{name}", size))
     return found

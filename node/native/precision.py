@@ -42,7 +42,15 @@ class Precision:
         queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
         attention = _bytes(self.attention, queries + 2 * keys, shape.hidden)
         attention += _bytes(self.attention, shape.hidden, queries)
-        return attention + 3 * _bytes(self.mlp, shape.intermediate, shape.hidden)
+        matrices = 3 if shape.gated else 2
+        dense = matrices * _bytes(self.mlp, shape.intermediate, shape.hidden)
+        if shape.experts is None:
+            return attention + dense
+        experts = shape.experts
+        routed = _bytes(Kind.F32, padded(experts.count), shape.hidden)
+        routed += matrices * _bytes(self.mlp, experts.shared, shape.hidden)
+        routed += matrices * experts.count * _bytes(self.mlp, experts.intermediate, shape.hidden)
+        return attention + max(dense, routed)
 
     def head_bytes(self, shape: Shape) -> int:
         """Memory that the head takes."""

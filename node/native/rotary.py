@@ -41,6 +41,8 @@ def rotary_table(parameters: Mapping[str, Any], head_dim: int, context: int) -> 
             scaled = _llama3(plain, fields, context)
         case "yarn":
             scaled, gain = _yarn(plain, fields, base, dims, context)
+        case "longrope":
+            scaled, gain = _longrope(plain, fields, context)
         case "alpha":
             stretch = _EXACT.power(
                 Decimal(fields.number("alpha")), _EXACT.divide(Decimal(dims), Decimal(dims - 2))
@@ -75,6 +77,21 @@ def _llama3(plain: list[float], fields: Fields, context: int) -> list[float]:
             smooth = (turns - low) / (high - low)
             scaled.append((1 - smooth) * frequency / factor + smooth * frequency)
     return scaled
+
+
+def _longrope(plain: list[float], fields: Fields, context: int) -> tuple[list[float], float]:
+    """For sequences within the original context: each pair is stretched by a factor of its own."""
+    original = fields.number("original_max_position_embeddings")
+    factor = fields.number("factor", context / original if original > 0 else 0.0)
+    fields.any("long_factor")  # which longer sequences go by
+    stretches = fields.any("short_factor")
+    if not isinstance(stretches, list) or len(stretches) != len(plain) or original <= 1:
+        raise UnsupportedModel(f"rope_parameters has short_factor {str(stretches)[:80]}")
+    if not all(type(stretch) in (int, float) and 0 < stretch < 1e9 for stretch in stretches):
+        raise UnsupportedModel(f"rope_parameters has short_factor {str(stretches)[:80]}")
+    usual = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    gain = fields.number("attention_factor", usual)
+    return [frequency / stretch for frequency, stretch in zip(plain, stretches, strict=True)], gain
 
 
 def _yarn(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from node.native.families import FULL, SLIDING, Family
 from node.native.fields import Fields
@@ -13,6 +13,8 @@ from node.native.shape import Shape
 from protocol.errors import UnsupportedModel
 
 Parameters = Mapping[str, Any]
+# One way to scale, by all the names that Phi's configurations have for it.
+_LONG: Final = ("longrope", "su", "yarn")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +34,20 @@ def add_rotation(shape: Shape, blocks: Blocks, fields: Fields) -> Shape:
     if not all(isinstance(given, dict) for given in (scaling, parameters) if given is not None):
         raise UnsupportedModel("config.json has rope_parameters of another form")
     if blocks.family.local_theta is not None:
-        given = _by_kind(blocks.family.local_theta, fields, theta, scaling, parameters)
+        by_kind = _by_kind(blocks.family.local_theta, fields, theta, scaling, parameters)
         tables, dims = zip(
-            *(rotary_table(given[kind], shape.head_dim, blocks.context) for kind in (FULL, SLIDING)),
+            *(rotary_table(by_kind[kind], shape.head_dim, blocks.context) for kind in (FULL, SLIDING)),
             strict=True,
         )
         rotary_of = tuple(0 if seen == FULL else 1 for seen in blocks.kinds)
         return replace(shape, rotary_dims=dims[0], rotary_tables=tables, rotary_of=rotary_of)
     given = _one_for_all(blocks, fields, {"rope_theta": theta, **(scaling or parameters or {})})
     table, turning = rotary_table(given, shape.head_dim, blocks.context)
-    rotary_of = _turning(blocks, fields)
-    return replace(shape, rotary_dims=turning, rotary_tables=(table,), rotary_of=rotary_of)
+    shape = replace(shape, rotary_tables=(table,), rotary_of=_turning(blocks, fields))
+    # Such a model takes other factors as soon as the whole sequence is long, for what it has computed before as well:
+    # another answer to the same tokens, and nothing that is kept could be used again. The kernels stay below that.
+    reach: int = given["original_max_position_embeddings"] if given.get("rope_type") == _LONG[0] else 0
+    return replace(shape, rotary_dims=turning, reach=reach)
 
 
 def _one_for_all(blocks: Blocks, fields: Fields, given: Parameters) -> Parameters:
@@ -53,10 +58,9 @@ def _one_for_all(blocks: Blocks, fields: Fields, given: Parameters) -> Parameter
     elif given.get("partial_rotary_factor", 1.0) != 1.0:
         raise UnsupportedModel(f"config.json has a partial rotation, which {blocks.model_type} has not")
     if blocks.model_type == "phi3":
-        # Phi's longer contexts scale by the length of the sequence, which positions alone do not give.
-        original = fields.any("original_max_position_embeddings", blocks.context)
-        if kind != "default":
-            raise UnsupportedModel(f"rotations scaled for contexts longer than {original}")
+        original = fields.count("original_max_position_embeddings", 4096, most=1 << 40)
+        if kind in _LONG:
+            given = {**given, "original_max_position_embeddings": original, "rope_type": _LONG[0]}
     if blocks.model_type == "hunyuan_v1_dense" and kind == "dynamic" and given.get("alpha"):
         # Called dynamic, and fixed: only the base is another.
         given = {"rope_type": "alpha", "rope_theta": given["rope_theta"], "alpha": given["alpha"]}

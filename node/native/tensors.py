@@ -42,7 +42,7 @@ class StoredRows:
             self._array: NDArray[Any] = np.memmap(path, dtype, "r", tensor.start, shape)
         except OSError as error:
             raise BadCheckpoint(f"{path}: cannot be read: {error.strerror}") from error
-        self._name = name
+        self.name = name
         self.stored = tensor.dtype  # as safetensors names it
         self._rows: Order | None = None
         self._columns: Order | None = None
@@ -51,6 +51,18 @@ class StoredRows:
     def nbytes(self) -> int:
         """Bytes in the file."""
         return self._array.nbytes
+
+    def at(self, index: int) -> StoredRows:
+        """One of those that lie in this tensor."""
+        other = copy.copy(self)
+        other._array = self._array[index]
+        return other
+
+    def transposed(self) -> StoredRows:
+        """This, with its columns as rows."""
+        other = copy.copy(self)
+        other._array = self._array.T
+        return other
 
     def ordered(self, rows: Order | None, columns: Order | None = None) -> StoredRows:
         """This, with its rows and columns in another order; zeros where that says -1."""
@@ -70,9 +82,20 @@ class StoredRows:
     def vector(self) -> NDArray[np.float32]:
         """All of it. Raises: BadCheckpoint, if it is not finite."""
         values = self._some(0, self.shape[0])
-        if not np.isfinite(values).all():
-            raise BadCheckpoint(f"{self._name} holds NaN or infinite values")
+        self._require(np.isfinite(values))
         return values
+
+    def check(self) -> None:
+        """All of it is finite, in whatever order. Raises: BadCheckpoint, which names it."""
+        rows = max(1, _PIECE // max(1, self._array[:1].size))
+        for row in range(0, len(self._array), rows):
+            some = self._array[row : row + rows]
+            upper_halves = some.dtype == np.uint16
+            self._require((some & 0x7F80) != 0x7F80 if upper_halves else np.isfinite(some))
+
+    def _require(self, finite: NDArray[np.bool_]) -> None:
+        if not finite.all():
+            raise BadCheckpoint(f"{self.name} holds NaN or infinite values")
 
     def pieces(self) -> Iterator[NDArray[np.float32]]:
         """Its rows in order, some at a time: whole tiles, but for the last."""

@@ -179,9 +179,11 @@ def turned(shape: Shape, table: int, x: Array) -> Array:
     return out
 
 
-def attended(shape: Shape, index: int, query: Array, keys: Array, values: Array, position: int) -> Array:
-    """One query of a block over the positions that it sees."""
-    window = shape.windows[index]
+def attended(
+    shape: Shape, window: int, sink: Array | None, query: Array, keys: Array, values: Array
+) -> Array:
+    """The last of the positions, of a query that sees so many."""
+    position = len(keys) - 1
     first = max(0, position - window + 1) if window else 0
     top: Array = None
     total: Array = None
@@ -206,7 +208,11 @@ def attended(shape: Shape, index: int, query: Array, keys: Array, values: Array,
             a, b = exp(top - new), exp(m - new)
             top, total, out = new, fma(total, a, part * b), fma(out, a, o * b)
     assert out is not None
-    return np.asarray(out * (F(1) / total) + F(0))
+    share = F(1) / total
+    if sink is not None:
+        new = max(top, sink)
+        share = exp(top - new) * (F(1) / fma(total, exp(top - new), exp(sink - new)))
+    return np.asarray(out * share + F(0))
 
 
 def block(shape: Shape, index: int, weights: BlockWeights, kv_bytes: int, x: Array) -> Array:
@@ -239,7 +245,14 @@ def block(shape: Shape, index: int, weights: BlockWeights, kv_bytes: int, x: Arr
         [
             np.concatenate(
                 [
-                    attended(shape, index, q[t, h], k[:, h // group], v[:, h // group], t)
+                    attended(
+                        shape,
+                        shape.windows[index],
+                        None if weights.sinks is None else weights.sinks[h],
+                        q[t, h],
+                        k[: t + 1, h // group],
+                        v[: t + 1, h // group],
+                    )
                     for h in range(shape.heads)
                 ]
             )
@@ -248,8 +261,50 @@ def block(shape: Shape, index: int, weights: BlockWeights, kv_bytes: int, x: Arr
     )
     scale = F(shape.residual_scale)
     x = fma(normed(product(weights.out, context), weights.attention_post_norm), scale, x)
-    both = product(weights.gate_up, entering if shape.side_by_side else normed(x, weights.mlp_norm))
-    inner = activation(shape.activation, both[:, : shape.intermediate])
-    if shape.gated:
-        inner = inner * both[:, shape.intermediate :]
-    return fma(normed(product(weights.down, inner), weights.mlp_post_norm), scale, x)
+    entering = entering if shape.side_by_side else normed(x, weights.mlp_norm)
+    return fma(normed(through(shape, weights, entering), weights.mlp_post_norm), scale, x)
+
+
+def through(shape: Shape, weights: BlockWeights, x: Array) -> Array:
+    """A block's MLP, or its experts."""
+    if not weights.experts:
+        return mlp(shape, weights.gate_up, weights.down, x)
+    assert shape.experts is not None
+    assert weights.router is not None
+    logits = product(weights.router, x)[:, : shape.experts.count]
+    y = np.stack([routed(shape, weights, row, row_logits) for row, row_logits in zip(x, logits, strict=True)])
+    if weights.gate_up is not None:
+        share = F(1)
+        if weights.shared_gate is not None:
+            share = logistic(product(weights.shared_gate, x)[:, :1])
+        y = fma(mlp(shape, weights.gate_up, weights.down, x), share, y)
+    return y
+
+
+def routed(shape: Shape, weights: BlockWeights, x: Array, logits: Array) -> Array:
+    """One row through the experts that are best, of equal ones the first."""
+    assert shape.experts is not None
+    chosen = sorted(np.argsort(-logits, kind="stable")[: shape.experts.per_row])
+    e = exp(logits - logits.max())
+    counted = np.zeros_like(e)
+    counted[chosen if shape.experts.whole_shares else slice(None)] = e[
+        chosen if shape.experts.whole_shares else slice(None)
+    ]
+    total, y = over_lanes(counted), np.zeros_like(x)
+    for expert in chosen:
+        opening, closing = weights.experts[expert]
+        y = fma(mlp(shape, opening, closing, x[None])[0], e[expert] / total, y)
+    return y
+
+
+def mlp(shape: Shape, opening: Matrix | None, closing: Matrix | None, x: Array) -> Array:
+    """Gates and what they let through, or neither; then back."""
+    assert opening is not None
+    assert closing is not None
+    both = product(opening, x)
+    first, second = both[:, : closing.ins], both[:, closing.ins :]
+    if shape.activation == 3:
+        low = np.minimum(first, F(7))
+        return product(closing, low * logistic(F(1.702) * low) * (np.clip(second, F(-7), F(7)) + F(1)))
+    inner = activation(shape.activation, first)
+    return product(closing, inner * second if shape.gated else inner)
