@@ -63,6 +63,10 @@ class Shape:
 HALF_BILLION = Shape(layers=24, hidden=896, heads=14, kv_heads=2, intermediate=4864, vocabulary=32_000)
 
 
+# So little to compute that a token's time is passing on; what travels is of a real model's size.
+SMALL = Shape(layers=4, hidden=896, heads=14, kv_heads=2, intermediate=1024, vocabulary=1024)
+
+
 def spans(layers: int, nodes: int) -> list[str]:
     """`layers` cut evenly into `nodes` ranges as the command line takes them."""
     cuts = [round(layers * n / nodes) for n in range(nodes + 1)]
