@@ -29,7 +29,7 @@ from typing import Any, Protocol
 import numpy as np
 import trio
 from common import HALF_BILLION, arguments, local_swarm, report
-from plots import draw_lines, require_matplotlib
+from plots import draw_lines
 
 import swarm
 from node.compute.call import run_alone
@@ -292,13 +292,10 @@ def rows_of(name: str, found: Found) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Measure, print, write."""
-    parser = arguments(__doc__ or "")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the speeds there")
+    parser = arguments(__doc__ or "", plot=True)
     parser.add_argument("--engine", action="store_true", help="the engine loop alone, in this process")
     parser.add_argument("--threads", type=int, default=2, help="of the node (default: 2)")
     options = parser.parse_args()
-    if options.plot is not None:
-        require_matplotlib()
     plan = Plan(layers=8, turns=2, tokens=24) if options.quick else Plan(layers=24, turns=5, tokens=48)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

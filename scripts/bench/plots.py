@@ -10,10 +10,7 @@ Points = Sequence[tuple[float, float]]
 
 
 def require_matplotlib() -> Any:
-    """`matplotlib.pyplot`, drawing into files; ends the benchmark with one line where it is not installed.
-
-    Called before anything is measured, so that no one waits in vain.
-    """
+    """`matplotlib.pyplot`, drawing into files; ends the benchmark with one line where it is not installed."""
     try:
         import matplotlib
     except ImportError:
