@@ -43,7 +43,8 @@ class Precisions:
         first = next(precision for precision in PRECISIONS if precision in wanted)
         if first not in EXACT:
             return f" --quant {first}"
-        return "" if wanted.issuperset(EXACT) else f" --dtype {first}"
+        # A dtype is torch's; with a version, or where any of them is taken, the node's own choice is the best.
+        return f" --dtype {first}" if first in self.taken and not self.taken.issuperset(EXACT) else ""
 
     def explain(self, error: NoRoute, others: Iterable[Announcement]) -> NoRoute:
         """The same error; where `others` serve what is missing, it says what they compute in and how to take it."""

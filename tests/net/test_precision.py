@@ -26,6 +26,7 @@ pytestmark = [pytest.mark.net, pytest.mark.timeout(240)]
 BEFORE, AFTER = 6, 12
 INT8 = Numerics("int8", 1)
 FIRST, SECOND = "0:2", "2:4"
+BY_TORCH = Own(("--dtype", "f32"))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -106,7 +107,7 @@ async def test_a_replacement_with_other_instructions_gives_the_same_answer(nodes
 async def test_nodes_of_several_precisions_are_one_swarm(nodes: LocalSwarm, checkpoint: Path) -> None:
     """They agree about the weights, `exact` is answered as transformers does, and a mixed repair is told of."""
     int8 = nodes.start(FIRST, SECOND, own=quantised())
-    exact = nodes.start(FIRST, SECOND)
+    exact = nodes.start(FIRST, SECOND, own=BY_TORCH)
     expected = generated(checkpoint, SHORT, BEFORE + AFTER)
     events: list[Event] = []
     async with (

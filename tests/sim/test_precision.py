@@ -10,6 +10,7 @@ from protocol.model import Span
 from protocol.numerics import parse_numerics
 from swarm.events import Altered
 from swarm.routing.precision import parse_precisions
+from swarm.session.mender import changes
 from tests.sim.world import World, greedy, greedy_reference, swarm_of
 
 PROMPT = [3, 1, 4, 1, 5]
@@ -113,3 +114,14 @@ async def test_before_the_first_step_nothing_binds(clock: trio.testing.MockClock
         assert await greedy(session, PROMPT, 5) == greedy_reference(PROMPT, 5)
         assert session.route.peers == (world.nodes[0].peer, world.nodes[2].peer)
         assert altered(world) == []
+
+
+def test_what_changed_is_told_in_whole_spans() -> None:
+    """One for each run of stages that went from one way to another; what is new or gone is no change."""
+    before = {0: INT8, 1: INT8, 2: INT4, 3: INT4, 4: F32, 5: F32}
+    after = {1: F32, 2: F32, 3: F32, 4: F32, 5: INT8, 6: INT8}
+    assert changes(before, after) == [
+        (Span(1, 2), INT8, F32),
+        (Span(2, 4), INT4, F32),
+        (Span(5, 6), F32, INT8),
+    ]

@@ -69,6 +69,7 @@ def test_fewer_bits_lose_more() -> None:
         ("int4,int8", " --quant int8"),
         ("int4", " --quant int4"),
         ("bf16", " --dtype bf16"),
+        ("f32/1", ""),
         ("bf16,int8", " --dtype bf16"),
     ],
 )
