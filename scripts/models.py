@@ -45,7 +45,7 @@ from protocol.model import Span
 from protocol.tensors import from_numpy
 from tests.node.engine.variants import EXACT, REFUSED
 from tests.node.engine.whole import Whole
-from tests.support.models import FAMILIES, VOCABULARY, make_model
+from tests.support.models import FAMILIES, make_model
 
 NAMES: Final = (*FAMILIES, *EXACT)
 WHOLE: Final = Span(0, 6)
@@ -173,7 +173,6 @@ def page(names: Sequence[str]) -> str:
         **counts,
         table="\n".join(lines),
         refused="\n".join(refused),
-        vocabulary=VOCABULARY,
     )
 
 
