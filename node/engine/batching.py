@@ -1,11 +1,11 @@
-"""Of which families the decode steps of several sessions may be computed together (see `rows`)."""
+"""What tests have shown of families: whose sessions may be computed together (see `rows`), and whose states go on."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 # Model types for which tests/node/engine/test_rows.py shows that it is exact, windows and experts included. What is
 # not here keeps a state of another kind, attends by its own code, or reads what a batch has not one of.
@@ -63,6 +63,21 @@ BATCHED: Final = frozenset(
         "vaultgemma",
     }
 )
+# Those whose layers keep a state and go on from it with several rows at once (tests/node/engine/test_chunks.py).
+# Others take several rows for the beginning of a sequence, wherever they stand.
+CHUNKED: Final = frozenset(
+    {
+        "bamba",
+        "falcon_h1",
+        "granitemoehybrid",
+        "lfm2",
+        "mamba2",
+        "nemotron_h",
+        "olmo_hybrid",
+        "qwen3_5_text",
+        "qwen3_next",
+    }
+)
 # Rotary frequencies that follow from the furthest position of a forward: sessions would change one another's.
 _SHARED_ROTARY: Final = ("dynamic", "longrope")
 
@@ -71,6 +86,11 @@ def may_batch(model: PreTrainedModel) -> bool:
     """Whether the family is known to give each row what it gives it alone."""
     config = model.config.get_text_config(decoder=True)
     return config.model_type in BATCHED and not any(map(_shares_rotary, model.modules()))
+
+
+def takes_chunks(config: PreTrainedConfig) -> bool:
+    """Whether the family is known to go on from its states with several rows."""
+    return config.get_text_config(decoder=True).model_type in CHUNKED
 
 
 def _shares_rotary(module: Any) -> bool:

@@ -57,6 +57,7 @@ class SpanEngine:
         trial = Trial(self._model, span)
         self._kv_bytes = trial.kv_bytes()
         self.batches = self._model.may_batch and trial.rows_agree()
+        self._chunks = self._model.takes_chunks
 
     @classmethod
     def load(
@@ -189,13 +190,20 @@ class SpanEngine:
     def _computed(self, entered: _Entered) -> StepResult:
         """Hidden states of every row, whatever is wanted, unless the span ends with the head. Raises: Malformed."""
         cache, want, inputs = entered.cache, entered.want, entered.inputs.to(self._model.device)
+        # One row after the other, where the family would begin anew with several.
+        singly = cache.length > 0 and not self._chunks
+        pieces = inputs.split(1, dim=1) if singly else (inputs,)
         if not self._model.has_head(cache.span):
-            return convert.hidden_out(self._model.hidden(cache.span, cache.layers, inputs)[0])
+            found = [self._model.hidden(cache.span, cache.layers, piece)[0] for piece in pieces]
+            return convert.hidden_out(torch.cat(found) if singly else found[0])
         if want.kind == "nothing":
-            self._model.fill(cache.span, cache.layers, inputs)
+            for piece in pieces:
+                self._model.fill(cache.span, cache.layers, piece)
             return None
-        rows = 0 if want.every else 1
-        return head.candidates(self._model.logits(cache.span, cache.layers, inputs, rows)[0], want)
+        found = [
+            self._model.logits(cache.span, cache.layers, piece, 0 if want.every else 1)[0] for piece in pieces
+        ]
+        return head.candidates(torch.cat(found) if want.every else found[-1], want)
 
     def _make_room(self) -> None:
         """Give back what torch keeps of the device's memory for later."""

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from node.engine import weights
-from node.engine.batching import may_batch
+from node.engine.batching import may_batch, takes_chunks
 from node.engine.cache import LayerCaches, SpanCache
 from node.engine.forward import Caches, Forward
 from node.engine.gates import Gates
@@ -72,6 +72,7 @@ class SplitModel:
         self._gates = Gates(getattr(decoder, name), layout.returns)
         self._forward = Forward(self._model, decoder)
         self._attention = RowAttention(self._model)
+        self.takes_chunks = takes_chunks(self.config) or self._keeps_rows()
         self.may_batch = self._forward.takes_positions and may_batch(self._model)
         self._dummy: torch.Tensor = torch.zeros(1, 1, layout.width, dtype=self.dtype, device=self.device)
 
@@ -133,6 +134,11 @@ class SplitModel:
             parent, _, leaf = path.rpartition(".")
             stub = _Zero(zero) if isinstance(self._model.get_submodule(path), nn.Embedding) else _Same()
             setattr(self._model.get_submodule(parent), leaf, stub)
+
+    def _keeps_rows(self) -> bool:
+        """Whether all that its layers keep of a sequence is rows, none of them a state."""
+        slots: frozenset[int] = frozenset().union(*self._slots.values())
+        return LayerCaches(self.config, slots).can_cut()
 
     def layers_of(self, span: Span) -> range:
         """The decoder layers, from 0, of a span."""
