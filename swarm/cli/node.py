@@ -18,6 +18,7 @@ from rich.text import Text
 from swarm.cli import joined, local
 from swarm.cli.node_options import NodeOptions
 from swarm.cli.node_process import Told
+from swarm.cli.options import taking
 from swarm.cli.streams import OutputLost
 from swarm.cli.terminal import Terminal, open_terminal
 
@@ -27,7 +28,7 @@ EVENTS_WAITING: Final = 256
 LAST_NEWS_S: Final = 1.0
 
 
-def node(options: NodeOptions) -> None:
+def _node(options: NodeOptions) -> None:
     """Serve some layers of a model to the swarm.
 
     The first node begins a swarm; every other joins it by the address of any node. Without --layers it takes what the
@@ -44,6 +45,10 @@ def node(options: NodeOptions) -> None:
     show = _show_json if options.as_json else partial(_show_line, terminal=open_terminal())
     with _News(show) as news:
         local.serve(config, news.tell)
+
+
+# A function with the name of the command.
+node = taking(NodeOptions, _node)
 
 
 class _News:

@@ -150,6 +150,6 @@ def taking(options: type[T], command: Callable[[T], None]) -> Callable[..., None
         )
         for field in fields(options)  # type: ignore[arg-type]  # a dataclass, which no type variable can say
     ]
-    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__name__, run.__doc__ = command.__name__.lstrip("_"), command.__doc__
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return run

@@ -11,18 +11,17 @@ from typer.testing import CliRunner
 
 from protocol.errors import ConfigError
 from swarm.cli import local
-from swarm.cli.app import app, main
+from swarm.cli.app import COMMANDS, app_of, main
 from swarm.cli.node_options import parse_layers, parse_size
 from tests.support.commands import run, run_afresh
 
-COMMANDS = ["chat", "demo", "generate", "node", "route", "status"]
 NOBODY = "/ip4/127.0.0.1/udp/9/quic-v1/p2p/12D3KooWL6mTvFXi9JSMNbz6Q1PG2sgCYaqje8mdbLGWmYpXG3Vk"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_teaches_by_example(command: str) -> None:
     """Every command shows at least one command line."""
-    result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "120"})
+    result = CliRunner().invoke(app_of(*COMMANDS), [command, "--help"], env={"COLUMNS": "120"})
     assert result.exit_code == 0
     assert f"swarm {command} -" in result.output or f'swarm {command} "' in result.output
 
@@ -30,7 +29,7 @@ def test_help_teaches_by_example(command: str) -> None:
 def test_the_first_help_has_the_recipe_for_two_machines() -> None:
     """Without arguments too."""
     for args in ([], ["--help"], ["-h"]):
-        result = CliRunner().invoke(app, args, env={"COLUMNS": "120"})
+        result = CliRunner().invoke(app_of(*COMMANDS), args, env={"COLUMNS": "120"})
         for line in (
             "swarm demo",
             "swarm node --model MODEL --layers 16:32 --join ADDRESS",
@@ -42,7 +41,8 @@ def test_the_first_help_has_the_recipe_for_two_machines() -> None:
 def test_the_client_does_not_load_torch(tmp_path: Path) -> None:
     """Importing the command line takes no part of the node and no libp2p."""
     code = (
-        "import sys, swarm.cli, swarm.blocking\n"
+        "import sys, swarm.cli.app, swarm.blocking\n"
+        "swarm.cli.app.app_of(*swarm.cli.app.COMMANDS)\n"
         "print([m for m in ('torch', 'transformers', 'node', 'libp2p') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
