@@ -32,7 +32,7 @@ class TorchBackend:
         cache_dir: str | None,
         dtype: str | None,
         device: str,
-        why: str,
+        why: str = "as asked",
         quant: str | None = None,
         threads: int | None = None,
     ) -> TorchBackend:

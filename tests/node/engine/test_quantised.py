@@ -37,9 +37,7 @@ FAMILIES = ("llama", "falcon", "gpt2", "bloom", "mixtral", "gpt_oss", "mamba")
 
 def opened(folder: Path, quant: str | None) -> TorchBackend:
     """The backend of a node on one core."""
-    return TorchBackend.open(
-        str(folder), cache_dir=None, dtype=None, device="cpu", why="", quant=quant, threads=1
-    )
+    return TorchBackend.open(str(folder), cache_dir=None, dtype=None, device="cpu", quant=quant, threads=1)
 
 
 def logits(engine: Engine) -> np.ndarray:
