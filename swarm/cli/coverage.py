@@ -16,7 +16,7 @@ from protocol.plain import plain
 from protocol.records import Announcement
 from swarm.cli.terminal import Terminal
 from swarm.cli.words import Names, count, name_of, span_fields
-from swarm.routing.precision import ANYTHING, Precisions
+from swarm.routing.precision import ANYTHING, Precisions, describe_kinds
 from swarm.routing.route import missing_stages, serve_command
 from swarm.routing.weights import PIN_DIGITS
 
@@ -118,6 +118,9 @@ def render(
         Text.assemble((terminal.glyphs(heading), "bold"), (f"  {one.digest.hex()[:8]}", "dim")),
         table,
     ]
+    kinds = {node.numerics for node in coverage.nodes}
+    if len(kinds) > 1 and _HEADERS[0] not in headers:
+        lines.append(Text(f"computed in {describe_kinds(coverage.nodes)}", style="dim"))
     if coverage.weights is not None:
         lines.append(Text(f"weights {coverage.weights[:PIN_DIGITS]}", style="dim"))
     for hole in coverage.missing:

@@ -49,15 +49,11 @@ class Precisions:
     def explain(self, error: NoRoute, others: Iterable[Announcement]) -> NoRoute:
         """The same error; where `others` serve what is missing, it says what they compute in and how to take it."""
         holes = {stage for pair in error.missing for stage in range(*pair)}
-        left_out = Counter(str(a.numerics) for a in others if not holes.isdisjoint(a.span))
+        left_out = [a for a in others if not holes.isdisjoint(a.span)]
         if not left_out:
             return error
-        named = [
-            f"{word} at {count} node{'s' * (count != 1)}" for word, count in left_out.most_common(_NAMED)
-        ]
-        more = " and others" * (len(left_out) > _NAMED)
         return NoRoute(
-            f"{error} in the precision asked for, {self}: there is {', '.join(named)}{more}, "
+            f"{error} in the precision asked for, {self}: there is {describe_kinds(left_out)}, "
             "which --precision any takes",
             error.missing,
         )
@@ -78,6 +74,13 @@ def parse_precisions(text: str) -> Precisions:
         return ANYTHING
     taken = {each for word in words for each in (EXACT if word == _EXACT else (word,))}
     return Precisions(",".join(words), frozenset(taken))
+
+
+def describe_kinds(nodes: Iterable[Announcement]) -> str:
+    """ "int8/1 at 2 nodes, f32 at 1 node": the most common first."""
+    kinds = Counter(str(node.numerics) for node in nodes)
+    named = [f"{kind} at {count} node{'s' * (count != 1)}" for kind, count in kinds.most_common(_NAMED)]
+    return ", ".join(named) + " and others" * (len(kinds) > _NAMED)
 
 
 def loss(numerics: Numerics) -> int:

@@ -99,6 +99,15 @@ def test_who_is_not_taken_counts_for_nothing() -> None:
     assert "nobody" not in drawn(nodes, 120, precisions=parse_precisions("exact,int4"))
 
 
+def test_several_kinds_are_told_also_where_there_is_no_column_for_it() -> None:
+    """In one line, which a swarm of one kind does not need."""
+    nodes = [replace(node(A, 0, 10), numerics=Numerics("int4", 1)), node(B, 0, 4), node(B[:-1] + "c", 0, 4)]
+    line = "computed in f32 at 2 nodes, int4/1 at 1 node"
+    assert line in drawn(nodes, 80).splitlines()
+    assert line not in drawn(nodes, 120)
+    assert "computed in" not in drawn(nodes[1:], 80)
+
+
 def test_the_longest_word_costs_details_and_not_the_bar() -> None:
     """A stranger's word for its numerics is up to 16 cells wide."""
     wide = replace(node(A, 0, 10), numerics=Numerics("x" * 12, 999))
