@@ -17,11 +17,17 @@ class TorchBackend:
     model: Checkpoint
     _dtype: str | None  # None: what suits the checkpoint and the device
     _device: str
+    _why: str
 
     @classmethod
-    def open(cls, model: str, *, cache_dir: str | None, dtype: str | None, device: str) -> TorchBackend:
-        """Open a folder or a model of the hub. Raises: ConfigError, BadCheckpoint, UnsupportedModel."""
-        return cls(Checkpoint.open(model, cache_dir=cache_dir), dtype, device)
+    def open(
+        cls, model: str, *, cache_dir: str | None, dtype: str | None, device: str, why: str
+    ) -> TorchBackend:
+        """Open a folder or a model of the hub; `why` it is computed here, for people.
+
+        Raises: ConfigError, BadCheckpoint, UnsupportedModel.
+        """
+        return cls(Checkpoint.open(model, cache_dir=cache_dir), dtype, device, why)
 
     def dtype(self) -> str:
         """See `node.backend.Backend`."""
@@ -30,6 +36,10 @@ class TorchBackend:
     def numerics(self) -> str:
         """See `node.backend.Backend`."""
         return self.dtype()
+
+    def kernels(self) -> str:
+        """See `node.backend.Backend`."""
+        return f"torch on {self._device}: {self._why}"
 
     def load(self, span: Span) -> SpanEngine:
         """See `node.backend.Backend`."""

@@ -23,7 +23,6 @@ _HARMLESS: Final = (
     "auto_map",
     "bos_token_id",
     "cache_implementation",
-    "dtype",
     "embd_pdrop",
     "embedding_dropout",
     "eod_token_id",
@@ -35,12 +34,13 @@ _HARMLESS: Final = (
     "pad_token_id",
     "resid_pdrop",
     "residual_dropout",
-    "torch_dtype",
     "transformers.js_config",
     "transformers_version",
     "use_cache",
     "_name_or_path",
 )
+# As config.json names what is stored, and as safetensors does; by either name of the field.
+_DTYPES: Final = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _ACTIVATIONS: Final = {"silu": 0, "gelu_pytorch_tanh": 1, "relu2": 2}
 _GEMMAS: Final = ("gemma", "gemma2", "vaultgemma", "gemma3_text")
 
@@ -60,6 +60,7 @@ class Plan:
     out_bias: bool
     mlp_bias: bool
     context: int
+    stored: str  # the dtype of most tensors, as safetensors names it, if config.json tells the truth
 
 
 def plan_model(config: Mapping[str, Any]) -> Plan:
@@ -89,9 +90,18 @@ def plan_model(config: Mapping[str, Any]) -> Plan:
         out_bias=_flag(fields, family.out_bias),
         mlp_bias=_flag(fields, family.mlp_bias),
         context=context,
+        stored=_stored(fields),
     )
     fields.close()
     return plan
+
+
+def _stored(fields: Fields) -> str:
+    names = [fields.any(name, None) for name in ("dtype", "torch_dtype")]
+    name = next((name for name in names if name is not None), "float32")
+    if not isinstance(name, str) or (stored := _DTYPES.get(name.removeprefix("torch."))) is None:
+        raise UnsupportedModel(f"config.json has the dtype {str(name)[:80]!r}")
+    return stored
 
 
 def _with_experts(kind: str, fields: Fields, shape: Shape, experts: Experts) -> Shape:

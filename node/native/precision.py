@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import Final
 
 from node.native.packed import Kind, padded
@@ -29,6 +30,14 @@ class Precision:
             return stored
         return hashlib.sha256(f"{self.name} {PACKING}".encode() + stored).digest()[:8]
 
+    def kept(self, stored: str) -> Precision:
+        """The same for matrices that are stored so ("F32", "F16", "BF16").
+
+        What is stored in bf16 need not be widened: the kernels do that, and compute the same bits in half the memory.
+        """
+        attention, mlp, head = (kept_kind(kind, {stored}) for kind in (self.attention, self.mlp, self.head))
+        return replace(self, attention=attention, mlp=mlp, head=head)
+
     def block_bytes(self, shape: Shape) -> int:
         """Memory that the matrices of one block take, about."""
         queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
@@ -47,6 +56,11 @@ class Precision:
     def head_bytes(self, shape: Shape) -> int:
         """Memory that the head takes."""
         return _bytes(self.head, padded(shape.vocabulary), shape.hidden)
+
+
+def kept_kind(kind: Kind, stored: Collection[str]) -> Kind:
+    """Of a matrix whose parts are stored in these dtypes; see `Precision.kept`."""
+    return Kind.BF16 if kind is Kind.F32 and set(stored) == {"BF16"} else kind
 
 
 def _bytes(kind: Kind, outs: int, ins: int) -> int:

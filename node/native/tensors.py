@@ -43,6 +43,7 @@ class StoredRows:
         except OSError as error:
             raise BadCheckpoint(f"{path}: cannot be read: {error.strerror}") from error
         self.name = name
+        self.stored = tensor.dtype  # as safetensors names it
         self._rows: Order | None = None
         self._columns: Order | None = None
 

@@ -24,6 +24,7 @@ from node.native.names import (
     norm_tensors,
 )
 from node.native.packed import Kind, Matrix, Norm
+from node.native.precision import kept_kind
 from node.native.tensors import StoredRows
 from protocol.errors import BadCheckpoint
 
@@ -129,6 +130,7 @@ class Loader:
         parts: Sequence[StoredRows],
         bias: NDArray[np.float32] | None = None,
     ) -> Matrix:
+        kind = kept_kind(kind, {part.stored for part in parts})
         try:
             return self._kernel.pack(kind, size, chain.from_iterable(part.pieces() for part in parts), bias)
         except BadCheckpoint as error:

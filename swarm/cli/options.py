@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Final
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from typing import Annotated, Any, Final, TypeVar, get_type_hints
 
 import typer
 
 from swarm.cli.logs import show_logs
+
+T = TypeVar("T")
 
 NETWORK: Final = "Where"
 ANSWER: Final = "The answer"
@@ -117,3 +121,24 @@ class Where:
     model: str | None = None
     wait_s: float = 0.0
     weights: str | None = None
+
+
+def taking(options: type[T], command: Callable[[T], None]) -> Callable[..., None]:
+    """A command as typer wants it, with an option for each field of the dataclass that `command` takes."""
+
+    def run(**given: Any) -> None:
+        command(options(**given))
+
+    hints = get_type_hints(options, include_extras=True)
+    parameters = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            annotation=hints[field.name],
+        )
+        for field in fields(options)  # type: ignore[arg-type]  # a dataclass, which no type variable can say
+    ]
+    run.__name__, run.__doc__ = command.__name__.lstrip("_"), command.__doc__
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return run

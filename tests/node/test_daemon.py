@@ -84,6 +84,10 @@ class FakeBackend:
         """See `node.backend.Backend`."""
         return "f32"
 
+    def kernels(self) -> str:
+        """See `node.backend.Backend`."""
+        return "fake"
+
     def dtype(self) -> str:
         """See `node.backend.Backend`."""
         return "f32"
@@ -178,7 +182,7 @@ async def test_two_nodes_serve_a_model_together(house: House) -> None:
     second = await house.node(NodeConfig("fake", layers=(3, 6), join=first.transport.addrs))
     (serving,) = first.said("serving")
     assert re.sub(r"\d+\.\d\d ms", "… ms", serving) == (
-        f"serving embedding + layers 0:3 of fake ({MANIFEST.digest.hex()[:12]}); weights 1000 B (f32), "
+        f"serving embedding + layers 0:3 of fake ({MANIFEST.digest.hex()[:12]}); weights 1000 B (f32, fake), "
         "room for 222 tokens (13.9 KiB), … ms per block and token"
     )
     me = await house.client()
