@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from contextlib import suppress
 
 import trio
@@ -11,8 +10,10 @@ import trio
 from node.compute.interfaces import Engine
 from node.compute.kv import room_for
 from node.compute.loop import EngineLoop, Executor, WorkerThread
+from node.compute.measure import Speed
 from node.compute.meter import Meter
 from node.compute.scheduler import Scheduler
+from node.compute.sizing import Sizer
 from node.hop.admission import PAUSE_S, Admission
 from node.hop.forks import CannotFork
 from node.hop.growth import Growth
@@ -47,8 +48,9 @@ GAVE_WAY = Error("gave_way", "idle, and others need the room", elsewhere=True)
 class HopServer:
     """Serves the sessions of one engine over one transport.
 
-    `neighbours` opens the streams to next hops (without: to nodes that are connected already); `executor` runs the
-    engine (a thread of its own, unless given).
+    `neighbours` opens the streams to next hops (without: to nodes that are connected already); `speed` is the
+    engine's, by which batches are sized at first (without: as large as may be); `executor` runs the engine (a thread
+    of its own, unless given).
     """
 
     def __init__(
@@ -58,12 +60,13 @@ class HopServer:
         budget: Admission,
         *,
         neighbours: Neighbours | None = None,
-        meter: Meter | None = None,
+        speed: Speed | None = None,
         executor: Executor | None = None,
     ) -> None:
-        self.meter = meter or Meter()
+        self.meter = Meter(speed)
         self.scheduler = Scheduler()
-        loop = EngineLoop(engine, executor or WorkerThread(), self.scheduler)
+        sizer = None if speed is None else Sizer(speed, len(engine.span))
+        loop = EngineLoop(engine, executor or WorkerThread(), self.scheduler, sizer)
         growth = Growth(budget, self._give_way)
         self._machine = Machine(engine, loop, neighbours or Neighbours(transport), growth, self.meter)
         self._budget = budget
@@ -83,10 +86,6 @@ class HopServer:
     def __len__(self) -> int:
         """Sessions open now."""
         return len(self._sessions)
-
-    def queue_ms(self) -> float:
-        """How long recent steps waited for others."""
-        return self.meter.queue_ms(time.perf_counter())
 
     def offer(self) -> int:
         """Tokens that a newcomer's session would get now."""
@@ -174,7 +173,8 @@ class HopServer:
             awaited.set()
         try:
             channel.frame_limit = session.shape.frame_bytes
-            await channel.send(Opened(self._machine.engine.dtype))
+            engine = self._machine.engine
+            await channel.send(Opened(engine.dtype, engine.numerics))
             return await session.run()
         finally:
             session.free()
