@@ -19,6 +19,8 @@ from protocol.messages import (
     Error,
     FileChunk,
     FileRequest,
+    Instead,
+    Known,
     LinkDown,
     ManifestReply,
     ManifestRequest,
@@ -34,6 +36,7 @@ from protocol.messages import (
     Refused,
     Relink,
     Step,
+    Unknown,
 )
 from protocol.model import Manifest, ManifestFile, Span
 from protocol.plain import plain
@@ -123,6 +126,7 @@ FIELDS: dict[type[Message], dict[str, st.SearchStrategy[Any]]] = {
         "max_tokens": positions,
         "next": hops,
         "bridged": st.booleans(),
+        "reuse": st.booleans(),
     },
     Opened: {"dtype": dtypes},
     Refused: {
@@ -138,6 +142,16 @@ FIELDS: dict[type[Message], dict[str, st.SearchStrategy[Any]]] = {
         "want": wants,
         "fill_until": st.none() | stages,
     },
+    Known: {
+        "number": numbers,
+        "position": positions,
+        "rows": uints(limits.STEP_TOKENS),
+        "mark": digests,
+        "inputs": st.none() | tensors(),
+        "want": wants,
+    },
+    Unknown: {"number": numbers},
+    Instead: {"number": numbers},
     Output: {
         "number": numbers,
         "position": positions,
