@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from protocol.candidates import Candidates, Want
+from protocol.errors import SwarmError
 from protocol.model import Manifest, Span
 from protocol.tensors import Tensor
+
+StepResult = Tensor | Candidates | None
 
 
 class KvCache(Protocol):
@@ -22,6 +27,16 @@ class KvCache(Protocol):
 
     def close(self) -> None:
         """Give the memory back. Safe to call twice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Rows of one session for its cache: cut it to `position`, run `inputs` through its span, append to it."""
+
+    cache: KvCache
+    position: int
+    inputs: Tensor
+    want: Want
 
 
 class Engine(Protocol):
@@ -53,10 +68,11 @@ class Engine(Protocol):
     def new_cache(self, span: Span, max_tokens: int | None = None) -> KvCache:
         """An empty cache for stages within the engine's span; it never takes memory for more than `max_tokens`."""
 
-    def step(self, cache: KvCache, position: int, inputs: Tensor, want: Want) -> Tensor | Candidates | None:
-        """Cut `cache`, which this engine made, to `position`; run `inputs` through the cache's span.
+    def run(self, calls: Sequence[Call]) -> list[StepResult | SwarmError]:
+        """Run calls of different sessions, each on a cache that this engine made; what they give, in order.
 
-        Returns hidden states [tokens, hidden_size] on the CPU where the span does not end with the head; where it
-        does, the wanted candidates, or None if nothing is wanted.
-        Raises: Malformed, if the inputs cannot be: their shape, dtype, a NaN, a token id out of the vocabulary.
+        Hidden states [tokens, hidden_size] on the CPU where a span does not end with the head, in memory that no
+        two results share; where it does, the wanted candidates, or None if nothing is wanted. A call that cannot be
+        has its error in its place, Malformed where the sender is at fault, and changes nothing for the others.
+        Whatever else is raised concerns all calls: their caches then end where they were cut, or where they ended.
         """

@@ -17,9 +17,10 @@ from typing import Protocol
 
 import trio
 
-from node.compute.call import Call, StepResult, make
-from node.compute.interfaces import Engine
+from node.compute.call import run_checked
+from node.compute.interfaces import Call, Engine, StepResult
 from node.compute.scheduler import Owner, Piece, Scheduler
+from protocol.errors import SwarmError
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +161,12 @@ class EngineLoop:
     def _run(self, runnable: Runnable, piece: Piece) -> StepResult:
         """In the worker thread."""
         call = runnable.prepare(piece)
-        return None if call is None else make(self._engine, call)
+        if call is None:
+            return None
+        [given] = run_checked(self._engine, [call])
+        if isinstance(given, SwarmError):
+            raise given
+        return given
 
     def _done(self, runnable: Runnable, piece: Piece, outcome: Outcome) -> None:
         self.scheduler.finish(piece.session)

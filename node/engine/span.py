@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from node.compute.inputs import check_context, check_want
-from node.compute.interfaces import KvCache
+from node.compute.interfaces import Call, StepResult
 from node.engine import convert, head
 from node.engine.cache import SpanCache
 from node.engine.checkpoint import Checkpoint
 from node.engine.skeleton import probing
 from node.engine.split import SplitModel
-from protocol.candidates import Candidates, Want
-from protocol.errors import ConfigError, LocalProtocolError, Malformed, UnsupportedModel
+from protocol.errors import ConfigError, LocalProtocolError, Malformed, SwarmError, UnsupportedModel
 from protocol.model import Manifest, Span
 from protocol.tensors import ITEM_BYTES, Tensor
 
@@ -59,8 +60,18 @@ class SpanEngine:
             raise LocalProtocolError(f"span {span} asked of an engine that holds {self.span}")
         return self._model.new_cache(span, max_tokens)
 
+    def run(self, calls: Sequence[Call]) -> list[StepResult | SwarmError]:
+        """See `node.compute.interfaces.Engine`; one call after the other."""
+        return [self._attempt(call) for call in calls]
+
+    def _attempt(self, call: Call) -> StepResult | SwarmError:
+        try:
+            return self._call(call)
+        except SwarmError as error:
+            return error
+
     @torch.inference_mode()
-    def step(self, cache: KvCache, position: int, inputs: Tensor, want: Want) -> Tensor | Candidates | None:
+    def _call(self, call: Call) -> StepResult:
         """Cut the cache to `position`, run `inputs` through the cache's span, append to the cache.
 
         inputs: int32 ids [tokens] if the span begins with stage 0, else hidden states [tokens, hidden_size] in the
@@ -68,6 +79,7 @@ class SpanEngine:
         ends with the head: then candidates of the last row or of every row, or None if nothing is wanted.
         Raises: Malformed, the sender's fault; UnsupportedModel, if a recurrent model is asked to go back.
         """
+        cache, position, inputs, want = call.cache, call.position, call.inputs, call.want
         if not isinstance(cache, SpanCache):
             raise LocalProtocolError("a cache that this engine did not make")
         if not 0 <= position <= cache.length:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from node.compute.call import StepResult
+from node.compute.interfaces import StepResult
 from node.compute.loop import Outcome
 from node.hop.admission import Seat
 from node.hop.steps import Shape

@@ -43,9 +43,8 @@ from functools import partial
 
 import trio
 
-from node.compute.call import Call
 from node.compute.casting import cast_hidden
-from node.compute.interfaces import Engine, KvCache
+from node.compute.interfaces import Call, Engine, KvCache
 from node.compute.loop import EngineLoop, Outcome
 from node.compute.meter import Meter, StepTime
 from node.compute.scheduler import Owner, Piece

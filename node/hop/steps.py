@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 
-from node.compute.call import BadOutput, StepResult
+from node.compute.call import BadOutput
+from node.compute.interfaces import StepResult
 from protocol import limits
 from protocol.candidates import NOTHING, Candidates, Want, join_candidates
 from protocol.errors import Malformed, UnsupportedModel

@@ -28,6 +28,7 @@ from common import HALF_BILLION, Shape, arguments, report  # sets the environmen
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
+from node.compute.call import run_alone
 from node.compute.interfaces import Engine
 from node.engine.checkpoint import Checkpoint
 from node.engine.span import SpanEngine
@@ -72,7 +73,7 @@ class Chain:
         while True:
             out: Any = given
             for engine, cache in zip(self._engines, caches, strict=True):
-                out = engine.step(cache, cache.length, out, Want(top=1))
+                out = run_alone(engine, cache, cache.length, out, Want(top=1))
             assert isinstance(out, Candidates)
             found.append(int(out.ids[0, 0]))
             if len(found) == tokens:
@@ -193,9 +194,9 @@ def native(
 def step_seconds(engine: Engine) -> float:
     """The best of some single steps after a short prompt, head included."""
     cache = engine.new_cache(engine.span)
-    engine.step(cache, 0, from_numpy(np.arange(1, 1 + PROMPT, dtype=np.int32)), Want(top=1))
+    run_alone(engine, cache, 0, from_numpy(np.arange(1, 1 + PROMPT, dtype=np.int32)), Want(top=1))
     token = from_numpy(np.ones(1, np.int32))
-    return min(seconds(lambda: engine.step(cache, cache.length, token, Want(top=1))) for _ in range(8))
+    return min(seconds(lambda: run_alone(engine, cache, cache.length, token, Want(top=1))) for _ in range(8))
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from node.compute.call import run_alone
 from node.compute.measure import measure
 from node.engine.checkpoint import Checkpoint
 from node.engine.ends import LocalEnds
@@ -43,7 +44,7 @@ def run(checkpoint: Checkpoint, cuts: list[int], dtype: str, device: str) -> lis
         given: Tensor | Candidates | None = from_numpy(chunk)
         for engine, cache in zip(engines, caches, strict=True):
             assert isinstance(given, Tensor)
-            given = engine.step(cache, cache.length, given, ALL)
+            given = run_alone(engine, cache, cache.length, given, ALL)
         assert isinstance(given, Candidates)
         found.append(given)
     return found
@@ -83,8 +84,8 @@ def test_both_ends_run_on_the_device(tmp_path: Path) -> None:
     engine = SpanEngine.load(checkpoint, Span(1, 5), device="cuda")
     assert engine.dtype == ends.dtype == "f32"
     cache = engine.new_cache(engine.span)
-    first = engine.step(cache, 0, ends.embed(from_numpy(PROMPT), 0), HIDDEN)
-    again = engine.step(cache, 0, ends.embed(from_numpy(PROMPT), 0), HIDDEN)
+    first = run_alone(engine, cache, 0, ends.embed(from_numpy(PROMPT), 0), HIDDEN)
+    again = run_alone(engine, cache, 0, ends.embed(from_numpy(PROMPT), 0), HIDDEN)
     assert isinstance(first, Tensor)
     assert isinstance(again, Tensor)
     assert bytes(first.data) == bytes(again.data)

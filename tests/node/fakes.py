@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 import trio
 from numpy.typing import NDArray
 
-from node.compute.interfaces import KvCache
+from node.compute.call import run_alone
+from node.compute.interfaces import Call, StepResult
 from node.compute.loop import Done, Work, attempt
 from protocol.candidates import NOTHING, Candidates, Want
-from protocol.errors import Malformed
+from protocol.errors import Malformed, SwarmError
 from protocol.messages import SESSION_PROTOCOL, Ack, Attach, Message, NextHop, Open, Opened, Output, Step
 from protocol.model import Manifest, Span
 from protocol.session import Side, StreamState
@@ -92,8 +93,18 @@ class FakeEngine:
         self.caches.append(cache)
         return cache
 
-    def step(self, cache: KvCache, position: int, inputs: Tensor, want: Want) -> Tensor | Candidates | None:
+    def run(self, calls: Sequence[Call]) -> list[StepResult | SwarmError]:
         """See `node.compute.interfaces.Engine`."""
+        return [self._attempt(call) for call in calls]
+
+    def _attempt(self, call: Call) -> StepResult | SwarmError:
+        try:
+            return self._call(call)
+        except SwarmError as error:
+            return error
+
+    def _call(self, call: Call) -> StepResult:
+        cache, position, inputs, want = call.cache, call.position, call.inputs, call.want
         assert isinstance(cache, FakeCache)
         assert not cache.closed
         assert position <= cache.length
@@ -140,7 +151,7 @@ def run_whole(tokens: list[int], stop: int, want: Want) -> Any:
     """What the stages 0:stop give for `tokens` in one step."""
     span = Span(0, stop)
     engine = FakeEngine(span)
-    return engine.step(engine.new_cache(span), 0, token_rows(tokens), want)
+    return run_alone(engine, engine.new_cache(span), 0, token_rows(tokens), want)
 
 
 def token_rows(tokens: list[int]) -> Tensor:

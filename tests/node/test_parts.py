@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.compute.call import StepResult
 from node.compute.casting import cast_hidden
+from node.compute.interfaces import StepResult
 from node.compute.kv import ENTRY_BYTES, MOST_DEFAULT_TOKENS, buffer_bytes, default_kv_tokens
 from node.compute.meter import QUIET_S, Meter, StepTime
 from node.config import NodeConfig

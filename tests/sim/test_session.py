@@ -249,13 +249,12 @@ async def test_a_head_that_answers_nonsense(
     async with swarm_of((0, 4), (4, 8), (4, 8), slow=[2]) as world:
         session = await world.session()
         engine = world.nodes[1].engine
-        honest = engine.step
+        honest = engine.run
 
         def lying(*args: Any) -> Any:
-            found = honest(*args)
-            return spoil(found) if isinstance(found, Candidates) else found
+            return [spoil(found) if isinstance(found, Candidates) else found for found in honest(*args)]
 
-        engine.step = lying  # type: ignore[method-assign, assignment]
+        engine.run = lying  # type: ignore[method-assign, assignment]
         candidates = await session.step(PROMPT, want=Want(top=5))
         assert candidates is not None
         assert int(candidates.ids[0, 0]) == greedy_reference(PROMPT, 1)[0]

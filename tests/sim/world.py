@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
+from node.compute.call import run_alone
 from node.hop.admission import Admission, Room
 from node.hop.neighbours import Neighbours
 from node.hop.server import HopServer
@@ -222,7 +223,7 @@ def greedy_reference(prompt: Sequence[int], count: int) -> list[int]:
     found: list[int] = []
     feed, position = list(prompt), 0
     for _ in range(count):
-        result = engine.step(cache, position, token_rows(feed), Want())
+        result = run_alone(engine, cache, position, token_rows(feed), Want())
         position += len(feed)
         feed = [int(result.ids[0, 0])]  # type: ignore[union-attr]
         found += feed

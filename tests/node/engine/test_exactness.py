@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from node.compute.call import run_alone
 from node.engine.checkpoint import Checkpoint
 from node.engine.span import SpanEngine
 from protocol.candidates import HIDDEN, NOTHING, Candidates, Want
@@ -86,9 +87,9 @@ def test_a_route_may_enter_and_leave_in_the_middle_of_a_span(
         before, after = left.new_cache(Span(0, cut)), right.new_cache(Span(cut, 6))
         found = []
         for chunk in chunks:
-            hidden = left.step(before, before.length, from_numpy(chunk), HIDDEN)
+            hidden = run_alone(left, before, before.length, from_numpy(chunk), HIDDEN)
             assert isinstance(hidden, Tensor)
-            out = right.step(after, after.length, hidden, Want(every=True, top=0))
+            out = run_alone(right, after, after.length, hidden, Want(every=True, top=0))
             assert isinstance(out, Candidates)
             found.append(logits_of(out))
         assert_same(found, whole(family).logits(chunks))
@@ -104,7 +105,7 @@ def test_sessions_share_an_engine_without_touching_each_other(
     found: list[list[np.ndarray]] = [[], []]
     for n in range(0, 12, 3):
         for prompt, cache, logits in zip(prompts, caches, found, strict=True):
-            out = engine.step(cache, n, from_numpy(prompt[n : n + 3]), Want(every=True, top=0))
+            out = run_alone(engine, cache, n, from_numpy(prompt[n : n + 3]), Want(every=True, top=0))
             assert isinstance(out, Candidates)
             logits.append(logits_of(out))
     for prompt, logits in zip(prompts, found, strict=True):
@@ -127,7 +128,7 @@ def test_a_forward_that_fails_half_way_leaves_no_trace(family: str, tiny: Tiny) 
     engine = SpanEngine.load(Checkpoint.open(str(tiny(family))), Span(1, 6), dtype="f32")
     cache, other = engine.new_cache(engine.span), engine.new_cache(engine.span)
     first, second = states(4, 64), states(2, 64, seed=1)
-    engine.step(cache, 0, first, NOTHING)
+    run_alone(engine, cache, 0, first, NOTHING)
 
     def fail(*args: object) -> None:
         raise MemoryError
@@ -136,15 +137,15 @@ def test_a_forward_that_fails_half_way_leaves_no_trace(family: str, tiny: Tiny) 
     block = engine._model._model.get_submodule("model.layers.3.mlp")
     hook = block.register_forward_pre_hook(fail)
     with pytest.raises(MemoryError):
-        engine.step(cache, 4, second, NOTHING)
+        run_alone(engine, cache, 4, second, NOTHING)
     hook.remove()
     if family in RECURRENT:
         with pytest.raises(UnsupportedModel, match="recurrent"):
-            engine.step(cache, 4, second, NOTHING)
-        engine.step(cache, 0, first, NOTHING)
-    found = engine.step(cache, 4, second, ALL_LOGITS)
-    engine.step(other, 0, first, NOTHING)
-    expected = engine.step(other, 4, second, ALL_LOGITS)
+            run_alone(engine, cache, 4, second, NOTHING)
+        run_alone(engine, cache, 0, first, NOTHING)
+    found = run_alone(engine, cache, 4, second, ALL_LOGITS)
+    run_alone(engine, other, 0, first, NOTHING)
+    expected = run_alone(engine, other, 4, second, ALL_LOGITS)
     assert isinstance(found, Candidates)
     assert isinstance(expected, Candidates)
     np.testing.assert_array_equal(found.logits, expected.logits)
@@ -166,7 +167,7 @@ def test_narrow_dtypes_split_as_exactly(dtype: str, tiny: Tiny) -> None:
     chunks = chunked(PROMPT, 8, 3, 1)
     one, two = Chain(checkpoint, WHOLE, dtype=dtype), Chain(checkpoint, HALVES, dtype=dtype)
     assert_same(two.logits(chunks), one.logits(chunks))
-    hidden = two.engines[0].step(two.caches[0], 0, from_numpy(PROMPT), HIDDEN)
+    hidden = run_alone(two.engines[0], two.caches[0], 0, from_numpy(PROMPT), HIDDEN)
     assert isinstance(hidden, Tensor)
     assert hidden.dtype == dtype
     assert hidden.shape == (12, 64)

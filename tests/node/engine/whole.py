@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache, PreTrainedModel
 
+from node.compute.call import run_alone
 from node.engine.checkpoint import Checkpoint
 from node.engine.ends import LocalEnds
 from node.engine.span import SpanEngine
@@ -77,7 +78,7 @@ class Chain:
         if self.ends:
             given = self.ends.embed(given, at)
         for engine, cache in zip(self.engines, self.caches, strict=True):
-            given = engine.step(cache, at, given, HIDDEN if self.ends else want)
+            given = run_alone(engine, cache, at, given, HIDDEN if self.ends else want)
         if self.ends:
             given = self.ends.head(given, want, at)
         self.position = at + len(tokens)

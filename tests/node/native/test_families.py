@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from node.compute.call import run_alone
 from node.engine.checkpoint import Checkpoint
 from node.native.checkpoint import NativeCheckpoint
 from node.native.engine import NativeEngine
@@ -93,7 +94,7 @@ def test_logits_are_those_of_transformers(name: str, make: Make, kernel: Kernel)
     ids = np.arange(1, 1 + TOKENS, dtype=np.int32) * 5 % 260
     cache, found = engine.new_cache(whole, TOKENS), []
     for some in (ids[:23], ids[23:]):
-        out = engine.step(cache, cache.length, from_numpy(some), Want(top=0, every=True))
+        out = run_alone(engine, cache, cache.length, from_numpy(some), Want(top=0, every=True))
         assert isinstance(out, Candidates)
         found.append(np.take_along_axis(out.logits, np.argsort(out.ids, axis=1), 1))
     with torch.inference_mode():
