@@ -288,7 +288,7 @@ class FileChunk(Message):
 
 
 ALL: tuple[type[Message], ...] = (
-    Open, Opened, Refused, Attach, Step, Known, Unknown, Instead, Output, Ack, Relink, LinkDown, Ping, Pong, Close, Error,
-    MapRequest, MapReply, ManifestRequest, ManifestReply, FileRequest, FileChunk,
+    Open, Opened, Refused, Attach, Step, Known, Unknown, Instead, Output, Ack, Relink, LinkDown, Ping, Pong, Close,
+    Error, MapRequest, MapReply, ManifestRequest, ManifestReply, FileRequest, FileChunk,
 )  # fmt: skip
 BY_TAG: dict[str, type[Message]] = {cls.tag: cls for cls in ALL}

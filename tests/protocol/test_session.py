@@ -3,7 +3,7 @@
 What the table promises:
 - A stream begins with Open (a client's) or Attach (a previous hop's), said by whoever opened it.
 - A client may send steps before it hears Opened; the hop's answer is Opened, Refused or Error, nothing else.
-- On an attached stream only steps come, with all rows or with known ones, and nothing goes back but Unknown and Error.
+- On an attached stream only steps come, whose rows may be known, and nothing goes back but Unknown and Error.
 - The hop never closes in silence: it ends a stream with Refused or Error; the opener with Close or Error.
 - After that nobody says anything.
 - Maps, manifests and files are not spoken of on a session stream.
