@@ -39,6 +39,13 @@ class KvCache(Protocol):
     def length(self) -> int:
         """Positions held."""
 
+    def fork(self, position: int) -> KvCache:
+        """Another cache that begins with the first `position` positions of this one, at most `length`.
+
+        What either does from then on, the other does not see. Raises: UnsupportedModel, where a recurrent state would
+        have to be wound back.
+        """
+
     def close(self) -> None:
         """Give the memory back. Safe to call twice."""
 

@@ -7,6 +7,7 @@ which masks are made from.
 
 from __future__ import annotations
 
+import copy
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,7 +20,7 @@ from transformers.cache_utils import (
     LinearAttentionCacheLayerMixin,
 )
 
-from protocol.errors import UnsupportedModel
+from protocol.errors import LocalProtocolError, UnsupportedModel
 from protocol.model import Span
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _FIRST_TOKENS: Final = 64
 # Doubling up to here; beyond, the copy for another step of this size costs 0.1 % of the attention it serves.
 _MOST_AHEAD: Final = 1024
+_NO_WAY_BACK: Final = "a model with recurrent layers cannot go back to an earlier position"
 
 
 class _Buffers:
@@ -68,6 +70,11 @@ class _Buffers:
         if old is not None:
             new.narrow(2, 0, self.held).copy_(old.narrow(2, 0, self.held))
         return new
+
+    def copy_into(self, other: _Buffers, rows: int) -> None:
+        """Let `other`, which is empty, hold the first `rows` rows."""
+        if self.keys is not None and self.values is not None and rows:
+            other.append(self.keys.narrow(2, 0, rows), self.values.narrow(2, 0, rows), None)
 
     def bytes_per_token(self) -> int:
         """Memory that one row takes."""
@@ -186,6 +193,18 @@ class LayerCaches(DynamicCache):
             return self.length > 0
         return bool(super().has_previous_state(layer_idx, state_idx))
 
+    def copy_into(self, other: LayerCaches, position: int) -> None:
+        """Let `other`, which is empty and of the same layers, hold the first `position` rows of what this holds."""
+        for index in self._owned:
+            slot, new = self.layers[index], other.layers[index]
+            if isinstance(slot, _FullSlot | _WindowSlot):
+                assert isinstance(new, _FullSlot | _WindowSlot), "the two are of one configuration"
+                slot.buffers.copy_into(new.buffers, position)
+                new.is_initialized = slot.is_initialized
+            elif not _holds_nothing(slot):
+                other.layers[index] = copy.deepcopy(slot)
+        other.length = position
+
     def forget(self) -> None:
         """Give the memory back; nothing else can be asked of this afterwards."""
         self.layers = []
@@ -244,10 +263,23 @@ class SpanCache:
         """
         if (position < self.layers.length or self.layers.torn) and not self.layers.can_cut():
             if position:
-                raise UnsupportedModel("a model with recurrent layers cannot go back to an earlier position")
+                raise UnsupportedModel(_NO_WAY_BACK)
             self.layers.forget()
             self.layers = LayerCaches(self._config, self._owned, self._max_tokens)
         self.layers.cut(position)
+
+    @torch.inference_mode()
+    def fork(self, position: int) -> SpanCache:
+        """Another cache with a copy of the first `position` positions. Raises: UnsupportedModel, as `cut`."""
+        if not 0 <= position <= self.length:
+            raise LocalProtocolError(f"a fork at {position} of a cache of {self.length} positions")
+        other = SpanCache(self._config, self.span, self._owned, self._max_tokens)
+        if (position < self.length or self.layers.torn) and not self.layers.can_cut():
+            if position:
+                raise UnsupportedModel(_NO_WAY_BACK)
+            return other
+        self.layers.copy_into(other.layers, position)
+        return other
 
     def close(self) -> None:
         """Give the memory back. Safe to call twice."""

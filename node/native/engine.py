@@ -14,6 +14,7 @@ from node.native.cache import PagedCache
 from node.native.checkpoint import NativeCheckpoint
 from node.native.head import Head, Rows
 from node.native.kernel import Kernel
+from node.native.pages import PagePool
 from node.native.weights import Loader
 from protocol.candidates import Want
 from protocol.errors import LocalProtocolError, Malformed, SwarmError
@@ -43,6 +44,7 @@ class NativeEngine:
         blocks = [loader.block(index) for index in range(first, stop)]
         self._blocks = Blocks(kernel, self._shape, first, blocks, precision.kv_bytes)
         self._row_bytes = self._shape.kv_row_bytes(precision.kv_bytes)
+        self._pages = PagePool()
 
     @classmethod
     def load(cls, checkpoint: NativeCheckpoint, span: Span, kernel: Kernel) -> NativeEngine:
@@ -66,7 +68,7 @@ class NativeEngine:
         if not self.span.covers(span):
             raise LocalProtocolError(f"span {span} asked of an engine that holds {self.span}")
         first, stop = self._blocks_of(span)
-        return PagedCache(span, stop - first, self._row_bytes, max_tokens)
+        return PagedCache(span, stop - first, self._row_bytes, max_tokens, self._pages)
 
     def run(self, calls: Sequence[Call]) -> list[StepResult | SwarmError]:
         """See `node.compute.interfaces.Engine`. Calls of the same blocks go through them, and the head, together.
@@ -114,7 +116,7 @@ class NativeEngine:
             # Rows that fail half-way leave nothing that counts.
             entered.cache.length = entered.position
             if first < stop:
-                entered.cache.reserve(entered.end)
+                entered.cache.reserve(entered.position, entered.end)
             rows.append((entered.cache, entered.position, len(entered.states)))
         states = np.concatenate([entered.states for entered in group])
         if first < stop:

@@ -63,6 +63,14 @@ class FakeCache:
         """Rows were added."""
         self._length += rows
 
+    def fork(self, position: int) -> FakeCache:
+        """A copy of the first positions."""
+        assert not self.closed
+        other = FakeCache(self.span)
+        other.states = {stage: states[:position] for stage, states in self.states.items()}
+        other.grow(position)
+        return other
+
     def close(self) -> None:
         """Give the memory back."""
         self.closed = True
