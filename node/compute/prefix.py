@@ -71,6 +71,10 @@ class Prefix:
         """The mark of the rows below `position`, which is not 0, as they entered."""
         return next(each.marks[position - each.start - 1] for each in self._back() if each.start < position)
 
+    def marks(self, start: int) -> list[bytes]:
+        """The mark after each position from `start` on, as they entered."""
+        return [self.mark(position) for position in range(start + 1, self.length + 1)]
+
     @property
     def left(self) -> bytes:
         """The mark of all its rows as they left; empty where the head is."""
@@ -162,6 +166,10 @@ class PrefixIndex:
         """Keep no more than this from now on, but for what is borrowed."""
         self.most_bytes = most_bytes
         self._make_room(most_bytes)
+
+    def release(self, pages: Sequence[KvPage]) -> None:
+        """Nobody here needs these pages."""
+        self._release(pages)
 
     def _follows(self, passage: Passage) -> bool:
         """Whether it begins where a whole page ends that is kept, or at position 0."""

@@ -27,6 +27,8 @@ class SpanEngine:
     weight_bytes: memory of the parameters (of a checkpoint in the same dtype on the CPU: mapped, not copied).
     """
 
+    shares_pages = False
+
     def __init__(self, checkpoint: Checkpoint, span: Span, dtype: str, device: str) -> None:
         """Use `load`."""
         self.span = span

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 
 import trio
 
-from node.compute.interfaces import Engine
+from node.compute.interfaces import Engine, KvPage
 from node.compute.loop import EngineLoop, Executor, WorkerThread
 from node.compute.meter import Meter
+from node.compute.prefix import PrefixIndex
 from node.compute.scheduler import Scheduler
 from node.hop.admission import PAUSE_S, Admission, Seat
 from node.hop.neighbours import Neighbours
@@ -45,7 +47,8 @@ class HopServer:
     """Serves the sessions of one engine over one transport.
 
     `neighbours` opens the streams to next hops (without: to nodes that are connected already); `executor` runs the
-    engine (a thread of its own, unless given).
+    engine (a thread of its own, unless given). Of what sessions compute, `prefix_bytes` are kept for those that begin
+    alike, where the engine's caches share pages.
     """
 
     def __init__(
@@ -57,11 +60,15 @@ class HopServer:
         neighbours: Neighbours | None = None,
         meter: Meter | None = None,
         executor: Executor | None = None,
+        prefix_bytes: int = 0,
     ) -> None:
         self.meter = meter or Meter()
         self.scheduler = Scheduler()
-        loop = EngineLoop(engine, executor or WorkerThread(), self.scheduler)
-        self._machine = Machine(engine, loop, neighbours or Neighbours(transport), budget, self.meter)
+        executor = executor or WorkerThread()
+        loop = EngineLoop(engine, executor, self.scheduler)
+        neighbours = neighbours or Neighbours(transport)
+        prefixes = _prefixes(prefix_bytes, executor) if engine.shares_pages and prefix_bytes else None
+        self._machine = Machine(engine, loop, neighbours, budget, self.meter, prefixes)
         self._transport = transport
         self._digest = engine.manifest.digest
         self._sessions: dict[bytes, HopSession] = {}
@@ -236,3 +243,16 @@ async def say_error(channel: Channel, error: Error) -> None:
     """Tell the peer why, if it still listens."""
     with trio.move_on_after(limits.GOODBYE_TIMEOUT_S):
         await channel.send(error)
+
+
+def _prefixes(most_bytes: int, executor: Executor) -> PrefixIndex:
+    def release(pages: Sequence[KvPage]) -> None:
+        """In the worker thread, like all that counts who holds a page."""
+
+        def work() -> None:
+            for page in pages:
+                page.release()
+
+        executor.submit(work, lambda _: None)
+
+    return PrefixIndex(most_bytes, release)

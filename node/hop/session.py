@@ -17,6 +17,10 @@ with the head, among the kept outputs) and sent again, if results go to the clie
 it is still on its way here, its answer is too. The hop before repeats a step only where two have sent it: that one is
 not answered, or two hops that feed each other would never end.
 
+*Reuse.* What others computed that began alike is not computed again (`reuse`): of a step only the rows after those
+are queued, and one of which nothing is left goes to the outbox at once. The hop before may name such rows in place of
+sending them; where we do not know them we say so, and pass over all that comes until it comes again with all rows.
+
 *Fills.* A step with `fill_until` wants nothing, whatever it says. It is computed and kept in the journal like any
 other, but it is no answer: it goes to the next hop, or to the client as a bridge, if our span ends before that stage,
 and else nowhere. Nobody waits for what steps up to the last fill gave: of those nothing but the Ack comes again.
@@ -37,9 +41,12 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import time
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import trio
 
@@ -47,17 +54,33 @@ from node.compute.casting import cast_hidden
 from node.compute.interfaces import Call, Engine, KvCache
 from node.compute.loop import EngineLoop, Outcome
 from node.compute.meter import Meter, StepTime
+from node.compute.prefix import PrefixIndex
 from node.compute.scheduler import Owner, Piece
 from node.hop.admission import Admission, Seat
 from node.hop.answers import Answers
 from node.hop.backlog import Backlog, Load, Pending
 from node.hop.life import Event, Life
 from node.hop.neighbours import Neighbours
+from node.hop.next_hop import Link
+from node.hop.reuse import Reuse, named_step
 from node.hop.sender import Sender
-from node.hop.steps import Computed, Gate, Shape, as_fill, effective_want, explain, join, piece_want
+from node.hop.steps import BadWant, Computed, Gate, Named, Shape, as_fill, effective_want, explain, piece_want
 from protocol import limits
 from protocol.errors import Lost, Malformed, RemoteProtocolError
-from protocol.messages import Ack, Close, Error, Message, Open, Ping, Pong, Relink, Step
+from protocol.messages import (
+    Ack,
+    Close,
+    Error,
+    Instead,
+    Known,
+    Message,
+    Open,
+    Ping,
+    Pong,
+    Relink,
+    Step,
+    Unknown,
+)
 from protocol.talk.channel import Channel
 from protocol.transport.allowance import Allowance
 
@@ -68,13 +91,14 @@ _keys = itertools.count()
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What all sessions of a node share."""
+    """What all sessions of a node share. `prefixes`: where they find what others computed, if they do."""
 
     engine: Engine
     loop: EngineLoop
     neighbours: Neighbours
     budget: Admission
     meter: Meter
+    prefixes: PrefixIndex | None = None
 
 
 _REPEATED = Load()
@@ -84,6 +108,14 @@ _REPEATED = Load()
 class _Again:
     """A step that came again after it was computed."""
 
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Lacking:
+    """A step whose rows the next hop does not know by name."""
+
+    link: Link
     number: int
 
 
@@ -104,14 +136,18 @@ class HopSession:
         self._life = Life()
         self._gate = Gate(shape)
         self._computed = 0  # the highest number plus one
+        self._engine_failed = False
         self._cache: KvCache | None = None
         self._backlog = Backlog(shape, seat)
         self._answers = Answers(client, self._life, self._backlog)
+        prefixes = machine.prefixes if opened.reuse else None
+        self._reuse = Reuse(shape, seat.origin, prefixes, machine.loop.executor)
+        self._outbox, self._to_emit = trio.open_memory_channel[Pending | _Again | Relink | _Lacking](math.inf)
         # No method of ours: parts that know us would keep everything until a collection.
         open_stream = partial(machine.neighbours.open_stream, asker=self.owner)
         bridged = opened.bridged and opened.next is None
-        self._sender = Sender(shape, open_stream, self._answers, bridged=bridged)
-        self._outbox, self._to_emit = trio.open_memory_channel[Pending | _Again | Relink](float("inf"))
+        on_unknown = partial(_tell_lacking, self._outbox)
+        self._sender = Sender(shape, open_stream, on_unknown, self._answers, bridged=bridged)
         self._relinks = Allowance(limits.RELINKS_PER_S, limits.RELINKS_BURST)
         self._relink_taken = trio.Event()
         self._relink_taken.set()
@@ -143,6 +179,9 @@ class HopSession:
         self._machine.loop.drop(self)
         self._outbox.close()
         self._to_emit.close()
+        if self._backlog.is_idle and self._sender.emitted == self._computed and not self._engine_failed:
+            self._reuse.part(self._sender.rows)
+        self._reuse.give_back()
         self._backlog.forget()
         self._sender.forget()
         # Closed by the worker, after whatever runs: only then is the memory free for another session.
@@ -157,9 +196,20 @@ class HopSession:
         """
         self._attached.cancel()
         self._attached = scope = trio.CancelScope()
+        lacking: int | None = None  # the step from which on all comes again
         with scope:
-            while isinstance(message := await channel.receive(), Step):
-                await self._accept(message, from_client=False)
+            while isinstance(message := await channel.receive(), Step | Known | Instead):
+                if isinstance(message, Instead):
+                    if message.number != lacking:
+                        raise Malformed("replaces what nobody lacks")
+                    lacking = None
+                elif lacking is not None:
+                    await trio.lowlevel.checkpoint()
+                elif isinstance(message, Step):
+                    await self._accept(message, from_client=False)
+                elif not await self._accept_known(message):
+                    lacking = message.number
+                    await channel.send(Unknown(lacking))
 
     async def _read_client(self) -> None:
         """Returns when the session has ended."""
@@ -205,6 +255,7 @@ class HopSession:
             self.shape.check_want(step)
             load = Load(step.inputs.rows, self.shape.held_bytes(step))
             await self._backlog.wait_room(load)
+            marks = await self._reuse.read(step)
             if not self._life.happens(Event.STEP):
                 return
             fresh = self._gate.admit(step)
@@ -212,12 +263,51 @@ class HopSession:
             self.fail(explain(error, from_client=from_client))
             return
         if fresh:
+            taken = self._reuse.take(step, marks)
+            if taken is not None:
+                step = replace(step, inputs=step.inputs.row_slice(taken.count, step.inputs.rows))
             want = effective_want(step, has_head=self.shape.has_head)
-            self._backlog.add(Pending(as_fill(step), from_client, want, load, arrived))
-            self._machine.loop.submit(self, step.number, step.inputs.rows)
+            self._queue(Pending(as_fill(step), from_client, want, load, arrived, taken))
         elif from_client and step.number < self._sender.emitted:
             self._backlog.hold(_REPEATED)
             self._outbox.send_nowait(_Again(step.number))
+
+    async def _accept_known(self, known: Known) -> bool:
+        """Queue a step whose first rows are named; False if they are not known here.
+
+        Raises: Malformed, if there can be no such step: the fault of who brought it.
+        """
+        arrived = time.perf_counter()
+        step = named_step(known, self.shape)
+        self.shape.check(step, known.rows)
+        try:
+            self.shape.check_want(step)
+        except BadWant as error:
+            self.fail(explain(error, from_client=False))
+            return True
+        load = Load(known.rows + step.inputs.rows, self.shape.held_bytes(step))
+        await self._backlog.wait_room(load)
+        if known.number < self._gate.received or not self._life.happens(Event.STEP):
+            return True
+        taken = self._reuse.take_known(known)
+        if taken is None:
+            return False
+        self._gate.admit(step, known.rows)
+        want = effective_want(step, has_head=self.shape.has_head)
+        self._queue(Pending(step, False, want, load, arrived, taken))
+        return True
+
+    def _queue(self, pending: Pending) -> None:
+        """Have what is left of a step computed; if nothing is, it goes on at once."""
+        number, rows = pending.step.number, pending.step.inputs.rows
+        self._backlog.add(pending)
+        if rows:
+            self._reuse.settle()
+            self._machine.loop.submit(self, number, rows)
+        else:
+            self._computed = number + 1
+            self._backlog.computed(pending)
+            self._outbox.send_nowait(pending)
 
     # --- computing
 
@@ -226,17 +316,16 @@ class HopSession:
         pending, engine = self._backlog.find(piece.number), self._machine.engine
         if pending is None:
             return None  # the session ended just before
+        position, inputs = pending.position + piece.start, pending.step.inputs
         if self._cache is None:
             self._cache = engine.new_cache(self.shape.span, self.shape.max_tokens)
-        step = pending.step
-        inputs = step.inputs
+            self._reuse.begin(self._cache, position)
         if piece.stop - piece.start < inputs.rows:
             inputs = inputs.row_slice(piece.start, piece.stop)
+        pending.filled += self._reuse.enter(self._cache, position, inputs)
         if not self.shape.takes_tokens:
             inputs = cast_hidden(inputs, engine.dtype)
-        return Call(
-            self._cache, step.position + piece.start, inputs, piece_want(pending.want, last=piece.last)
-        )
+        return Call(self._cache, position, inputs, piece_want(pending.want, last=piece.last))
 
     def take(self, piece: Piece, outcome: Outcome) -> None:
         """See `node.compute.loop.Runnable`. After its last piece, or a failure, a step goes to the sender."""
@@ -245,7 +334,9 @@ class HopSession:
         pending = self._backlog.find(piece.number)
         assert pending is not None, "it waits until its last piece has run"
         pending.add(outcome)
+        self._reuse.give_back()
         if outcome.error is not None:
+            self._engine_failed = True
             pending.failure = explain(outcome.error, from_client=pending.from_client)
             if pending.failure.code == "engine":
                 logger.error("the engine failed in a session of %s", self.owner.peer, exc_info=outcome.error)
@@ -272,6 +363,8 @@ class HopSession:
                     await self._sender.emit_again(item.number)
                     await self._answers.send(Ack(item.number, 0.0, 0.0))
                     self._backlog.let_go(_REPEATED)
+                elif isinstance(item, _Lacking):
+                    await self._sender.send_instead(item.link, item.number)
                 elif item.failure is not None:
                     self.fail(item.failure)
                 else:
@@ -280,9 +373,12 @@ class HopSession:
             self.fail(Error("malformed", str(error), elsewhere=False))
 
     async def _emit(self, pending: Pending) -> None:
-        step = pending.step
+        step, taken = pending.step, pending.taken
+        # Before it is sent on: it may go back, and with it the journal.
+        self._reuse.leave(pending.filled, self._sender.rows)
+        named = None if taken is None else Named(taken.count, taken.mark)
         await self._sender.emit(
-            Computed(step.number, step.position, step.want, step.fill_until, join(pending.parts)),
+            Computed(step.number, step.position, step.want, step.fill_until, pending.result, named),
             Ack(step.number, max(0.0, pending.queue_ms), pending.compute_ms),
         )
         self._backlog.let_go(pending.load)
@@ -292,9 +388,18 @@ class HopSession:
     def _close_cache(self) -> None:
         cache, self._cache = self._cache, None
         if cache is not None:
-            cache.close()
+            try:
+                self._reuse.end(cache)
+            finally:
+                cache.close()
 
     def _released(self, outcome: Outcome) -> None:
         self._machine.budget.release(self._seat)
+        self._reuse.leave_last()
         if outcome.error is not None:
             logger.error("a cache could not be closed", exc_info=outcome.error)
+
+
+def _tell_lacking(outbox: trio.MemorySendChannel[Any], link: Link, number: int) -> None:
+    with suppress(trio.ClosedResourceError, trio.BrokenResourceError):  # the session is over
+        outbox.send_nowait(_Lacking(link, number))

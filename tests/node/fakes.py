@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,7 +14,7 @@ import trio
 from numpy.typing import NDArray
 
 from node.compute.call import run_alone
-from node.compute.interfaces import Call, StepResult
+from node.compute.interfaces import PAGE_POSITIONS, Call, KvPage, StepResult
 from node.compute.loop import Done, Work, attempt
 from protocol.candidates import NOTHING, Candidates, Want
 from protocol.errors import Malformed, SwarmError
@@ -71,15 +72,48 @@ class FakeCache:
         other.grow(position)
         return other
 
+    def pages(self, start: int, stop: int) -> list[FakePage]:
+        """Copies: nobody writes to them."""
+        assert not self.closed
+        assert not start % PAGE_POSITIONS
+        assert start <= stop <= self._length
+        starts = range(start, stop, PAGE_POSITIONS)
+        return [FakePage({n: s[at : at + PAGE_POSITIONS] for n, s in self.states.items()}) for at in starts]
+
+    def adopt(self, pages: Sequence[KvPage], length: int) -> None:
+        """Begin with them."""
+        assert not self._length
+        for page in pages:
+            assert isinstance(page, FakePage)
+            assert not page.released
+            for stage, states in page.states.items():
+                self.states[stage] += states
+        self.cut(length)
+
     def close(self) -> None:
         """Give the memory back."""
         self.closed = True
+
+
+@dataclass(eq=False)
+class FakePage:
+    """The states of a page; counts its releases."""
+
+    states: dict[int, list[Rows]]
+    released: int = 0
+    nbytes: int = 64 * PAGE_POSITIONS
+
+    def release(self) -> None:
+        """Nobody holds it."""
+        assert not self.released
+        self.released += 1
 
 
 class FakeEngine:
     """Blocks are leaky sums over the positions, exact under any cut into steps; `steps` records every call."""
 
     dtype = "f32"
+    shares_pages = True
     hidden_size = HIDDEN
     manifest = MANIFEST
     weight_bytes = 1000
