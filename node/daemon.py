@@ -13,7 +13,7 @@ import trio
 from node import events
 from node.backend import Backend, Model, OpenBackend
 from node.compute.interfaces import Engine
-from node.compute.kv import buffer_bytes, default_kv_tokens
+from node.compute.kv import buffer_bytes, default_kv_tokens, prefix_bytes
 from node.compute.measure import Speed, measure
 from node.compute.meter import Meter
 from node.config import NodeConfig
@@ -194,7 +194,12 @@ class Node:
         self._budget = Admission(Room(tokens, buffer_bytes(free_bytes)))
         neighbours = Neighbours(self._transport, self._announcer.book.proven)
         hop = HopServer(
-            engine, self._transport, self._budget, neighbours=neighbours, meter=Meter.measured(speed)
+            engine,
+            self._transport,
+            self._budget,
+            neighbours=neighbours,
+            meter=Meter.measured(speed),
+            prefix_bytes=prefix_bytes(free_bytes),
         )
         hop.scheduler.piece_rows = _piece_rows(speed, len(span))
         ModelFiles(manifest, contents).serve(self._transport)

@@ -97,6 +97,11 @@ class HopServer:
             trio.current_time(),
         )
 
+    @property
+    def prefixes(self) -> PrefixIndex | None:
+        """What sessions computed, for those that begin alike."""
+        return self._machine.prefixes
+
     def serve(self) -> None:
         """Answer session streams from now on."""
         self._transport.serve(SESSION_PROTOCOL, self.handle)

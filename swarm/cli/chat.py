@@ -21,6 +21,7 @@ from swarm.cli.options import (
     Join,
     MaxNewTokens,
     Model,
+    NoReuse,
     RepetitionPenalty,
     Seed,
     Temperature,
@@ -54,6 +55,7 @@ def chat(
     model: Model = None,
     weights: Weights = None,
     wait: Wait = 10.0,
+    no_reuse: NoReuse = False,
     system: Annotated[
         str | None,
         typer.Option(metavar="TEXT", help="A system message.", show_default=False, rich_help_panel=ANSWER),
@@ -78,7 +80,7 @@ def chat(
     """
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
     screen = Screen(open_terminal())
-    where = Where(tuple(join or ()), model, wait, weights)
+    where = Where(tuple(join or ()), model, wait, weights, not no_reuse)
     with open_client(where, screen.terminal, screen.event) as client:
         talk = client.conversation(
             system=readable(system or "") or None, sampling=sampling, max_new_tokens=max_new_tokens

@@ -15,6 +15,7 @@ from swarm.cli.options import (
     Json,
     MaxNewTokens,
     Model,
+    NoReuse,
     RepetitionPenalty,
     Seed,
     Temperature,
@@ -41,6 +42,7 @@ def generate(
     model: Model = None,
     weights: Weights = None,
     wait: Wait = 10.0,
+    no_reuse: NoReuse = False,
     max_new_tokens: MaxNewTokens = 256,
     temperature: Temperature = 0.0,
     top_k: TopK = 0,
@@ -78,7 +80,7 @@ def generate(
     if not text:
         raise ConfigError("the prompt is empty: there is nothing to answer")
     terminal, printer = screen.terminal, screen.printer
-    where = Where(tuple(join or ()), model, wait, weights)
+    where = Where(tuple(join or ()), model, wait, weights, not no_reuse)
     with open_client(where, terminal, screen.event) as client:
         screen.news.blocks = client.model.blocks
         generation = client.generate(

@@ -80,6 +80,14 @@ Weights = Annotated[
         rich_help_panel=NETWORK,
     ),
 ]
+NoReuse = Annotated[
+    bool,
+    typer.Option(
+        "--no-reuse",
+        help="Nodes compute everything anew, and keep nothing of it for others who ask the same.",
+        rich_help_panel=NETWORK,
+    ),
+]
 Temperature = Annotated[
     float,
     typer.Option("--temperature", "-t", help="0 takes the best token always.", rich_help_panel=ANSWER),
@@ -117,3 +125,4 @@ class Where:
     model: str | None = None
     wait_s: float = 0.0
     weights: str | None = None
+    reuse: bool = True

@@ -269,10 +269,16 @@ class Client:
         return cls(Channel(stream, state=StreamState(Side.OPENER)), session)
 
     async def open(
-        self, span: Span, *, next: NextHop | None = None, bridged: bool = False, max_tokens: int = 64
+        self,
+        span: Span,
+        *,
+        next: NextHop | None = None,
+        bridged: bool = False,
+        max_tokens: int = 64,
+        reuse: bool = True,
     ) -> None:
         """Say Open; the answer is still to come."""
-        await self.send(Open(self.session, MANIFEST.digest, span, max_tokens, next, bridged))
+        await self.send(Open(self.session, MANIFEST.digest, span, max_tokens, next, bridged, reuse))
 
     async def attach(self, session: bytes, stage: int = 4) -> None:
         """Say Attach."""
