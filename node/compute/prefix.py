@@ -4,6 +4,9 @@ What is kept are *passages*: up to a page of rows that followed on certain other
 where the span does not end with the head, the rows that left. A passage is found by the marks of what entered
 (`protocol.trail`), so what a session is given follows from what it brings and from nothing else.
 
+Prefixes are found at every GRAIN positions only. To the token, whoever guesses at what others have asked would be
+told of each token whether it was right; so a whole grain has to be right at once.
+
 Passages form a tree, for sessions part where they differ. There is room for so many bytes; where more is asked for,
 of the origin that has the most the passage goes that was longest of no use and that no other follows on, so what is
 left always reaches back to position 0. What a session is about to begin with is borrowed, and stays meanwhile.
@@ -20,13 +23,17 @@ from node.compute.interfaces import PAGE_POSITIONS, KvPage
 from protocol.model import Span
 from protocol.tensors import Tensor, concat_rows
 
-# What a row takes besides its bytes: two marks, and an entry by which it is found (measured).
-ROW_OVERHEAD_BYTES: Final = 400
+# What is not found is computed: up to so many rows, which cost about two of a decode step. What has to be guessed at
+# once is beyond what can be tried, but where all of it is known besides a few digits.
+GRAIN: Final = 32
+# What a row takes besides its bytes: two marks, and its part of the entries by which they are found (measured).
+ROW_OVERHEAD_BYTES: Final = 200
 
 
 @dataclass(slots=True, eq=False)
 class Passage:
-    """Rows from position `start` on that follow on those of `before`, a whole page; `origin` is whose they were."""
+    """Whole grains of rows from position `start` on that follow on those of `before`, a whole page; `origin` is whose
+    they were."""
 
     span: Span
     start: int
@@ -107,9 +114,8 @@ class PrefixIndex:
         self.most_bytes = most_bytes
         self.nbytes = 0
         self._release = release
-        self._known: dict[
-            tuple[Span, bytes], tuple[Passage, int]
-        ] = {}  # the passage, and its rows up to there
+        # By mark the passage, and its rows up to there.
+        self._known: dict[tuple[Span, bytes], tuple[Passage, int]] = {}
         # By when they were last of use; each after all that follow on it.
         self._passages: dict[Passage, None] = {}
         self._bytes_of: Counter[str] = Counter()  # by origin
@@ -184,13 +190,13 @@ class PrefixIndex:
             other
             for other in self._passages
             if other.before is passage.before
-            and other.marks[0] == passage.marks[0]
+            and other.marks[GRAIN - 1] == passage.marks[GRAIN - 1]
             and other.span == passage.span
             and other is not passage
         ]
 
     def _enter(self, passage: Passage) -> None:
-        for rows, mark in enumerate(passage.marks, 1):
+        for rows, mark in _findable(passage):
             self._known.setdefault((passage.span, mark), (passage, rows))
 
     def _use(self, passage: Passage | None) -> None:
@@ -220,7 +226,7 @@ class PrefixIndex:
 
     def _remove(self, passage: Passage) -> None:
         del self._passages[passage]
-        for mark in passage.marks:
+        for _, mark in _findable(passage):
             if self._known[passage.span, mark][0] is passage:
                 del self._known[passage.span, mark]
         for other in self._beside(passage):
@@ -233,3 +239,8 @@ class PrefixIndex:
             del self._bytes_of[passage.origin]
         if passage.page is not None:
             self._release([passage.page])
+
+
+def _findable(passage: Passage) -> Iterator[tuple[int, bytes]]:
+    """Rows at which a prefix may end in it, with the mark after the last."""
+    return ((rows, passage.marks[rows - 1]) for rows in range(GRAIN, len(passage.marks) + 1, GRAIN))

@@ -4,9 +4,10 @@ Theory of operation
 ===================
 
 A session that has computed nothing yet *takes*: of each step that goes on where the last one ended, the first rows
-that the index knows by their marks. Their keys and values it begins with once it computes something; what left of
-them goes on as if it had just been computed. A step that wants something has at least its last row computed, at every
-hop. The first row that is not known ends the taking for good, and so does going back: from then on all is computed.
+that the index knows by their marks, in whole grains. Their keys and values it begins with once it computes something;
+what left of them goes on as if it had just been computed. A step that wants something has at least its last row
+computed, at every hop. The first row that is not taken ends the taking for good, and so does going back: from then on
+all is computed.
 
 A session *leaves* each page that it fills, and in the end what is on the last one. Three parties have what makes a
 passage: the worker thread the keys and values, which it holds fast before the next step is computed (which may go
@@ -28,7 +29,7 @@ import trio
 
 from node.compute.interfaces import PAGE_POSITIONS, KvCache, KvPage, PagedKv
 from node.compute.loop import Executor, Outcome
-from node.compute.prefix import Passage, Prefix, PrefixIndex
+from node.compute.prefix import GRAIN, Passage, Prefix, PrefixIndex
 from node.hop.steps import Shape
 from protocol.candidates import Want
 from protocol.errors import Malformed
@@ -167,7 +168,7 @@ class Reuse:
                 filled.page.release()
         self._held.clear()
         if self._parting:
-            self._last = self._hold(cache, self._trail.length)
+            self._last = self._hold(cache, self._trail.length - self._trail.length % GRAIN)
 
     def _hold(self, cache: KvCache, stop: int) -> list[Filled]:
         start, trail = self._given, self._trail
@@ -185,7 +186,7 @@ class Reuse:
 
     def part(self, rows_of: RowsOf) -> None:
         """The session is over, and all its steps were computed and sent on: `leave_last` will leave what is new."""
-        start, stop = self._given, self._trail.length
+        start, stop = self._given, self._trail.length - self._trail.length % GRAIN
         if self._index is not None and not self._takes and stop > start:
             self._rest, self._parting = rows_of(start, stop), True
 

@@ -14,7 +14,7 @@ import pytest
 import trio
 import trio.testing
 
-from node.compute.prefix import PrefixIndex
+from node.compute.prefix import GRAIN, PrefixIndex
 from protocol.candidates import HIDDEN, NOTHING, Want
 from protocol.messages import (
     SESSION_PROTOCOL,
@@ -142,25 +142,25 @@ class Pair:
 
 
 async def test_another_client_asks_the_same(swarm: Swarm) -> None:
-    """At every hop one row is computed, the last; the answer is the same."""
+    """At every hop only the last grain is computed, which is not whole; the answer is the same."""
     pair = await Pair.made(swarm)
     assert await pair.asked(PROMPT) == [expected_ids(PROMPT)[-1]]
     pair.computed()
     assert await pair.asked(PROMPT) == [expected_ids(PROMPT)[-1]]
-    assert pair.computed() == ([(599, 1)], [(599, 1)])
+    assert pair.computed() == ([(576, 24)], [(576, 24)])
 
 
-@pytest.mark.parametrize("common", [3, 256, 300, 512, 599])
+@pytest.mark.parametrize("common", [3, 31, 256, 300, 512, 599])
 async def test_sessions_that_part(swarm: Swarm, common: int) -> None:
-    """Computed is what comes after the last row that is the same, to the row."""
+    """Computed is what comes after the last grain that is the same."""
     pair = await Pair.made(swarm)
     await pair.asked(PROMPT)
     pair.computed()
     other = [*PROMPT[:common], (PROMPT[common] + 1) % VOCAB, *words(2, 650 - common - 1)]
     assert await pair.asked(other) == [expected_ids(other)[-1]]
     for steps in pair.computed():
-        assert steps[0][0] == common
-        assert sum(rows for _, rows in steps) == len(other) - common
+        assert steps[0][0] == common - common % GRAIN
+        assert sum(rows for _, rows in steps) == len(other) - steps[0][0]
 
 
 async def test_an_answer_is_left_as_well(swarm: Swarm) -> None:
@@ -175,7 +175,7 @@ async def test_an_answer_is_left_as_well(swarm: Swarm) -> None:
     await leave(pair.back, back)
     pair.computed()
     assert await pair.asked(PROMPT[:300]) == [expected_ids(PROMPT[:300])[-1]]
-    assert pair.computed() == ([(270, 30)], [(270, 30)])
+    assert pair.computed() == ([(256, 44)], [(256, 44)])
 
 
 async def test_a_page_is_left_as_soon_as_it_is_filled(swarm: Swarm) -> None:
@@ -198,7 +198,7 @@ async def test_a_hop_that_does_not_know_gets_all_rows(swarm: Swarm) -> None:
     front, back = await pair.session()
     assert await ask(front, back, PROMPT) == [expected_ids(PROMPT)[-1]]
     computed = pair.computed()
-    assert computed[0] == [(599, 1)]
+    assert computed[0] == [(576, 24)]
     assert sum(rows for _, rows in computed[1]) == 600
     await front.step(9, 600, token_rows([5]), LAST)
     [output, _] = await back.gather(acked(9))
@@ -245,7 +245,7 @@ async def test_a_bridge_and_a_client_with_both_ends(swarm: Swarm) -> None:
     await back.step(0, 0, hidden_rows(PROMPT[:300], 4), LAST)
     [output, _] = await back.gather(acked(0))
     assert ids_of(output) == [expected_ids(PROMPT[:300])[-1]]
-    assert pair.computed() == ([(299, 1)], [(299, 1)])
+    assert pair.computed() == ([(288, 12)], [(288, 12)])
     middle = await opened(await swarm.client(pair.front), FRONT, max_tokens=MOST)
     await middle.step(0, 0, token_rows(PROMPT[:300]), HIDDEN)
     assert hidden_of((await middle.gather(acked(0)))[0]) == states
@@ -267,7 +267,7 @@ async def test_what_was_taken_fills_a_replacement(swarm: Swarm) -> None:
     await front.step(5, 600, token_rows([7]), LAST)
     messages = await third.gather(acked(5))
     assert ids_of(messages[-2]) == [expected_ids([*PROMPT, 7])[-1]]
-    assert pair.front.engine.steps == [(599, 1), (600, 1)]
+    assert pair.front.engine.steps == [(576, 24), (600, 1)]
 
 
 class Ear:
@@ -313,9 +313,9 @@ async def test_known_rows_are_named(swarm: Swarm) -> None:
     one, two = await ear.hears(2)
     assert one == Known(0, 0, 512, marks[511], None, NOTHING)
     assert isinstance(two, Known)
-    assert (two.number, two.position, two.rows, two.mark, two.want) == (1, 512, 87, marks[598], LAST)
+    assert (two.number, two.position, two.rows, two.mark, two.want) == (1, 512, 64, marks[575], LAST)
     assert two.inputs is not None
-    assert two.inputs.numpy().tolist() == states.numpy().tolist()[599:]
+    assert two.inputs.numpy().tolist() == states.numpy().tolist()[576:]
 
 
 async def test_what_is_not_known_comes_instead(swarm: Swarm) -> None:
@@ -363,21 +363,21 @@ def known(
     return Known(number, position, len(tokens) - position, marks[-1], inputs, want)
 
 
-LAST_ROW = hidden_rows(PROMPT[:301], 4).row_slice(300, 301)
+LAST_ROW = hidden_rows(PROMPT[:289], 4).row_slice(288, 289)
 
 
 @pytest.mark.parametrize(
     "bad",
     [
-        [Known(0, 0, 299, known(0, 0, PROMPT[:300], None).mark, None, NOTHING)],
+        [Known(0, 0, 256, known(0, 0, PROMPT[:288], None).mark, None, NOTHING)],
         [Known(0, 0, 0, bytes(32), None, NOTHING)],
-        [known(0, 0, PROMPT[:300], None, LAST)],
-        [known(0, 0, PROMPT[:300], LAST_ROW, Want("candidates", every=True))],
-        [known(0, 0, PROMPT[:500], hidden_rows(PROMPT[:100], 4))],
-        [known(0, 0, PROMPT[:300], Tensor("f32", (1, WIDTH + 1), bytes(4 * WIDTH + 4)))],
-        [known(0, 0, PROMPT[:300], Tensor("i32", (1,), bytes(4)))],
+        [known(0, 0, PROMPT[:288], None, LAST)],
+        [known(0, 0, PROMPT[:288], LAST_ROW, Want("candidates", every=True))],
+        [known(0, 0, PROMPT[:480], hidden_rows(PROMPT[:100], 4))],
+        [known(0, 0, PROMPT[:288], Tensor("f32", (1, WIDTH + 1), bytes(4 * WIDTH + 4)))],
+        [known(0, 0, PROMPT[:288], Tensor("i32", (1,), bytes(4)))],
         [Known(0, MOST, 1, bytes(32), None, NOTHING)],
-        [known(0, 0, PROMPT[:256], None), known(1, 256, [*words(9, 256), *PROMPT[256:300]], None)],
+        [known(0, 0, PROMPT[:256], None), known(1, 256, [*words(9, 256), *PROMPT[256:288]], None)],
         [Instead(0)],
         [Known(0, 0, 1, bytes(32), None, NOTHING), Instead(1)],
     ],
@@ -387,7 +387,7 @@ async def test_rows_that_are_named_wrongly(swarm: Swarm, bad: list[Message]) -> 
     """End the stream that named them, and change nothing: the session takes the right ones on another."""
     pair = await Pair.made(swarm)
     await pair.asked(PROMPT)
-    other = [*words(9, 256), *PROMPT[256:300]]
+    other = [*words(9, 256), *PROMPT[256:288]]
     await pair.asked(other)
     pair.computed()
     back = await opened(await swarm.client(pair.back), BACK, max_tokens=MOST)
@@ -402,12 +402,12 @@ async def test_rows_that_are_named_wrongly(swarm: Swarm, bad: list[Message]) -> 
     number = 0
     if isinstance(bad[0], Known) and len(bad) == 2 and isinstance(bad[1], Known):
         number = 1  # the first of the two was right
-        await feeder.send(known(1, 256, PROMPT[:300], LAST_ROW, LAST))
+        await feeder.send(known(1, 256, PROMPT[:288], LAST_ROW, LAST))
     else:
-        await feeder.send(known(0, 0, PROMPT[:300], LAST_ROW, LAST))
+        await feeder.send(known(0, 0, PROMPT[:288], LAST_ROW, LAST))
     messages = await back.gather(acked(number))
-    assert ids_of(messages[-2]) == [expected_ids(PROMPT[:301])[-1]]
-    assert pair.computed() == ([], [(300, 1)])
+    assert ids_of(messages[-2]) == [expected_ids(PROMPT[:289])[-1]]
+    assert pair.computed() == ([], [(288, 1)])
 
 
 async def test_rows_are_named_too_late(swarm: Swarm) -> None:
@@ -418,14 +418,14 @@ async def test_rows_are_named_too_late(swarm: Swarm) -> None:
     feeder = await swarm.client(pair.back)
     await feeder.attach(back.session)
     await feeder.step(0, 0, hidden_rows(words(5, 10), 4), NOTHING)
-    await feeder.send(known(1, 0, PROMPT[:300], None))
-    await feeder.step(2, 300, hidden_rows(PROMPT[:301], 4).row_slice(300, 301), LAST)
+    await feeder.send(known(1, 0, PROMPT[:288], None))
+    await feeder.step(2, 288, LAST_ROW, LAST)
     assert await feeder.expect(Unknown) == Unknown(1)
     await feeder.send(Instead(1))
-    await feeder.step(1, 0, hidden_rows(PROMPT[:300], 4), NOTHING)
-    await feeder.step(2, 300, hidden_rows(PROMPT[:301], 4).row_slice(300, 301), LAST)
+    await feeder.step(1, 0, hidden_rows(PROMPT[:288], 4), NOTHING)
+    await feeder.step(2, 288, LAST_ROW, LAST)
     messages = await back.gather(acked(2))
-    assert ids_of(messages[-2]) == [expected_ids(PROMPT[:301])[-1]]
+    assert ids_of(messages[-2]) == [expected_ids(PROMPT[:289])[-1]]
 
 
 async def test_in_the_end_nothing_is_held(swarm: Swarm, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -447,7 +447,7 @@ async def test_in_the_end_nothing_is_held(swarm: Swarm, monkeypatch: pytest.Monk
     await ask(client, client, PROMPT)
     await client.send(Close())
     taking, computing = [await opened(await swarm.client(node), WHOLE, max_tokens=MOST) for _ in range(2)]
-    await taking.step(0, 0, token_rows(PROMPT[:300]), NOTHING)
+    await taking.step(0, 0, token_rows(PROMPT[:320]), NOTHING)
     await taking.expect(Ack)
     await computing.step(0, 0, token_rows(words(7, 400)), NOTHING)
     await computing.expect(Ack)
