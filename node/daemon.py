@@ -18,8 +18,9 @@ from node.compute.measure import Speed, measure
 from node.compute.meter import Meter
 from node.config import NodeConfig
 from node.events import Notify, describe_size
-from node.hop.admission import Admission, Room
+from node.hop.admission import Admission
 from node.hop.neighbours import Neighbours
+from node.hop.seats import Room
 from node.hop.server import HopServer
 from node.presence.announce import Announcer, Load, Served, disagreeing
 from node.presence.gossip import Gossip

@@ -102,6 +102,13 @@ OPENS_BURST: Final = 64
 # faster.
 ORIGIN_OPENS_PER_S: Final = 128.0
 ORIGIN_OPENS_BURST: Final = 256
+# Sessions that begin with what another of the same peer has, as beams do with each token: nothing is computed for
+# them, and at most copied, for which each FORK_TOKENS of them count as one more.
+FORKS_PER_S: Final = 32.0
+FORKS_BURST: Final = 128
+FORK_TOKENS: Final = 1024
+# The steps that a fork comes after may still be on their way when it is asked for.
+FORK_WAIT_S: Final = 2.0
 # Streams that have not said what they want; each takes a task and a frame.
 NEWCOMERS: Final = 256
 # Links that one client may have us open, one origin twice that; each failing hop costs one, each session opened too.

@@ -60,6 +60,12 @@ class Trail:
         """Forget the rows from `length` on."""
         del self._marks[(length + 1) * MARK_BYTES :]
 
+    def fork(self, length: int) -> Trail:
+        """Another one, that begins with the first `length` rows."""
+        other = Trail(self.mark(0))
+        other._marks = self._marks[: (length + 1) * MARK_BYTES]
+        return other
+
     def append(self, marks: Sequence[bytes]) -> None:
         """Rows crossed that have these marks."""
         self._marks += b"".join(marks)

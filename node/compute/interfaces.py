@@ -12,6 +12,8 @@ from protocol.model import Manifest, Span
 from protocol.tensors import Tensor
 
 StepResult = Tensor | Candidates | None
+# Sessions are charged by so many positions at a time, and a cache takes memory for no more beyond what it holds.
+GROWTH_TOKENS: Final = 256
 
 # Positions of a page of keys and values.
 PAGE_POSITIONS: Final = 256

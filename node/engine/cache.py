@@ -20,6 +20,7 @@ from transformers.cache_utils import (
     LinearAttentionCacheLayerMixin,
 )
 
+from node.compute.interfaces import GROWTH_TOKENS
 from protocol.errors import LocalProtocolError, UnsupportedModel
 from protocol.model import Span
 
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 _FIRST_TOKENS: Final = 64
-# Doubling up to here; beyond, the copy for another step of this size costs 0.1 % of the attention it serves.
-_MOST_AHEAD: Final = 1024
+# Doubling up to here; beyond, by so much: the copy costs below 1 % of the attention that it serves.
+_MOST_AHEAD: Final = GROWTH_TOKENS
 _NO_WAY_BACK: Final = "a model with recurrent layers cannot go back to an earlier position"
 
 
@@ -60,8 +61,8 @@ class _Buffers:
         return self.keys.narrow(2, first, stop - first), self.values.narrow(2, first, stop - first)
 
     def _grow(self, keys: torch.Tensor, values: torch.Tensor, tokens: int) -> None:
-        ahead = min(max(self.capacity, _FIRST_TOKENS), _MOST_AHEAD)
-        self.capacity = max(tokens, min(self.capacity + ahead, self.most))
+        unit = min(max(self.capacity, _FIRST_TOKENS), _MOST_AHEAD)
+        self.capacity = max(tokens, min(-(-tokens // unit) * unit, self.most))
         self.keys = self._moved(self.keys, keys)
         self.values = self._moved(self.values, values)
 

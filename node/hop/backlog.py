@@ -8,8 +8,8 @@ import trio
 
 from node.compute.interfaces import StepResult
 from node.compute.loop import Outcome
-from node.hop.admission import Seat
 from node.hop.reuse import Filled, Taken
+from node.hop.seats import Seat
 from node.hop.steps import Shape, join
 from protocol import limits
 from protocol.candidates import Want
@@ -47,6 +47,11 @@ class Pending:
     def position(self) -> int:
         """Of the first row that is computed."""
         return self.step.position + (0 if self.taken is None else self.taken.count)
+
+    @property
+    def stop(self) -> int:
+        """The position after its last row."""
+        return self.position + self.step.inputs.rows
 
     @property
     def result(self) -> StepResult:

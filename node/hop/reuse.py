@@ -80,7 +80,7 @@ class Reuse:
         self._executor = executor
         self._trail = Trail(first_mark(digest, shape.span.start))
         self._first_left = first_mark(digest, shape.span.stop)
-        self._takes = index is not None
+        self._takes = self._leaves = index is not None
         self._prefix: Prefix | None = None  # what it begins with, and ...
         self._borrows = False  # ... whether the index has to keep that
         self._given = 0  # positions of whole pages that were left, or taken
@@ -150,9 +150,15 @@ class Reuse:
             cast("PagedKv", cache).adopt(prefix.pages(), position)
             self._given = position - position % PAGE_POSITIONS
 
+    def fork(self, other: Reuse, position: int) -> None:
+        """Go on from the first `position` positions of another session, which has computed them."""
+        self._trail = other._trail.fork(position)
+        self._given = min(other._given, position - position % PAGE_POSITIONS)
+        self._leaves = self._leaves and other._leaves  # else nobody has noted marks
+
     def enter(self, cache: KvCache, position: int, inputs: Tensor) -> list[Filled]:
         """Rows are about to be computed: note their marks; the pages that were filled before, and are held now."""
-        if self._index is None:
+        if not self._leaves:
             return []
         filled = self._hold(cache, cache.length - cache.length % PAGE_POSITIONS)
         self._held.update(dict.fromkeys(filled))
@@ -187,7 +193,7 @@ class Reuse:
     def part(self, rows_of: RowsOf) -> None:
         """The session is over, and all its steps were computed and sent on: `leave_last` will leave what is new."""
         start, stop = self._given, self._trail.length - self._trail.length % GRAIN
-        if self._index is not None and not self._takes and stop > start:
+        if self._leaves and not self._takes and stop > start:
             self._rest, self._parting = rows_of(start, stop), True
 
     def leave_last(self) -> None:

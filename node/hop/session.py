@@ -7,10 +7,12 @@ A step has a *number* and a *position*. The number says when it was sent: a hop 
 arrival. The position says where its rows stand: cache and journal are cut to it before the rows are added. All going
 back, trying again and filling follows from these two; nothing else undoes anything.
 
-A step passes four places, each in order. `_accept` checks it, waits for room in the backlog (and with it the stream
-that brought it), and admits its number. The scheduler has it computed in one or more pieces: `prepare` in the
-engine's thread, `take` in the event loop. The outbox holds what is to be sent on. `_emit_all`, a single task,
-gives it to the sender: into the journal, then to the next hop or the client, then the Ack.
+A step passes five places, each in order. `_accept` checks it, waits for room in the backlog (and with it the stream
+that brought it), and admits its number. Where the seat has no room for its tokens it stays in `_unpaged` until there
+is, but not for long: then the session ends, and its client is told when to come again. The scheduler has it computed
+in one or more pieces: `prepare` in the engine's thread, `take` in the event loop. The outbox holds what is to be sent
+on. `_emit_all`, a single task, gives it to the sender: into the journal, then to the next hop or the client, then the
+Ack.
 
 *Again.* Of a step that was emitted before and that the client itself repeats, the result is found in the journal (or,
 with the head, among the kept outputs) and sent again, if results go to the client, and it is acknowledged again. If
@@ -32,6 +34,10 @@ those from there on as they were, so that an answer that is still owed comes fro
 the client gets what those gave or, as a bridge, the whole journal. A relink may come while this hop is itself being
 filled: what it computes later under a number before `live_from` belongs to the journal that the relink asked for, and
 goes where that went in the same way. While a link is down steps are computed, kept and acknowledged as ever.
+
+*Forks.* A session may begin with what another of the same client has at a position, as all steps below a number left
+it: the journal as it stands once these are sent on, the cache when its turn comes among what the thread computes.
+Where a later step has gone back over the position by then, there is no fork. Numbers go on from that one.
 
 *The end.* `life` says what still counts and whether the client is to hear why. Everything is given back in `free`,
 but for the cache and the seat: the thread that computes may be at it, and closes it when it is through.
@@ -56,21 +62,24 @@ from node.compute.loop import EngineLoop, Outcome
 from node.compute.meter import Meter, StepTime
 from node.compute.prefix import PrefixIndex
 from node.compute.scheduler import Owner, Piece
-from node.hop.admission import Admission, Seat
 from node.hop.answers import Answers
 from node.hop.backlog import Backlog, Load, Pending
+from node.hop.forks import CannotFork, History
+from node.hop.growth import Growth, Unpaged
 from node.hop.life import Event, Life
 from node.hop.neighbours import Neighbours
 from node.hop.next_hop import Link
 from node.hop.reuse import Reuse, named_step
+from node.hop.seats import Seat
 from node.hop.sender import Sender
 from node.hop.steps import BadWant, Computed, Gate, Named, Shape, as_fill, effective_want, explain, piece_want
 from protocol import limits
-from protocol.errors import Lost, Malformed, RemoteProtocolError
+from protocol.errors import CacheFull, LocalProtocolError, Lost, Malformed, RemoteProtocolError, SwarmError
 from protocol.messages import (
     Ack,
     Close,
     Error,
+    Fork,
     Instead,
     Known,
     Message,
@@ -86,6 +95,9 @@ from protocol.transport.allowance import Allowance
 
 logger = logging.getLogger(__name__)
 
+# When to come again where there was no room: a session ends when a user stops reading.
+RETRY_AFTER_S = 2.0
+
 _keys = itertools.count()
 
 
@@ -96,7 +108,7 @@ class Machine:
     engine: Engine
     loop: EngineLoop
     neighbours: Neighbours
-    budget: Admission
+    growth: Growth
     meter: Meter
     prefixes: PrefixIndex | None = None
 
@@ -133,11 +145,14 @@ class HopSession:
         self._client = client
         self._seat = seat
         self._first_next = opened.next
+        self._is_fork = opened.fork is not None
         self._life = Life()
         self._gate = Gate(shape)
         self._computed = 0  # the highest number plus one
         self._engine_failed = False
         self._cache: KvCache | None = None
+        self._history = History()  # for the thread that computes
+        self._unpaged = Unpaged(machine.growth, seat)
         self._backlog = Backlog(shape, seat)
         self._answers = Answers(client, self._life, self._backlog)
         prefixes = machine.prefixes if opened.reuse else None
@@ -159,13 +174,40 @@ class HopSession:
             with self._life.scope:
                 async with trio.open_nursery() as nursery:
                     if self._first_next is not None:
-                        self._sender.start_link(nursery, self._first_next)
+                        neighbours = self._machine.neighbours
+                        link = partial(neighbours.open_stream, asker=self.owner, forks=self._is_fork)
+                        self._sender.start_link(nursery, self._first_next, link)
                     nursery.start_soon(self._emit_all, nursery)
                     nursery.start_soon(self._answers.run)
+                    nursery.start_soon(self._compute_unpaged)
                     await self._read_client()
             return self._life.failure
         finally:
             self.free()
+
+    async def begin_with(self, other: HopSession, fork: Fork) -> None:
+        """Begin with what another session has; before anything else happens to this one. Raises: CannotFork."""
+        try:
+            with trio.fail_after(limits.FORK_WAIT_S):
+                journal = await other._sender.fork(fork.position, fork.after, self.shape.max_tokens)
+        except (LocalProtocolError, trio.TooSlowError):
+            raise CannotFork("that session has something else") from None
+        self._reuse.settle()
+        taken = trio.Event()
+        errors: list[Exception] = []
+
+        def done(outcome: Outcome) -> None:
+            errors.extend([] if outcome.error is None else [outcome.error])
+            taken.set()
+
+        # Also where nobody waits for it any more: what closes the cache comes behind it.
+        self._machine.loop.executor.submit(partial(self._take_cache, other, fork), done)
+        await taken.wait()
+        if errors:
+            raise CannotFork(str(errors[0]) if isinstance(errors[0], SwarmError) else "the engine failed")
+        self._gate.begin_at(fork.after, fork.position)
+        self._computed = fork.after
+        self._sender.begin_with(fork.after, journal)
 
     def fail(self, why: Error) -> None:
         """End the session; the first reason given is the one the client is told."""
@@ -183,6 +225,7 @@ class HopSession:
             self._reuse.part(self._sender.rows)
         self._reuse.give_back()
         self._backlog.forget()
+        self._unpaged.forget()
         self._sender.forget()
         # Closed by the worker, after whatever runs: only then is the memory free for another session.
         self._machine.loop.executor.submit(self._close_cache, self._released)
@@ -298,16 +341,27 @@ class HopSession:
         return True
 
     def _queue(self, pending: Pending) -> None:
+        if pending.step.inputs.rows:
+            self._reuse.settle()
+        self._backlog.add(pending)
+        if not self._unpaged.holds(pending):
+            self._compute(pending)
+
+    def _compute(self, pending: Pending) -> None:
         """Have what is left of a step computed; if nothing is, it goes on at once."""
         number, rows = pending.step.number, pending.step.inputs.rows
-        self._backlog.add(pending)
         if rows:
-            self._reuse.settle()
             self._machine.loop.submit(self, number, rows)
         else:
             self._computed = number + 1
             self._backlog.computed(pending)
             self._outbox.send_nowait(pending)
+
+    async def _compute_unpaged(self) -> None:
+        try:
+            await self._unpaged.run(self._compute)
+        except CacheFull as error:
+            self.fail(Error("busy", str(error), elsewhere=True, retry_after_s=RETRY_AFTER_S))
 
     # --- computing
 
@@ -320,6 +374,7 @@ class HopSession:
         if self._cache is None:
             self._cache = engine.new_cache(self.shape.span, self.shape.max_tokens)
             self._reuse.begin(self._cache, position)
+        self._history.note(pending.step.number, pending.step.position)
         if piece.stop - piece.start < inputs.rows:
             inputs = inputs.row_slice(piece.start, piece.stop)
         pending.filled += self._reuse.enter(self._cache, position, inputs)
@@ -383,6 +438,17 @@ class HopSession:
         )
         self._backlog.let_go(pending.load)
 
+    def _take_cache(self, other: HopSession, fork: Fork) -> None:
+        """In the thread that computes. Raises: CannotFork, and whatever the cache raises."""
+        cache = other._cache
+        if cache is None or not 1 <= fork.position <= min(cache.length, self.shape.max_tokens):
+            raise CannotFork("that session has something else")
+        if not other._history.stands(fork.after, fork.position):
+            raise CannotFork("that session has gone back since")
+        self._cache = cache.fork(fork.position)
+        self._reuse.fork(other._reuse, fork.position)
+        self._history = History(fork.after)
+
     # --- the end
 
     def _close_cache(self) -> None:
@@ -394,7 +460,7 @@ class HopSession:
                 cache.close()
 
     def _released(self, outcome: Outcome) -> None:
-        self._machine.budget.release(self._seat)
+        self._machine.growth.release(self._seat)
         self._reuse.leave_last()
         if outcome.error is not None:
             logger.error("a cache could not be closed", exc_info=outcome.error)

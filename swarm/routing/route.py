@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Final
 
@@ -24,6 +24,9 @@ HOP_MS: Final = 1.0
 UNKNOWN_ONE_WAY_MS: Final = 100.0
 # Costs are scattered by up to this share, so that clients with one map do not all herd to one peer.
 SCATTER: Final = 0.05
+# A session takes room as it grows, and most end long before they are as long as they might be: where nobody has all
+# that it may need, who has this much is asked.
+BEGIN_TOKENS: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +121,19 @@ def plan_route(
     able = [n for n in nodes if n.state == "serving" and n.kv_tokens >= tokens]
     missing = missing_stages(wanted, (n.span for n in able))
     if missing:
+        able += _beginners(nodes, missing, tokens)
+        missing = missing_stages(wanted, (n.span for n in able))
+    if missing:
         raise _no_route(missing, nodes, tokens, blocks)
     search = _Search(wanted, able, network, rng)
     return search.run()
+
+
+def _beginners(nodes: Sequence[Announcement], missing: list[Span], tokens: int) -> list[Announcement]:
+    """Nodes with room for the beginning of a session, as if they served no more than what is missing of it."""
+    able = (n for n in nodes if n.state == "serving" and n.kv_tokens >= min(tokens, BEGIN_TOKENS))
+    parts = ((n, max(n.span.start, s.start), min(n.span.stop, s.stop)) for n in able for s in missing)
+    return [replace(n, span=Span(start, stop)) for n, start, stop in parts if start < stop]
 
 
 def _no_route(missing: list[Span], nodes: Sequence[Announcement], tokens: int, blocks: int) -> NoRoute:

@@ -26,7 +26,7 @@ from swarm.events import Noticed, OnEvent
 from swarm.routing.bans import Bans
 from swarm.routing.models import choose_model, is_called
 from swarm.routing.probes import PROBE_ROUND_S, Probes
-from swarm.routing.route import Hop, Network, Route, missing_stages, plan_route
+from swarm.routing.route import BEGIN_TOKENS, Hop, Network, Route, missing_stages, plan_route
 from swarm.routing.weights import Trust, Verdict, Witness
 from swarm.routing.weightstore import WeightStore
 
@@ -270,7 +270,8 @@ class View:
                 or (tried is not None and (a.peer in tried or self.bans.is_hopeless(a.peer, now)))
             ):
                 continue
-            if a.state == "serving" and a.kv_tokens >= tokens and verdict.accepts(a.span, a.weights):
+            has_room = a.kv_tokens >= min(tokens, BEGIN_TOKENS)
+            if a.state == "serving" and has_room and verdict.accepts(a.span, a.weights):
                 spares.append((wait_s, a))
         return sorted(spares, key=lambda spare: self.bans.guilt(spare[1].peer, now))
 

@@ -15,6 +15,7 @@ from protocol.errors import NoRoute
 from swarm.events import Bridged, Event, OnEvent, Rerouted, Waiting
 from swarm.routing.route import Route
 from swarm.routing.view import View
+from swarm.session.beside import open_beside
 from swarm.session.blame import ACCUSED_BRIDGED, Blame
 from swarm.session.chain import Chain
 from swarm.session.hop_stream import HopStream
@@ -41,6 +42,16 @@ class Mender:
         self._on_event = on_event
         self._on_open = on_open
         self._waits_for: str | None = None  # as told last, in this mending
+
+    async def fork(self, other: Chain, position: int) -> None:
+        """Begin with what the hops of another session have at `position`; `mend` does what is lacking then."""
+        view = self._view
+        search = Search(self._chain.spec, view, self._tell_of_wait)
+        beside = await open_beside(self._chain, other, position, view.transport, search.note_failure)
+        self._chain.begin_with(beside.hops, beside.lost_feeds)
+        view.used(self._chain.spec.digest, [hop.planned for hop in beside.hops])
+        for hop in beside.hops:
+            self._on_open(hop)
 
     async def mend(self, route: Route | None = None) -> None:
         """Return when all hops live; `route` is tried first. Raises: NoRoute."""

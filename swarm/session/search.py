@@ -61,7 +61,9 @@ class Search:
             hop, next_hop = hops[index], following[index] if spec.direct else None
             bridged = next_hop is None and following[index] is not None
             session = places[index].session
-            request = Open(session, spec.digest, hop.span, spec.max_tokens, next_hop, bridged, spec.reuse)
+            request = Open(
+                session, spec.digest, hop.span, spec.max_tokens, next_hop, bridged, reuse=spec.reuse
+            )
             try:
                 opened[index] = await open_hop(self._view.transport, hop, request, spec.hidden_size)
             except (PeerUnavailable, RemoteProtocolError) as error:
@@ -118,6 +120,10 @@ class Search:
         if trio.current_time() - self.began < self._spec.wait_s:
             return None
         return {peer for peer, refusal in self._refusals.items() if refusal.final}
+
+    def note_failure(self, hop: HopStream, error: SwarmError) -> None:
+        """A hop of another session let none begin beside it."""
+        self._note_refusal(hop.planned, error)
 
     def _note_refusal(self, hop: Hop, error: SwarmError) -> None:
         again = isinstance(error, Busy) and hop.peer not in self._refusals

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -35,16 +36,19 @@ M = TypeVar("M", bound=Message)
 Rows = NDArray[np.float32]
 
 
+@cache
 def _weights(name: str, *shape: int) -> Rows:
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 class FakeCache:
-    """A state per position and block."""
+    """A state per position and block; forks are `made` known like the caches that an engine makes."""
 
-    def __init__(self, span: Span) -> None:
+    def __init__(self, span: Span, made: list[FakeCache]) -> None:
         self.span = span
+        self.made = made
+        made.append(self)
         self.closed = False
         self.states: dict[int, list[Rows]] = {stage: [] for stage in span if 1 <= stage <= BLOCKS}
         self._length = 0
@@ -67,7 +71,7 @@ class FakeCache:
     def fork(self, position: int) -> FakeCache:
         """A copy of the first positions."""
         assert not self.closed
-        other = FakeCache(self.span)
+        other = FakeCache(self.span, self.made)
         other.states = {stage: states[:position] for stage, states in self.states.items()}
         other.grow(position)
         return other
@@ -131,9 +135,7 @@ class FakeEngine:
 
     def new_cache(self, span: Span, max_tokens: int | None = None) -> FakeCache:
         """An empty cache."""
-        cache = FakeCache(span)
-        self.caches.append(cache)
-        return cache
+        return FakeCache(span, self.caches)
 
     def run(self, calls: Sequence[Call]) -> list[StepResult | SwarmError]:
         """See `node.compute.interfaces.Engine`."""
@@ -278,7 +280,7 @@ class Client:
         reuse: bool = True,
     ) -> None:
         """Say Open; the answer is still to come."""
-        await self.send(Open(self.session, MANIFEST.digest, span, max_tokens, next, bridged, reuse))
+        await self.send(Open(self.session, MANIFEST.digest, span, max_tokens, next, bridged, reuse=reuse))
 
     async def attach(self, session: bytes, stage: int = 4) -> None:
         """Say Attach."""

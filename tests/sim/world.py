@@ -9,8 +9,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 from node.compute.call import run_alone
-from node.hop.admission import Admission, Room
+from node.hop.admission import Admission
 from node.hop.neighbours import Neighbours
+from node.hop.seats import Room
 from node.hop.server import HopServer
 from protocol import identity as identities
 from protocol import limits

@@ -96,6 +96,15 @@ def test_room_counts() -> None:
         plan([node("full", 0, 12, kv=5)])
 
 
+def test_room_for_a_beginning_is_room_where_nobody_has_more() -> None:
+    """For stages that somebody with all the room serves nobody else is asked."""
+    nodes = [node("tight", 0, 12, kv=1500), node("roomy", 0, 6, decode_ms=9, kv=5000)]
+    route = plan(nodes, tokens=4096)
+    assert [(hop.peer, hop.span) for hop in route.hops] == [("roomy", Span(0, 6)), ("tight", Span(6, 12))]
+    with pytest.raises(NoRoute, match="room for 4096 tokens"):
+        plan([node("full", 0, 12, kv=1000)], tokens=4096)
+
+
 def test_only_serving_nodes_are_used() -> None:
     """Nodes that join or are gone take no sessions."""
     for state in ("joining", "gone"):
