@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from protocol.candidates import Candidates, Want
-from protocol.errors import SwarmError
 from protocol.model import Manifest, Span
 from protocol.tensors import Tensor
 
@@ -106,11 +105,11 @@ class Engine(Protocol):
     def new_cache(self, span: Span, max_tokens: int | None = None) -> KvCache:
         """An empty cache for stages within the engine's span; it never takes memory for more than `max_tokens`."""
 
-    def run(self, calls: Sequence[Call]) -> list[StepResult | SwarmError]:
+    def run(self, calls: Sequence[Call]) -> list[StepResult | Exception]:
         """Run calls of different sessions, each on a cache that this engine made; what they give, in order.
 
         Hidden states [tokens, hidden_size] on the CPU where a span does not end with the head, in memory that no
-        two results share; where it does, the wanted candidates, or None if nothing is wanted. A call that cannot be
-        has its error in its place, Malformed where the sender is at fault, and changes nothing for the others.
-        Whatever else is raised concerns all calls: their caches then end where they were cut, or where they ended.
+        two results share; where it does, the wanted candidates, or None if nothing is wanted. A call that fails has
+        its error in its place, Malformed where the sender is at fault, and changes nothing for the others.
+        Where the engine cannot tell which failed it raises: each can then be run again, by itself.
         """

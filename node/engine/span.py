@@ -13,7 +13,7 @@ from node.engine.cache import SpanCache
 from node.engine.checkpoint import Checkpoint
 from node.engine.skeleton import probing
 from node.engine.split import SplitModel
-from protocol.errors import ConfigError, LocalProtocolError, Malformed, SwarmError, UnsupportedModel
+from protocol.errors import ConfigError, LocalProtocolError, Malformed, UnsupportedModel
 from protocol.model import Manifest, Span
 from protocol.tensors import ITEM_BYTES, Tensor
 
@@ -62,14 +62,14 @@ class SpanEngine:
             raise LocalProtocolError(f"span {span} asked of an engine that holds {self.span}")
         return self._model.new_cache(span, max_tokens)
 
-    def run(self, calls: Sequence[Call]) -> list[StepResult | SwarmError]:
+    def run(self, calls: Sequence[Call]) -> list[StepResult | Exception]:
         """See `node.compute.interfaces.Engine`; one call after the other."""
         return [self._attempt(call) for call in calls]
 
-    def _attempt(self, call: Call) -> StepResult | SwarmError:
+    def _attempt(self, call: Call) -> StepResult | Exception:
         try:
             return self._call(call)
-        except SwarmError as error:
+        except Exception as error:  # noqa: BLE001 - in its place; states that cannot be cut are not run again
             return error
 
     @torch.inference_mode()

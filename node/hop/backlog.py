@@ -40,6 +40,7 @@ class Pending:
     filled: list[Filled] = field(default_factory=list)  # what was filled before it and may be left to others
     queue_ms: float = -1.0  # not known yet
     compute_ms: float = 0.0
+    alone: bool = True  # in all batches so far
     parts: list[StepResult] = field(default_factory=list)
     failure: Error | None = None
 
@@ -59,11 +60,12 @@ class Pending:
         before = None if self.taken is None else self.taken.rows
         return join(self.parts if before is None else [before, *self.parts])
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: Outcome[StepResult], *, alone: bool) -> None:
         """A piece of it has run, or failed."""
         if self.queue_ms < 0:
             self.queue_ms = (outcome.started - self.arrived) * 1e3
         self.compute_ms += (outcome.ended - outcome.started) * 1e3
+        self.alone = self.alone and alone
         self.parts.append(outcome.result)
 
 

@@ -229,7 +229,7 @@ class Reuse:
                 first = self._first_left if before is None else before.left
                 self._executor.submit(partial(_hash, filled, first), partial(self._hashed, filled, before))
 
-    def _hashed(self, filled: Filled, before: Prefix | None, outcome: Outcome) -> None:
+    def _hashed(self, filled: Filled, before: Prefix | None, outcome: Outcome[None]) -> None:
         self._hashing = False
         if outcome.error is None:
             self._add(filled, before)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -12,9 +11,11 @@ import trio
 from node.compute.interfaces import Engine, KvPage
 from node.compute.kv import room_for
 from node.compute.loop import EngineLoop, Executor, WorkerThread
+from node.compute.measure import Speed
 from node.compute.meter import Meter
 from node.compute.prefix import PrefixIndex
 from node.compute.scheduler import Scheduler
+from node.compute.sizing import Sizer
 from node.hop.admission import PAUSE_S, Admission
 from node.hop.forks import CannotFork
 from node.hop.growth import Growth
@@ -49,9 +50,10 @@ GAVE_WAY = Error("gave_way", "idle, and others need the room", elsewhere=True)
 class HopServer:
     """Serves the sessions of one engine over one transport.
 
-    `neighbours` opens the streams to next hops (without: to nodes that are connected already); `executor` runs the
-    engine (a thread of its own, unless given). Of what sessions compute, `prefix_bytes` are kept for those that begin
-    alike, where the engine's caches share pages.
+    `neighbours` opens the streams to next hops (without: to nodes that are connected already); `speed` is the
+    engine's, by which batches are sized at first (without: as large as may be); `executor` runs the engine (a thread
+    of its own, unless given). Of what sessions compute, `prefix_bytes` are kept for those that begin alike, where the
+    engine's caches share pages.
     """
 
     def __init__(
@@ -61,14 +63,15 @@ class HopServer:
         budget: Admission,
         *,
         neighbours: Neighbours | None = None,
-        meter: Meter | None = None,
+        speed: Speed | None = None,
         executor: Executor | None = None,
         prefix_bytes: int = 0,
     ) -> None:
-        self.meter = meter or Meter()
+        self.meter = Meter(speed)
         self.scheduler = Scheduler()
         executor = executor or WorkerThread()
-        loop = EngineLoop(engine, executor, self.scheduler)
+        sizer = None if speed is None else Sizer(speed, len(engine.span))
+        loop = EngineLoop(engine, executor, self.scheduler, sizer)
         neighbours = neighbours or Neighbours(transport)
         growth = Growth(budget, self._give_way)
         prefixes = _prefixes(prefix_bytes, executor) if engine.shares_pages and prefix_bytes else None
@@ -90,10 +93,6 @@ class HopServer:
     def __len__(self) -> int:
         """Sessions open now."""
         return len(self._sessions)
-
-    def queue_ms(self) -> float:
-        """How long recent steps waited for others."""
-        return self.meter.queue_ms(time.perf_counter())
 
     def offer(self) -> int:
         """Tokens that a newcomer's session would get now."""

@@ -10,9 +10,9 @@ back, trying again and filling follows from these two; nothing else undoes anyth
 A step passes five places, each in order. `_accept` checks it, waits for room in the backlog (and with it the stream
 that brought it), and admits its number. Where the seat has no room for its tokens it stays in `_unpaged` until there
 is, but not for long: then the session ends, and its client is told when to come again. The scheduler has it computed
-in one or more pieces: `prepare` in the engine's thread, `take` in the event loop. The outbox holds what is to be sent
-on. `_emit_all`, a single task, gives it to the sender: into the journal, then to the next hop or the client, then the
-Ack.
+in one or more pieces, each in a batch with those of other sessions: `prepare` in the engine's thread, `take` in the
+event loop. The outbox holds what is to be sent on. `_emit_all`, a single task, gives it to the sender: into the
+journal, then to the next hop or the client, then the Ack.
 
 *Again.* Of a step that was emitted before and that the client itself repeats, the result is found in the journal (or,
 with the head, among the kept outputs) and sent again, if results go to the client, and it is acknowledged again. If
@@ -57,7 +57,7 @@ from typing import Any
 import trio
 
 from node.compute.casting import cast_hidden
-from node.compute.interfaces import Call, Engine, KvCache
+from node.compute.interfaces import Call, Engine, KvCache, StepResult
 from node.compute.loop import EngineLoop, Outcome
 from node.compute.meter import Meter, StepTime
 from node.compute.prefix import PrefixIndex
@@ -196,7 +196,7 @@ class HopSession:
         taken = trio.Event()
         errors: list[Exception] = []
 
-        def done(outcome: Outcome) -> None:
+        def done(outcome: Outcome[None]) -> None:
             errors.extend([] if outcome.error is None else [outcome.error])
             taken.set()
 
@@ -382,13 +382,13 @@ class HopSession:
             inputs = cast_hidden(inputs, engine.dtype)
         return Call(self._cache, position, inputs, piece_want(pending.want, last=piece.last))
 
-    def take(self, piece: Piece, outcome: Outcome) -> None:
+    def take(self, piece: Piece, outcome: Outcome[StepResult], *, alone: bool) -> None:
         """See `node.compute.loop.Runnable`. After its last piece, or a failure, a step goes to the sender."""
         if not self._life.happens(Event.RESULT):
             return
         pending = self._backlog.find(piece.number)
         assert pending is not None, "it waits until its last piece has run"
-        pending.add(outcome)
+        pending.add(outcome, alone=alone)
         self._reuse.give_back()
         if outcome.error is not None:
             self._engine_failed = True
@@ -401,8 +401,10 @@ class HopSession:
         else:
             self._computed = piece.number + 1
             rows, head = pending.step.inputs.rows, pending.want.kind == "candidates"
-            taken = StepTime(rows, self.shape.blocks, head, pending.queue_ms, pending.compute_ms)
-            self._machine.meter.observe(taken, outcome.ended)
+            self._machine.meter.observe(
+                StepTime(rows, self.shape.blocks, head, pending.queue_ms, pending.compute_ms, pending.alone),
+                outcome.ended,
+            )
         self._backlog.computed(pending)
         self._outbox.send_nowait(pending)
 
@@ -459,7 +461,7 @@ class HopSession:
             finally:
                 cache.close()
 
-    def _released(self, outcome: Outcome) -> None:
+    def _released(self, outcome: Outcome[None]) -> None:
         self._machine.growth.release(self._seat)
         self._reuse.leave_last()
         if outcome.error is not None:

@@ -17,7 +17,7 @@ from node.native.kernel import Kernel
 from node.native.pages import PagePool
 from node.native.weights import Loader
 from protocol.candidates import Want
-from protocol.errors import LocalProtocolError, Malformed, SwarmError
+from protocol.errors import LocalProtocolError, Malformed
 from protocol.model import Manifest, Span
 from protocol.tensors import from_numpy
 
@@ -71,12 +71,12 @@ class NativeEngine:
         first, stop = self._blocks_of(span)
         return PagedCache(span, stop - first, self._row_bytes, max_tokens, self._pages)
 
-    def run(self, calls: Sequence[Call]) -> list[StepResult | SwarmError]:
+    def run(self, calls: Sequence[Call]) -> list[StepResult | Exception]:
         """See `node.compute.interfaces.Engine`. Calls of the same blocks go through them, and the head, together.
 
         A result has the bits that its call gives alone.
         """
-        results: list[StepResult | SwarmError] = [None] * len(calls)
+        results: list[StepResult | Exception] = [None] * len(calls)
         groups: dict[tuple[int, int], list[_Entered]] = {}
         for place, call in enumerate(calls):
             try:
@@ -128,7 +128,7 @@ class NativeEngine:
             entered.states = states[at : at + len(entered.states)]
             at += len(entered.states)
 
-    def _leave(self, group: Sequence[_Entered], results: list[StepResult | SwarmError]) -> None:
+    def _leave(self, group: Sequence[_Entered], results: list[StepResult | Exception]) -> None:
         """Put what a group gives in its places."""
         asked = []
         for entered in group:

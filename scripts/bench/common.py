@@ -20,6 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
+from plots import require_matplotlib
+
 from tests.support.local_swarm import LocalSwarm
 from tests.support.models import write_tokenizer
 from tests.support.processes import Processes
@@ -75,12 +77,20 @@ def local_swarm(model: Path, layers: Sequence[str], extra: Sequence[str] = ()) -
         yield running
 
 
-def arguments(description: str) -> argparse.ArgumentParser:
-    """--quick and --json, as every benchmark has them."""
+def arguments(description: str, *, plot: bool = False) -> argparse.ArgumentParser:
+    """--quick and --json, as every benchmark has them, and --plot, as those have that draw."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer turns, under a minute")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write summary and rows there")
+    if plot:
+        parser.add_argument("--plot", type=picture, metavar="FILE.png", help="draw what was measured there")
     return parser
+
+
+def picture(name: str) -> Path:
+    """The file to draw into, where there is something to draw with: nobody measures for half an hour in vain."""
+    require_matplotlib()
+    return Path(name)
 
 
 def report(summary: Mapping[str, float], rows: Sequence[Mapping[str, Any]], json_file: Path | None) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from node.compute.call import run_alone
 from node.compute.interfaces import PAGE_POSITIONS, Call, KvPage, StepResult
-from node.compute.loop import Done, Work, attempt
+from node.compute.loop import Outcome, attempt
 from protocol.candidates import NOTHING, Candidates, Want
 from protocol.errors import Malformed, SwarmError
 from protocol.messages import SESSION_PROTOCOL, Ack, Attach, Message, NextHop, Open, Opened, Output, Step
@@ -32,6 +32,7 @@ BLOCKS = 6
 STAGES = BLOCKS + 2
 MANIFEST = Manifest(BLOCKS, HIDDEN, VOCAB, 1024, hashlib.sha256(b"fake").digest(), ())
 M = TypeVar("M", bound=Message)
+T = TypeVar("T")
 
 Rows = NDArray[np.float32]
 
@@ -114,7 +115,9 @@ class FakePage:
 
 
 class FakeEngine:
-    """Blocks are leaky sums over the positions, exact under any cut into steps; `steps` records every call."""
+    """Blocks are leaky sums over the positions, exact under any cut into steps; `steps` records every call, `batches`
+    how many came together.
+    """
 
     dtype = "f32"
     shares_pages = True
@@ -125,7 +128,9 @@ class FakeEngine:
     def __init__(self, span: Span) -> None:
         self.span = span
         self.steps: list[tuple[int, int]] = []  # (position, rows)
+        self.batches: list[int] = []
         self.caches: list[FakeCache] = []
+        self.poison: int | None = None  # rows at this position make all fail that is computed with them
         self.error: Exception | None = None  # raised by the next step
         self.spoil = False  # the next result is NaN
 
@@ -137,11 +142,15 @@ class FakeEngine:
         """An empty cache."""
         return FakeCache(span, self.caches)
 
-    def run(self, calls: Sequence[Call]) -> list[StepResult | SwarmError]:
+    def run(self, calls: Sequence[Call]) -> list[StepResult | Exception]:
         """See `node.compute.interfaces.Engine`."""
-        return [self._attempt(call) for call in calls]
+        self.batches.append(len(calls))
+        results = [self._attempt(call) for call in calls]
+        if any(call.position == self.poison for call in calls):
+            raise ZeroDivisionError("deliberate, after all were computed")
+        return results
 
-    def _attempt(self, call: Call) -> StepResult | SwarmError:
+    def _attempt(self, call: Call) -> StepResult | Exception:
         try:
             return self._call(call)
         except SwarmError as error:
@@ -215,9 +224,9 @@ class InlineExecutor:
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds = seconds
-        self._queue: deque[tuple[Work, Done]] = deque()
+        self._queue: deque[tuple[Callable[[], Any], Callable[[Any], None]]] = deque()
 
-    def submit(self, work: Work, done: Done) -> None:
+    def submit(self, work: Callable[[], T], done: Callable[[Outcome[T]], None]) -> None:
         """See `node.compute.loop.Executor`."""
         self._queue.append((work, done))
         if len(self._queue) == 1:
@@ -235,10 +244,10 @@ class ManualExecutor:
     """Computes when told to."""
 
     def __init__(self) -> None:
-        self.queue: deque[tuple[Work, Done]] = deque()
+        self.queue: deque[tuple[Callable[[], Any], Callable[[Any], None]]] = deque()
         self.held = True
 
-    def submit(self, work: Work, done: Done) -> None:
+    def submit(self, work: Callable[[], T], done: Callable[[Outcome[T]], None]) -> None:
         """See `node.compute.loop.Executor`."""
         self.queue.append((work, done))
         if not self.held:

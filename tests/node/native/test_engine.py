@@ -19,7 +19,7 @@ from node.native.kernel import Kernel
 from node.native.load import ISA_VARIABLE, load_kernel
 from node.native.precision import PRECISIONS
 from protocol.candidates import NOTHING, Candidates, Want
-from protocol.errors import ConfigError, LocalProtocolError, Malformed, SwarmError
+from protocol.errors import ConfigError, LocalProtocolError, Malformed
 from protocol.model import Span
 from protocol.tensors import Tensor, from_numpy
 
@@ -49,7 +49,7 @@ def greedy(engines: list[NativeEngine], tokens: int) -> list[int]:
     return found
 
 
-def bits(given: StepResult | SwarmError) -> object:
+def bits(given: StepResult | Exception) -> object:
     """What there is to compare of a result."""
     if isinstance(given, Tensor):
         return bytes(given.data)
