@@ -7,7 +7,7 @@ A step has a *number* and a *position*. The number says when it was sent: a hop 
 arrival. The position says where its rows stand: cache and journal are cut to it before the rows are added. All going
 back, trying again and filling follows from these two; nothing else undoes anything.
 
-A step passes five places, each in order. `_accept` checks it, waits for room in the backlog (and with it the stream
+A step passes five places, each in order. `Intake` checks it, waits for room in the backlog (and with it the stream
 that brought it), and admits its number. Where the seat has no room for its tokens it stays in `_unpaged` until there
 is, but not for long: then the session ends, and its client is told when to come again. The scheduler has it computed
 in one or more pieces, each in a batch with those of other sessions: `prepare` in the engine's thread, `take` in the
@@ -48,9 +48,8 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import time
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -66,30 +65,17 @@ from node.hop.answers import Answers
 from node.hop.backlog import Backlog, Load, Pending
 from node.hop.forks import CannotFork, History
 from node.hop.growth import Growth, Unpaged
+from node.hop.intake import Intake
 from node.hop.life import Event, Life
 from node.hop.neighbours import Neighbours
 from node.hop.next_hop import Link
-from node.hop.reuse import Reuse, named_step
+from node.hop.reuse import Reuse
 from node.hop.seats import Seat
 from node.hop.sender import Sender
-from node.hop.steps import BadWant, Computed, Gate, Named, Shape, as_fill, effective_want, explain, piece_want
+from node.hop.steps import Computed, Named, Shape, explain, piece_want
 from protocol import limits
 from protocol.errors import CacheFull, LocalProtocolError, Lost, Malformed, RemoteProtocolError, SwarmError
-from protocol.messages import (
-    Ack,
-    Close,
-    Error,
-    Fork,
-    Instead,
-    Known,
-    Message,
-    Open,
-    Ping,
-    Pong,
-    Relink,
-    Step,
-    Unknown,
-)
+from protocol.messages import Ack, Close, Error, Fork, Message, Open, Ping, Pong, Relink, Step
 from protocol.talk.channel import Channel
 from protocol.transport.allowance import Allowance
 
@@ -147,7 +133,6 @@ class HopSession:
         self._first_next = opened.next
         self._is_fork = opened.fork is not None
         self._life = Life()
-        self._gate = Gate(shape)
         self._computed = 0  # the highest number plus one
         self._engine_failed = False
         self._cache: KvCache | None = None
@@ -157,6 +142,7 @@ class HopSession:
         self._answers = Answers(client, self._life, self._backlog)
         prefixes = machine.prefixes if opened.reuse else None
         self._reuse = Reuse(shape, seat.origin, prefixes, machine.loop.executor)
+        self._intake = Intake(shape, self._life, self._backlog, self._reuse)
         self._outbox, self._to_emit = trio.open_memory_channel[Pending | _Again | Relink | _Lacking](math.inf)
         # No method of ours: parts that know us would keep everything until a collection.
         open_stream = partial(machine.neighbours.open_stream, asker=self.owner)
@@ -205,7 +191,7 @@ class HopSession:
         await taken.wait()
         if errors:
             raise CannotFork(str(errors[0]) if isinstance(errors[0], SwarmError) else "the engine failed")
-        self._gate.begin_at(fork.after, fork.position)
+        self._intake.begin_at(fork.after, fork.position)
         self._computed = fork.after
         self._sender.begin_with(fork.after, journal)
 
@@ -239,20 +225,10 @@ class HopSession:
         """
         self._attached.cancel()
         self._attached = scope = trio.CancelScope()
-        lacking: int | None = None  # the step from which on all comes again
         with scope:
-            while isinstance(message := await channel.receive(), Step | Known | Instead):
-                if isinstance(message, Instead):
-                    if message.number != lacking:
-                        raise Malformed("replaces what nobody lacks")
-                    lacking = None
-                elif lacking is not None:
-                    await trio.lowlevel.checkpoint()
-                elif isinstance(message, Step):
-                    await self._accept(message, from_client=False)
-                elif not await self._accept_known(message):
-                    lacking = message.number
-                    await channel.send(Unknown(lacking))
+            async with aclosing(self._intake.take_all(channel)) as taken:
+                async for pending in taken:
+                    self._queue(pending)
 
     async def _read_client(self) -> None:
         """Returns when the session has ended."""
@@ -276,9 +252,9 @@ class HopSession:
 
     async def _hear(self, message: Message) -> None:
         if isinstance(message, Step):
-            await self._accept(message, from_client=True)
+            await self._accept(message)
         elif isinstance(message, Ping):
-            await self._answers.send(Pong(message.nonce, self._gate.received, self._computed))
+            await self._answers.send(Pong(message.nonce, self._intake.received, self._computed))
         elif isinstance(message, Relink):
             await self._hear_relink(message)
 
@@ -291,54 +267,14 @@ class HopSession:
         self._sender.drop_link()
         self._outbox.send_nowait(relink)
 
-    async def _accept(self, step: Step, *, from_client: bool) -> None:
-        """Check, number and queue a step; waits while too much is held."""
-        arrived = time.perf_counter()
-        try:
-            self.shape.check_want(step)
-            load = Load(step.inputs.rows, self.shape.held_bytes(step))
-            await self._backlog.wait_room(load)
-            marks = await self._reuse.read(step)
-            if not self._life.happens(Event.STEP):
-                return
-            fresh = self._gate.admit(step)
-        except Malformed as error:
-            self.fail(explain(error, from_client=from_client))
-            return
-        if fresh:
-            taken = self._reuse.take(step, marks)
-            if taken is not None:
-                step = replace(step, inputs=step.inputs.row_slice(taken.count, step.inputs.rows))
-            want = effective_want(step, has_head=self.shape.has_head)
-            self._queue(Pending(as_fill(step), from_client, want, load, arrived, taken))
-        elif from_client and step.number < self._sender.emitted:
+    async def _accept(self, step: Step) -> None:
+        """Take a step of the client."""
+        taken = await self._intake.take(step, from_client=True)
+        if isinstance(taken, Pending):
+            self._queue(taken)
+        elif taken is not None and step.number < self._sender.emitted:
             self._backlog.hold(_REPEATED)
             self._outbox.send_nowait(_Again(step.number))
-
-    async def _accept_known(self, known: Known) -> bool:
-        """Queue a step whose first rows are named; False if they are not known here.
-
-        Raises: Malformed, if there can be no such step: the fault of who brought it.
-        """
-        arrived = time.perf_counter()
-        step = named_step(known, self.shape)
-        self.shape.check(step, known.rows)
-        try:
-            self.shape.check_want(step)
-        except BadWant as error:
-            self.fail(explain(error, from_client=False))
-            return True
-        load = Load(known.rows + step.inputs.rows, self.shape.held_bytes(step))
-        await self._backlog.wait_room(load)
-        if known.number < self._gate.received or not self._life.happens(Event.STEP):
-            return True
-        taken = self._reuse.take_known(known)
-        if taken is None:
-            return False
-        self._gate.admit(step, known.rows)
-        want = effective_want(step, has_head=self.shape.has_head)
-        self._queue(Pending(step, False, want, load, arrived, taken))
-        return True
 
     def _queue(self, pending: Pending) -> None:
         if pending.step.inputs.rows:
