@@ -1,6 +1,6 @@
 """The same prompt a second time, by another client: the time to the first token, and what crosses between hops.
 
-    python scripts/bench/prefix.py [--quick] [--json FILE]
+    python scripts/bench/prefix.py [--quick] [--json FILE] [--plot FILE.png]
 
 Three node processes serve a random Llama of a 0.5B model's shape in int8 (a smaller one with --quick). Each turn a
 client puts a new prompt of 1,024 tokens, and another client, over connections of its own, puts the same; then one
@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import trio
 from common import HALF_BILLION, Shape, arguments, local_swarm, report, spans
+from plots import draw_bars
 
 import swarm
 from node.compute.prefix import GRAIN
@@ -94,7 +95,7 @@ def link_bytes(hidden: int) -> tuple[int, int]:
 
 def main() -> None:
     """Measure and print."""
-    options = arguments(__doc__ or "").parse_args()
+    options = arguments(__doc__ or "", plot=True).parse_args()
     shape = SMALL if options.quick else HALF_BILLION
     rng, rows = random.Random(0), list[dict[str, float]]()
     with tempfile.TemporaryDirectory() as folder:
@@ -114,6 +115,11 @@ def main() -> None:
         "link_kib_named": named / 1024,
     }
     report(summary, rows, options.json)
+    if options.plot is not None:
+        title = f"{PROMPT_TOKENS} tokens over {HOPS} hops, int8"
+        names = {"new_s": "new", "alike_s": "three quarters known", "again_s": "known"}
+        bars = {"to the first token": {shown: 1e3 * median[name] for name, shown in names.items()}}
+        draw_bars(options.plot, title, "ms", bars)
 
 
 if __name__ == "__main__":
