@@ -171,12 +171,14 @@ class Node:
                 f"{stages} take {describe_size(need)}, the memory limit is {describe_size(config.max_memory)}"
             )
         numerics = await _in_thread(backend.numerics)
-        self._notify(events.Loading(model.name, manifest.blocks, span, need, numerics))
+        self._notify(
+            events.Loading(model.name, manifest.blocks, span, need, str(numerics), backend.kernels())
+        )
         await _in_thread(lambda: model.require(span))
         weights = await _in_thread(lambda: model.stage_digests(span))
         name = config.name or model.name
         size = manifest.hidden_size
-        self._served = Served(name, manifest.digest, manifest.blocks, size, span, dtype, weights)
+        self._served = Served(name, manifest.digest, manifest.blocks, size, span, dtype, numerics, weights)
         self._refresh()
 
     async def _load(self, backend: Backend, span: Span) -> None:
@@ -207,7 +209,8 @@ class Node:
                 manifest.digest,
                 manifest.blocks,
                 span,
-                numerics=await _in_thread(backend.numerics),
+                numerics=str(engine.numerics),
+                kernels=backend.kernels(),
                 weight_bytes=engine.weight_bytes,
                 kv_tokens=self._budget.total,
                 kv_bytes=engine.kv_bytes_per_token() * self._budget.total,

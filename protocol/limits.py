@@ -54,7 +54,7 @@ MARKS: Final = 4
 # Lists and maps in one frame, record or manifest; the fullest, an announcement with 16 links, has 21. Without
 # this bound a frame of empty lists becomes seventy times its size in memory.
 CONTAINERS: Final = 64
-# Keys of one map; an announcement has 20.
+# Keys of one map; an announcement has 21.
 MAP_KEYS: Final = 32
 PEER_ID_BYTES: Final = 64
 ADDRESSES: Final = 16
@@ -62,7 +62,7 @@ ADDRESS_BYTES: Final = 256
 # Links to neighbours with their round-trip times, in one announcement.
 LINKS: Final = 16
 
-# An announcement with every field at its limit takes 16,546 bytes: addresses 16 x 259, digests 1024 x 10,
+# An announcement with every field at its limit takes 16,572 bytes: addresses 16 x 259, digests 1024 x 10,
 # links 16 x 88, and the rest.
 RECORD_BYTES: Final = 17 * 1024
 # Announcements in one map; 4,096 nodes of 1 KiB make 4 MiB, the size of a control frame.

@@ -28,6 +28,7 @@ from protocol.fields import (
     word,
 )
 from protocol.model import SPAN, Span
+from protocol.numerics import NUMERICS, Numerics
 from protocol.tensors import FLOATS, TENSOR, Tensor
 
 SESSION_PROTOCOL = "/swarm/session/1"
@@ -99,6 +100,7 @@ class Opened(Message):
 
     tag = "opened"
     dtype: str = wire(FLOATS)
+    numerics: Numerics = wire(NUMERICS)  # what this session is computed in
 
 
 @dataclass(frozen=True, slots=True)

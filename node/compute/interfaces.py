@@ -8,6 +8,7 @@ from typing import Final, Protocol
 
 from protocol.candidates import Candidates, Want
 from protocol.model import Manifest, Span
+from protocol.numerics import Numerics
 from protocol.tensors import Tensor
 
 StepResult = Tensor | Candidates | None
@@ -82,6 +83,10 @@ class Engine(Protocol):
     @property
     def dtype(self) -> str:
         """Of the hidden states it takes and gives: "f32", "f16" or "bf16"."""
+
+    @property
+    def numerics(self) -> Numerics:
+        """What it computes in, as it is announced."""
 
     @property
     def hidden_size(self) -> int:

@@ -206,6 +206,19 @@ class LayerCaches(DynamicCache):
                 other.layers[index] = copy.deepcopy(slot)
         other.length = position
 
+    def positions(self, tokens: int) -> torch.Tensor:
+        """Where the next rows stand, [1, tokens]."""
+        return torch.arange(self.length, self.length + tokens)[None]
+
+    def begin(self) -> None:
+        """A forward begins, of which layers may take rows before it fails."""
+        self.torn = True
+
+    def advance(self, tokens: int) -> None:
+        """It went well: the rows count."""
+        self.torn = False
+        self.length += tokens
+
     def forget(self) -> None:
         """Give the memory back; nothing else can be asked of this afterwards."""
         self.layers = []

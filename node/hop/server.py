@@ -185,7 +185,8 @@ class HopServer:
             awaited.set()
         try:
             channel.frame_limit = session.shape.frame_bytes
-            await channel.send(Opened(self._machine.engine.dtype))
+            engine = self._machine.engine
+            await channel.send(Opened(engine.dtype, engine.numerics))
             return await session.run()
         finally:
             session.free()

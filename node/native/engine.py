@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -35,10 +35,13 @@ class NativeEngine:
         """Use `load`."""
         self.span = span
         self.manifest: Manifest = checkpoint.manifest
+        if reach := checkpoint.plan.shape.reach:
+            self.manifest = replace(self.manifest, context=min(reach, self.manifest.context))
         self.hidden_size = self.manifest.hidden_size
         self._shape = checkpoint.plan.shape
         self._last = self.manifest.stages - 1
         loader, precision = Loader(checkpoint, kernel), checkpoint.precision
+        self.numerics = precision.numerics
         self._embedding = loader.embedding() if 0 in span else None
         self._head = Head(kernel, self._shape, loader.head()) if self._last in span else None
         first, stop = self._blocks_of(span)

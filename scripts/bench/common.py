@@ -7,7 +7,8 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -29,7 +30,7 @@ from tests.support.processes import Processes
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama of this shape, random weights, fp32."""
+    """A Llama of this shape, random weights."""
 
     layers: int
     hidden: int
@@ -38,8 +39,8 @@ class Shape:
     intermediate: int
     vocabulary: int
 
-    def write(self, folder: Path) -> None:
-        """A checkpoint with a byte-level tokenizer."""
+    def write(self, folder: Path, dtype: str = "float32", device: str = "cpu") -> None:
+        """A checkpoint in this dtype, made up on the device, with a byte-level tokenizer."""
         import torch
         from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -54,12 +55,18 @@ class Shape:
             eos_token_id=None,
         )
         torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+        with torch.device(device):
+            model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+        model.save_pretrained(folder)
         write_tokenizer(folder)
 
 
 # Of a 0.5B model, in fp32.
 HALF_BILLION = Shape(layers=24, hidden=896, heads=14, kv_heads=2, intermediate=4864, vocabulary=32_000)
+
+
+# So little to compute that a token's time is passing on; what travels is of a real model's size.
+SMALL = Shape(layers=4, hidden=896, heads=14, kv_heads=2, intermediate=1024, vocabulary=1024)
 
 
 def spans(layers: int, nodes: int) -> list[str]:
@@ -75,6 +82,13 @@ def local_swarm(model: Path, layers: Sequence[str], extra: Sequence[str] = ()) -
         running = LocalSwarm(processes, model, Path(home), extra=extra)
         running.start(*layers)
         yield running
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """How long it takes."""
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
 
 
 def arguments(description: str, *, plot: bool = False) -> argparse.ArgumentParser:

@@ -22,6 +22,7 @@ from swarm.cli.options import (
     MaxNewTokens,
     Model,
     NoReuse,
+    Precision,
     RepetitionPenalty,
     Seed,
     Temperature,
@@ -54,6 +55,7 @@ def chat(
     join: Join = None,
     model: Model = None,
     weights: Weights = None,
+    precision: Precision = "any",
     wait: Wait = 10.0,
     no_reuse: NoReuse = False,
     system: Annotated[
@@ -80,7 +82,7 @@ def chat(
     """
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
     screen = Screen(open_terminal())
-    where = Where(tuple(join or ()), model, wait, weights, not no_reuse)
+    where = Where(tuple(join or ()), model, wait, weights, precision, not no_reuse)
     with open_client(where, screen.terminal, screen.event) as client:
         talk = client.conversation(
             system=readable(system or "") or None, sampling=sampling, max_new_tokens=max_new_tokens
@@ -134,7 +136,7 @@ class _Chat:
         said = [a for a in self.client.nodes if a.digest == self.client.model.digest]
         terminal = self.screen.terminal
         weights = {self.client.model.digest: self.client.weights}
-        for coverage in by_model(said, self.client.rtt_ms, weights):
+        for coverage in by_model(said, self.client.rtt_ms, weights, self.client.precisions):
             terminal.show(*render(coverage, terminal, a_door(self.client), self.screen.news.names))
 
     def reset(self) -> None:

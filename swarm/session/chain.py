@@ -46,6 +46,7 @@ from protocol.errors import Malformed
 from protocol.journal import Journal
 from protocol.messages import Output, Step
 from protocol.model import Span
+from protocol.numerics import Numerics
 from swarm.session.hop_stream import HopStream
 from swarm.session.outputs import Misfit, check_hidden, fit_rows
 from swarm.session.recovery import Gap, Place, find_gaps
@@ -102,6 +103,14 @@ class Chain:
     def broken(self) -> bool:
         """Whether there is something to mend."""
         return not self._hops or any(hop.failure or hop.link_down for hop in self._hops)
+
+    @property
+    def numerics(self) -> dict[int, Numerics]:
+        """What stages were computed in so far, also by hops that failed; empty until a step is through."""
+        if not self.done:
+            return {}
+        hops = (hop.planned for hop in self._hops)
+        return {stage: hop.numerics for hop in hops if hop.numerics is not None for stage in hop.span}
 
     @property
     def sent(self) -> int:

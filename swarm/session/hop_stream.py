@@ -307,7 +307,9 @@ async def open_hop(transport: Transport, planned: Hop, request: Open, hidden_siz
 
 def _check_opened(reply: Message | None, planned: Hop, *, is_fork: bool) -> Opened:
     match reply:
-        case Opened(dtype=dtype):
+        case Opened(dtype=dtype, numerics=numerics):
+            if planned.numerics not in (None, numerics):  # begun anew since we heard of it, as its owner may
+                raise Lost(f"computes in {numerics} now, no longer in {planned.numerics}")
             if planned.dtype not in ("", dtype):
                 raise Malformed(f"computes in {dtype} and announces {planned.dtype}")
             return reply

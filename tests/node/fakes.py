@@ -21,6 +21,7 @@ from protocol.candidates import NOTHING, Candidates, Want
 from protocol.errors import Malformed, SwarmError
 from protocol.messages import SESSION_PROTOCOL, Ack, Attach, Message, NextHop, Open, Opened, Output, Step
 from protocol.model import Manifest, Span
+from protocol.numerics import Numerics
 from protocol.session import Side, StreamState
 from protocol.talk.channel import Channel
 from protocol.tensors import Tensor, check_finite, from_numpy
@@ -121,6 +122,7 @@ class FakeEngine:
 
     dtype = "f32"
     shares_pages = True
+    numerics = Numerics("f32")
     hidden_size = HIDDEN
     manifest = MANIFEST
     weight_bytes = 1000

@@ -40,6 +40,7 @@ from protocol.messages import (
     Unknown,
 )
 from protocol.model import Manifest, ManifestFile, Span
+from protocol.numerics import Numerics
 from protocol.plain import plain
 from protocol.records import Announcement, RoundTrip
 from protocol.tensors import ITEM_BYTES, Tensor
@@ -79,6 +80,9 @@ positions = uints(limits.SESSION_TOKENS)
 stages = uints(limits.STAGES)
 milliseconds = reals(0.0, 1e9)
 dtypes = st.sampled_from(["f32", "f16", "bf16"])
+numerics = st.builds(
+    Numerics, st.from_regex(r"[a-z][a-z0-9]{0,11}", fullmatch=True), st.none() | st.integers(1, 999)
+)
 blobs = st.binary(max_size=100)
 address = st.builds(
     Address.of, st.ip_addresses().map(str), st.integers(0, 65535), st.none() | st.just(IDENTITY.peer)
@@ -130,7 +134,7 @@ FIELDS: dict[type[Message], dict[str, st.SearchStrategy[Any]]] = {
         "fork": st.none() | st.builds(Fork, session=session_ids, position=positions, after=numbers),
         "reuse": st.booleans(),
     },
-    Opened: {"dtype": dtypes},
+    Opened: {"dtype": dtypes, "numerics": numerics},
     Refused: {
         "code": st.sampled_from(["busy", "model", "span", "capacity", "draining", "fork"]),
         "reason": remarks(),
@@ -199,6 +203,7 @@ def announcements(draw: st.DrawFn, identity: Identity, now: float) -> Announceme
         hidden_size=draw(uints(limits.HIDDEN_SIZE)),
         span=span,
         dtype=draw(dtypes),
+        numerics=draw(numerics),
         weights=tuple(
             draw(st.lists(st.binary(min_size=8, max_size=8), min_size=len(span), max_size=len(span)))
         ),

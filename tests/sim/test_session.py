@@ -19,6 +19,7 @@ from protocol.messages import Error
 from protocol.model import Span
 from protocol.transport.background import background_tasks
 from swarm.events import Bridged, Rerouted
+from swarm.routing.route import Need
 from swarm.routing.view import View
 from tests.node.fakes import MANIFEST
 from tests.sim.world import ALL, World, greedy, greedy_reference, start_node, swarm_of
@@ -402,7 +403,7 @@ async def test_regression_who_answered_is_preferred(clock: trio.testing.MockCloc
             before = trio.current_time()
             await view.measure(MANIFEST.digest, ALL)
             assert trio.current_time() - before < 0.5
-            assert view.plan(MANIFEST.digest, MANIFEST.blocks, ALL, 1).peers == (world.nodes[0].peer,)
+            assert view.plan(MANIFEST.digest, Need(ALL, MANIFEST.blocks, 1)).peers == (world.nodes[0].peer,)
 
 
 async def test_the_only_node_closes_its_streams(clock: trio.testing.MockClock) -> None:

@@ -19,6 +19,7 @@ from protocol.candidates import Want
 from protocol.identity import Identity
 from protocol.messages import MAP_PROTOCOL, MapReply, MapRequest
 from protocol.model import Span
+from protocol.numerics import Numerics
 from protocol.records import Announcement, Record, sign_record
 from protocol.talk.channel import Channel
 from protocol.transport.background import background_tasks
@@ -65,6 +66,7 @@ class FakeNode:
             hidden_size=HIDDEN,
             span=span,
             dtype="f32",
+            numerics=self.engine.numerics,
             weights=tuple(self.weights.get(stage, b"weights!") for stage in span),
             state="serving",
             decode_ms=self.decode_ms,
@@ -190,8 +192,12 @@ async def swarm_of(
     step_s: float = 0.0,
     hosts: Mapping[int, str] | None = None,
     prefix_bytes: int = 0,
+    numerics: Mapping[int, Numerics] | None = None,
 ) -> AsyncIterator[World]:
-    """Nodes of these spans and a client that knows them; those in `slow` are chosen only when others fail."""
+    """Nodes of these spans and a client that knows them; those in `slow` are chosen only when others fail.
+
+    Those in `numerics` say that they compute so: all compute alike.
+    """
     network = Network(rng=random.Random(1), latency_s=latency_s)
     nodes: list[FakeNode] = []
     async with AsyncExitStack() as stack:
@@ -207,6 +213,7 @@ async def swarm_of(
                 host=(hosts or {}).get(index),
                 prefix_bytes=prefix_bytes,
             )
+            node.engine.numerics = (numerics or {}).get(index, node.engine.numerics)
             nodes.append(node)
         client = await stack.enter_async_context(network.transport(identities.generate().key, listen=False))
         nursery = await stack.enter_async_context(background_tasks())

@@ -13,7 +13,7 @@ from protocol.errors import UnsupportedModel
 from protocol.model import Span
 from protocol.tensors import Tensor, from_numpy
 from tests.node.engine.conftest import Tiny
-from tests.node.engine.whole import ALL_LOGITS, PROMPT, Chain, Whole, chunked, logits_of, states
+from tests.node.engine.whole import ALL_LOGITS, BY_ROW, PROMPT, Chain, Whole, chunked, logits_of, states
 from tests.support.models import FAMILIES
 
 RECURRENT = ("qwen3_next", "mamba")
@@ -47,7 +47,12 @@ def test_ends_at_the_client_equal_the_unsplit_model(
     """Embedding and head at the client, the blocks in two spans between them."""
     chunks = chunked(PROMPT, 6, 3, 1, 1, 1)
     chain = Chain(Checkpoint.open(str(tiny(family))), [1, 2, 5], ends=True)
-    assert_same(chain.logits(chunks), whole(family).logits(chunks))
+    found, expected = chain.logits(chunks), whole(family).logits(chunks)
+    if family in BY_ROW:  # its head takes the rows of a chunk together, the reference one by one: other sums
+        for ours, theirs in zip(found, expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+    else:
+        assert_same(found, expected)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,6 +1,5 @@
 """The native engine as a node uses it: steps, going back, what strangers send, spans in a row."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,6 @@ from node.compute.call import run_alone
 from node.compute.interfaces import Call, StepResult
 from node.compute.measure import measure
 from node.native import build
-from node.native.backend import NativeBackend
 from node.native.checkpoint import NativeCheckpoint
 from node.native.engine import NativeEngine
 from node.native.kernel import Kernel
@@ -232,16 +230,6 @@ def test_its_speed_can_be_measured(kernel: Kernel) -> None:
     speed = measure(engine(kernel, "int8"))
     assert speed.decode_ms_per_block > 0
     assert speed.head_ms > 0
-
-
-def test_a_model_that_it_does_not_know_is_one_clear_line(tmp_path: Path) -> None:
-    """Not a traceback, and not the other engine by surprise."""
-    for file in TINY.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    config = json.loads((TINY / "config.json").read_text("utf-8"))
-    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "mixtral"}))
-    with pytest.raises(ConfigError, match=r"cannot be served in int8: .*'mixtral'"):
-        NativeBackend.open(str(tmp_path), "int8")
 
 
 def test_without_objects_it_says_how_to_make_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
