@@ -38,6 +38,8 @@ class SpanEngine:
     batches: whether decode steps of several sessions are computed together.
     """
 
+    shares_pages = False
+
     def __init__(
         self,
         checkpoint: Checkpoint,
