@@ -129,9 +129,10 @@ class SpanEngine:
         for group in self._groups(calls, results):
             if self._replays(group) and self._run_recorded(group, results):
                 continue
-            if len(group) == 1 or not self._run_rows(group, results):
-                for entered in group:
-                    results[entered.place] = self._run_alone(entered)
+            if len(group) > 1 and self._run_rows(group, results):
+                continue
+            for entered in group:
+                results[entered.place] = self._run_alone(entered)
         return results
 
     def _groups(self, calls: Sequence[Call], results: _Results) -> Iterator[list[_Entered]]:
@@ -168,7 +169,7 @@ class SpanEngine:
             check_want(call.want, self.manifest.vocab_size)
         cache.cut(call.position)
         cache.layers.reserve(call.position + inputs.rows)
-        return _Entered(place, cache, states, call.want)
+        return _Entered(place, cache, call.position, states, call.want)
 
     def _replays(self, group: Sequence[_Entered]) -> bool:
         """Whether there are recordings for a group: of single rows through the whole span."""
@@ -185,11 +186,12 @@ class SpanEngine:
             leave = self._leave if head else self._leave_hidden
             leave(group, out, results)
         except torch.OutOfMemoryError:
-            self._make_room()
+            self._make_room(group)
             return False
         except RuntimeError:
             logger.warning("steps are not recorded any more", exc_info=True)
             self.records = False
+            self._make_room(group)
             return False
         return True
 
@@ -208,7 +210,7 @@ class SpanEngine:
                 logits = self._model.logits(span, caches, inputs.to(self._model.device), 1)[:, 0]
                 self._leave(group, logits, results)
         except torch.OutOfMemoryError:
-            self._make_room()
+            self._make_room(group)
             return False
         return True
 
@@ -237,7 +239,7 @@ class SpanEngine:
         except Malformed as error:
             return error
         except torch.OutOfMemoryError:
-            self._make_room()
+            self._make_room([entered])
             return CacheFull("the memory of the device is full for now")
 
     def _computed(self, entered: _Entered) -> StepResult:
@@ -258,8 +260,11 @@ class SpanEngine:
         ]
         return head.candidates(torch.cat(found) if want.every else found[-1], want)
 
-    def _make_room(self) -> None:
-        """Give back what torch keeps of the device's memory for later."""
+    def _make_room(self, group: Sequence[_Entered]) -> None:
+        """Take back what calls that failed have left; give back what torch keeps of the device's memory for later."""
+        for entered in group:
+            if entered.cache.layers.can_cut():
+                entered.cache.cut(entered.position)
         if self._model.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -270,6 +275,7 @@ class _Entered:
 
     place: int
     cache: SpanCache
+    position: int
     inputs: torch.Tensor  # ids [1, tokens], int64, or states [1, tokens, hidden_size], on the CPU
     want: Want
 
