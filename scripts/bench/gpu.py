@@ -1,12 +1,14 @@
 """The engine on a graphics card against transformers' generate there, turn by turn, in bf16.
 
-    python scripts/bench/gpu.py [--quick] [--device cuda] [--json FILE]
+    python scripts/bench/gpu.py [--quick] [--json FILE]
+    python scripts/bench/gpu.py --device cpu [--quant int8|int4] [--json FILE]
 
 Tokens per second of greedy decoding by 1 to 16 sessions at once, and of a long prompt; random weights. transformers
 decodes a batch of as many prompts of one length; ours are sessions, each with a length and a cache of its own. The
 ratio is the median over the turns, in which both take theirs one after the other; the speeds are those of the best
 turns. `aggregate_16` is what sixteen sessions get together by what one gets. With `--device cpu` a sixth of a model
-runs in fp32, which shows that all works, and the summary has `aggregate_8_fp32`.
+runs in fp32, which shows that all works, and the summary has `aggregate_8_fp32`; with --quant its modules are packed,
+which is how families compute that the kernels do not know.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from node.compute.interfaces import Call, KvCache
-from node.engine.checkpoint import Checkpoint
+from node.engine.backend import TorchBackend
 from node.engine.span import SpanEngine
 from protocol.candidates import Candidates, Want
 from protocol.model import Span
@@ -49,7 +51,7 @@ class Plan:
 
 
 QUICK = Plan(sessions=(1, 4, 16), tokens=16, turns=3)
-SMALL = Plan(prompt=32, long_prompt=64, sessions=(1, 8), tokens=4, turns=3)
+SMALL = Plan(prompt=32, long_prompt=64, sessions=(1, 8), tokens=8, turns=3)
 
 
 class Sessions:
@@ -85,13 +87,14 @@ class Sessions:
 class Bench:
     """One model in both engines on a device; rows are printed on standard error as they come."""
 
-    def __init__(self, name: str, folder: Path, device: str, plan: Plan) -> None:
+    def __init__(self, name: str, folder: Path, device: str, plan: Plan, quant: str | None) -> None:
         self._name, self._device, self._plan = name, device, plan
         dtype = "f32" if device == "cpu" else "bf16"
-        checkpoint = Checkpoint.open(str(folder))
-        span = Span(0, checkpoint.stages)
-        self.engine = SpanEngine.load(checkpoint, span, dtype=dtype, device=device)
-        self._launched = SpanEngine.load(checkpoint, span, dtype=dtype, device=device, recorded=False)
+        backend = TorchBackend.open(str(folder), cache_dir=None, dtype=dtype, device=device, quant=quant)
+        span = Span(0, backend.model.stages)
+        self.engine = backend.load(span)
+        if self.engine.records:
+            self._launched = SpanEngine.load(backend.model, span, dtype=dtype, device=device, recorded=False)
         say(f"{name}: batches: {self.engine.batches}, records: {self.engine.records}")
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, _TORCH[dtype]))
         self._model = model.to(device).eval()
@@ -189,6 +192,7 @@ def main() -> None:
     """Measure, print the table, write the JSON."""
     parser = arguments(__doc__ or "")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--quant", choices=("int8", "int4"), help="on the CPU")
     options = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -203,7 +207,7 @@ def main() -> None:
         for name, shape in models.items():
             shape.write(Path(folder, name), *(() if small else ("bfloat16", options.device)))
             plan = SMALL if small else QUICK if options.quick else Plan()
-            rows += Bench(name, Path(folder, name), options.device, plan).rows()
+            rows += Bench(name, Path(folder, name), options.device, plan, options.quant).rows()
     if not small:
         say(torch.cuda.get_device_name())
     report(summarise(rows, options.device), rows, options.json)
