@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from node.engine.files import CheckpointFiles
-from node.engine.kinds import digest, kind_of, packed_bytes
+from node.engine.kinds import kind_of, packed_bytes
 from node.engine.sources import Source, first_line, open_source
 from node.native.precision import Precision
 from protocol import limits
@@ -109,15 +109,9 @@ class Checkpoint:
     def stage_digests(self, span: Span) -> tuple[bytes, ...]:
         """For each stage of the span 8 bytes of the SHA-256 over its tensors as stored. Reads only these.
 
-        Packed, they are other weights: no client mixes them with those. Raises: BadCheckpoint.
+        In whatever precision they are computed with: numerics say that. Raises: BadCheckpoint.
         """
-        stored = [self._files.stage_digest(self._stage_tensors[stage].stored) for stage in span]
-        precision = self.precision
-        if precision is None:
-            return tuple(stored)
-        return tuple(
-            digest(precision, one) if stage else one for stage, one in zip(span, stored, strict=True)
-        )
+        return tuple(self._files.stage_digest(self._stage_tensors[stage].stored) for stage in span)
 
     @property
     def dtype(self) -> str | None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Final
 
 from node.native.packed import Kind
-from node.native.precision import PACKING, Precision
+from node.native.precision import Precision
 
 _ATTENTION: Final = "att"
 
@@ -22,11 +21,3 @@ def kind_of(precision: Precision, path: str, stack: str) -> Kind:
 def packed_bytes(kind: Kind, count: int) -> int:
     """Memory that so many weights take."""
     return kind.code_bytes(1, count) + kind.scale_bytes(1, count)
-
-
-def digest(precision: Precision, stored: bytes) -> bytes:
-    """8 bytes that name the weights of a stage, from those that name them as stored.
-
-    Not those of the native kernels in this precision: what lies between the weights is computed otherwise.
-    """
-    return hashlib.sha256(f"{precision.name} modules {PACKING}".encode() + stored).digest()[:8]

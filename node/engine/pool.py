@@ -52,6 +52,10 @@ class Pool:
             self._layers[index] = self._room_for(keys), self._room_for(values)
         return self._layers[index]
 
+    def held(self, index: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The same of a layer that has been used; else None."""
+        return self._layers.get(index)
+
     def _room_for(self, states: torch.Tensor) -> torch.Tensor:
         return states.new_zeros(self._rows, states.shape[1], states.shape[3])
 
@@ -109,6 +113,15 @@ class PooledRows:
         seen = pages.rows(0 if past is None else max(held - past, 0), stop)
         found = [store.index_select(0, seen).transpose(0, 1)[None] for store in layer]
         return found[0], found[1]
+
+    def first(self, rows: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Copies of the first `rows` rows; None if there are none."""
+        layer = self._pages.pool.held(self._layer)
+        if layer is None or not rows:
+            return None
+        places = self._pages.rows(0, rows)
+        keys, values = (store.index_select(0, places).transpose(0, 1)[None] for store in layer)
+        return keys, values
 
     def bytes_per_token(self) -> int:
         """Memory that one row takes."""

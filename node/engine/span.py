@@ -26,15 +26,15 @@ from protocol.errors import (
     ConfigError,
     LocalProtocolError,
     Malformed,
-    SwarmError,
     UnsupportedModel,
 )
 from protocol.model import Manifest, Span
+from protocol.numerics import Numerics
 from protocol.tensors import ITEM_BYTES
 
 logger = logging.getLogger(__name__)
 
-_Results = list[StepResult | SwarmError]
+_Results = list[StepResult | Exception]
 
 
 class SpanEngine:
@@ -58,6 +58,7 @@ class SpanEngine:
         """Use `load`."""
         self.span = span
         self.dtype = dtype
+        self.numerics = numerics_of(checkpoint, dtype)
         self.manifest: Manifest = checkpoint.manifest
         self.hidden_size = self.manifest.hidden_size
         self._model = SplitModel(checkpoint, frozenset(span), dtype, device, quantiser)
@@ -233,14 +234,14 @@ class SpanEngine:
             for row, given in zip(rows, found, strict=True):
                 results[group[row].place] = given
 
-    def _run_alone(self, entered: _Entered) -> StepResult | SwarmError:
+    def _run_alone(self, entered: _Entered) -> StepResult | Exception:
         try:
             return self._computed(entered)
-        except Malformed as error:
-            return error
         except torch.OutOfMemoryError:
             self._make_room([entered])
             return CacheFull("the memory of the device is full for now")
+        except Exception as error:  # noqa: BLE001 - in its place: what others have computed cannot always be run again
+            return error
 
     def _computed(self, entered: _Entered) -> StepResult:
         """Hidden states of every row, whatever is wanted, unless the span ends with the head. Raises: Malformed."""
@@ -278,6 +279,11 @@ class _Entered:
     position: int
     inputs: torch.Tensor  # ids [1, tokens], int64, or states [1, tokens, hidden_size], on the CPU
     want: Want
+
+
+def numerics_of(checkpoint: Checkpoint, dtype: str) -> Numerics:
+    """What a span of `checkpoint` is computed in; the sums are torch's, so there is no version."""
+    return Numerics(dtype if checkpoint.precision is None else checkpoint.precision.name)
 
 
 def choose_dtype(checkpoint: Checkpoint, dtype: str | None, device: str) -> str:

@@ -139,6 +139,10 @@ class Gate:
         self.received = 0  # the highest number plus one
         self._length = 0
 
+    def begin_at(self, number: int, length: int) -> None:
+        """The first `length` tokens are there, by steps below `number`."""
+        self.received, self._length = number, length
+
     def admit(self, step: Step) -> bool:
         """Whether the step is new; False for one that came before. Raises: Malformed."""
         if step.number < self.received:

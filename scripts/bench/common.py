@@ -21,6 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
+from plots import require_matplotlib
+
 from tests.support.models import write_tokenizer
 
 if TYPE_CHECKING:
@@ -64,6 +66,10 @@ class Shape:
 HALF_BILLION = Shape(layers=24, hidden=896, heads=14, kv_heads=2, intermediate=4864, vocabulary=32_000)
 
 
+# So little to compute that a token's time is passing on; what travels is of a real model's size.
+SMALL = Shape(layers=4, hidden=896, heads=14, kv_heads=2, intermediate=1024, vocabulary=1024)
+
+
 def spans(layers: int, nodes: int) -> list[str]:
     """`layers` cut evenly into `nodes` ranges as the command line takes them."""
     cuts = [round(layers * n / nodes) for n in range(nodes + 1)]
@@ -90,12 +96,20 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-def arguments(description: str) -> argparse.ArgumentParser:
-    """--quick and --json, as every benchmark has them."""
+def arguments(description: str, *, plot: bool = False) -> argparse.ArgumentParser:
+    """--quick and --json, as every benchmark has them, and --plot, as those have that draw."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer turns, under a minute")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write summary and rows there")
+    if plot:
+        parser.add_argument("--plot", type=picture, metavar="FILE.png", help="draw what was measured there")
     return parser
+
+
+def picture(name: str) -> Path:
+    """The file to draw into, where there is something to draw with: nobody measures for half an hour in vain."""
+    require_matplotlib()
+    return Path(name)
 
 
 def report(summary: Mapping[str, float], rows: Sequence[Mapping[str, Any]], json_file: Path | None) -> None:

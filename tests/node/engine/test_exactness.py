@@ -127,6 +127,20 @@ def test_recurrent_layers_go_back_to_the_start_only(family: str, tiny: Tiny) -> 
     np.testing.assert_array_equal(logits_of(chain.step(PROMPT, position=0)), first)
 
 
+@pytest.mark.parametrize("family", RECURRENT)
+def test_recurrent_layers_fork_where_they_stand(family: str, tiny: Tiny) -> None:
+    """Their state is copied as it is, and nowhere else but at the start."""
+    engine = SpanEngine.load(Checkpoint.open(str(tiny(family))), Span(1, 5), dtype="f32")
+    cache = engine.new_cache(engine.span)
+    run_alone(engine, cache, 0, states(7, engine.hidden_size), NOTHING)
+    forks = [cache.fork(7), cache, cache.fork(0)]
+    with pytest.raises(UnsupportedModel, match="recurrent"):
+        cache.fork(3)
+    found = [run_alone(engine, fork, fork.length, states(2, engine.hidden_size), NOTHING) for fork in forks]
+    rows = [out.data for out in found if isinstance(out, Tensor)]
+    assert rows[0] == rows[1] != rows[2]
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen3_next"])
 def test_a_forward_that_fails_half_way_leaves_no_trace(family: str, tiny: Tiny) -> None:
     """The step can be made again; where a recurrent state may have moved, only from the beginning."""

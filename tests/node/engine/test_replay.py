@@ -49,10 +49,13 @@ def split(family: str, folder: Path) -> SplitModel:
 def filled(model: SplitModel, length: int, pool: Pool | None) -> SpanCache:
     """A cache that holds so many made-up tokens, in two chunks."""
     cache = model.new_cache(WHOLE, pool=pool)
-    ids = torch.from_numpy(np.random.default_rng(length).integers(0, 256, (1, length)))
-    for chunk in ids.split(max(1, length // 2), dim=1):
+    for chunk in _tokens(length).split(max(1, length // 2), dim=1):
         model.hidden(WHOLE, cache.layers, chunk)
     return cache
+
+
+def _tokens(length: int) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(length).integers(0, 256, (1, length)))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -80,6 +83,31 @@ def test_rows_out_of_a_pool_are_what_they_are_alone(family: str, tmp_path: Path)
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
         cache.close()
     assert pool.free_pages == 16
+
+
+@torch.inference_mode()
+def test_a_fork_goes_on_by_itself(tiny: Tiny) -> None:
+    """With a copy of the rows; where the pool has no room for it, nothing is taken."""
+    model = SplitModel(Checkpoint.open(str(tiny("mistral"))), frozenset(WHOLE), "f32", "cpu")
+    pool = Pool(4, CPU)
+    replay = Replay(model, WHOLE, pool)
+    trunk, alone = (filled(model, PAGE + 3, each) for each in (pool, None))
+    fork = trunk.fork(PAGE + 1)
+    assert pool.free_pages == 0
+    for cache, token in ((fork, 5), (trunk, 9)):
+        ids = torch.tensor([[token]])
+        at = cache.length
+        found = replay.run([cache.layers], ids, logits=True)
+        alone.cut(0)
+        model.hidden(WHOLE, alone.layers, _tokens(PAGE + 3)[:, :at])
+        torch.testing.assert_close(
+            found, model.logits(WHOLE, alone.layers, ids, 1)[:, 0], rtol=1e-4, atol=1e-4
+        )
+    fork.close()
+    pool.take()
+    with pytest.raises(CacheFull):
+        trunk.fork(PAGE + 1)
+    assert pool.free_pages == 1
 
 
 @torch.inference_mode()

@@ -53,7 +53,7 @@ def filled(engine: SpanEngine, seed: int = 1) -> list[KvCache]:
     return caches
 
 
-def logits(given: StepResult | SwarmError) -> np.ndarray:
+def logits(given: StepResult | Exception) -> np.ndarray:
     """In the order of ids."""
     assert isinstance(given, Candidates)
     return logits_of(given)
