@@ -69,6 +69,7 @@ class SessionSpec:
     max_tokens: int
     wait_s: float = 0.0  # how long to wait for somebody to serve stages that nobody serves
     direct: bool = True  # hops send to each other; else everything passes through the client
+    reuse: bool = True  # hops may take what they computed for others, and keep for others what they compute
 
 
 class Chain:
