@@ -59,6 +59,9 @@ class SplitModel:
         self.stages = stages
         self.dtype = DTYPES[dtype]
         self.device = torch.device(device)
+        if self.device.type == "cuda":
+            # It makes a plan for every length of keys that it has not met: a growing session meets one a step.
+            torch.backends.cuda.enable_cudnn_sdp(False)
         self.blocks = checkpoint.stages - 2
         self.vocab_size = int(text_config(self.config).vocab_size)
         self.hidden_size = int(text_config(self.config).hidden_size)

@@ -1,6 +1,6 @@
 """The engine on a graphics card against transformers' generate there, turn by turn, in bf16.
 
-    python scripts/bench/gpu.py [--quick] [--json FILE]
+    python scripts/bench/gpu.py [--quick] [--models 0.5B 1B] [--json FILE]
     python scripts/bench/gpu.py --device cpu [--quant int8|int4] [--json FILE]
 
 Tokens per second of greedy decoding by 1 to 16 sessions at once, and of a long prompt; random weights. transformers
@@ -193,15 +193,17 @@ def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--quant", choices=("int8", "int4"), help="on the CPU")
+    parser.add_argument("--models", nargs="+", choices=("0.5B", "1B"), default=("0.5B", "1B"))
     options = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     if options.device != "cpu" and not torch.cuda.is_available():
         parser.error("there is no CUDA device here; --device cpu shows that it runs")
     small = options.device == "cpu"
-    models = {"0.5B": replace(HALF_BILLION, layers=4) if small else HALF_BILLION}
-    if not small:
-        models["1B"] = BILLION
+    shapes = {"0.5B": HALF_BILLION, "1B": BILLION}
+    models = {name: shapes[name] for name in options.models}
+    if small:
+        models = {"0.5B": replace(HALF_BILLION, layers=4)}
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for name, shape in models.items():
