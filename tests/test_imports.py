@@ -81,6 +81,7 @@ ROOMS = [
     Room(
         "node.native",
         (
+            "node.compute.casting",
             "node.compute.inputs",
             "node.compute.interfaces",
             "node.engine.files",
