@@ -5,14 +5,18 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from node.compute.interfaces import Engine
 from node.config import NodeConfig
-from node.native.load import NoKernels
+from node.native.load import NoKernels, load_kernel
 from protocol.errors import ConfigError, UnsupportedModel
 from protocol.model import Manifest, Span
 from protocol.numerics import Numerics
+
+if TYPE_CHECKING:
+    from node.engine.ends import LocalEnds
+    from node.native.ends import NativeEnds
 
 # What an installation for native nodes alone lacks, and what brings it.
 _TORCH: Final = ("torch", "transformers", "safetensors")
@@ -103,8 +107,7 @@ def open_torch(config: NodeConfig, why: str) -> Backend:
 
     why: it is this engine, for people.
     """
-    if missing := [name for name in _TORCH if importlib.util.find_spec(name) is None]:
-        raise ConfigError(f"{config.model} needs {', '.join(missing)}: {_INSTALL} ({why})")
+    _need_torch(config.model, why)
     from node.engine.threads import OPENMP_ENVIRONMENT, configure_threads
 
     for name, value in OPENMP_ENVIRONMENT.items():
@@ -122,3 +125,28 @@ def open_torch(config: NodeConfig, why: str) -> Backend:
         threads=config.threads,
         why=why,
     )
+
+
+def open_ends(model: str) -> NativeEnds | LocalEnds:
+    """Both ends of a checkpoint, for a client that runs them itself, by the engine that a node would choose.
+
+    Raises: ConfigError, BadCheckpoint, UnsupportedModel.
+    """
+    from node.native.checkpoint import NativeCheckpoint
+    from node.native.ends import NativeEnds
+    from node.native.precision import F32
+
+    try:
+        return NativeEnds.load(NativeCheckpoint.open(model, F32), load_kernel())
+    except (UnsupportedModel, NoKernels) as error:
+        _need_torch(model, str(error))
+    from node.engine.checkpoint import Checkpoint
+    from node.engine.ends import LocalEnds
+
+    return LocalEnds.load(Checkpoint.open(model))
+
+
+def _need_torch(model: str, why: str) -> None:
+    """Raises ConfigError with what is missing and how to get it."""
+    if missing := [name for name in _TORCH if importlib.util.find_spec(name) is None]:
+        raise ConfigError(f"{model} needs {', '.join(missing)}: {_INSTALL} ({why})")

@@ -82,6 +82,7 @@ ROOMS = [
     Room(
         "node.native",
         (
+            "node.compute.casting",
             "node.compute.inputs",
             "node.compute.interfaces",
             "node.engine.files",

@@ -1,6 +1,6 @@
 """From `swarm node` to a node that serves: the interpreter, the imports, the weights, the place in the swarm.
 
-    python scripts/bench/start.py [--quick] [--json FILE]
+    python scripts/bench/start.py [--quick] [--json FILE] [--plot FILE.png]
 
 Each turn starts a fresh process that begins a swarm of its own, with the files in the system's cache. The columns are
 seconds since the process was started: the checkpoint is opened, the weights are read, sessions are taken, and others
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from common import HALF_BILLION, arguments, report
+from plots import draw_bars, require_matplotlib
 
 from swarm.cli.demo_nodes import shipped_model
 from swarm.cli.node_process import node_command
@@ -49,7 +50,11 @@ def row(name: str, model: Path, layers: str, options: Sequence[str], turns: int)
 
 def main() -> None:
     """Measure and print."""
-    options = arguments(__doc__ or "").parse_args()
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the seconds there")
+    options = parser.parse_args()
+    if options.plot is not None:
+        require_matplotlib()
     turns = 3 if options.quick else 7
     tiny = shipped_model()
     start_once(tiny, "0:8", [])  # what Python compiles when it first sees it
@@ -68,6 +73,12 @@ def main() -> None:
     if not options.quick:
         summary["ready_half_billion_int8_s"] = float(rows[3]["ready_s"])
     report(summary, rows, options.json)
+    if options.plot is not None:
+        groups = {
+            row["node"]: {event: float(row[f"{event}_s"]) for event in EVENTS if event != "serving"}
+            for row in rows
+        }
+        draw_bars(options.plot, "From `swarm node` to a node that serves", "seconds", groups)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,8 @@ from swarm.cli.node_process import Told
 if TYPE_CHECKING:
     from swarm.session.session import Ends
 
-# What the two extras of the package bring.
-_NODE: Final = ("huggingface_hub", "psutil")
-_TORCH: Final = ("torch", "transformers", "safetensors")
+_INSTALL: Final = 'pip install "inference-swarm[node]"'
+_NEEDED: Final = ("huggingface_hub", "psutil")
 
 
 def serve(options: dict[str, Any], tell: Callable[[Told], None]) -> None:
@@ -25,7 +24,7 @@ def serve(options: dict[str, Any], tell: Callable[[Told], None]) -> None:
 
     Raises: ConfigError, also where the node's half is not installed; what `node.process.serve` raises.
     """
-    _require("serving layers", _NODE, "node")
+    _require("serving layers")
     from node import process
     from node.config import NodeConfig
 
@@ -34,14 +33,13 @@ def serve(options: dict[str, Any], tell: Callable[[Told], None]) -> None:
 
 def load_ends(folder: str) -> Ends:
     """Both ends of the checkpoint in `folder`. Raises: ConfigError, BadCheckpoint, UnsupportedModel."""
-    _require("running both ends of a model", (*_NODE, *_TORCH), "node,torch")
-    from node.engine.checkpoint import Checkpoint
-    from node.engine.ends import LocalEnds
+    _require("running both ends of a model")
+    from node.backend import open_ends
 
-    return LocalEnds.load(Checkpoint.open(folder))
+    return open_ends(folder)
 
 
-def _require(what: str, names: tuple[str, ...], extras: str) -> None:
-    missing = [name for name in names if importlib.util.find_spec(name) is None]
+def _require(what: str) -> None:
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise ConfigError(f'{what} needs {", ".join(missing)}: pip install "inference-swarm[{extras}]"')
+        raise ConfigError(f"{what} needs {', '.join(missing)}: {_INSTALL}")

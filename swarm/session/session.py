@@ -40,7 +40,7 @@ REPAIRS: Final = 32
 
 
 class Ends(Protocol):
-    """Both ends of the model at the client (see `node.engine.ends`); called in worker threads."""
+    """Both ends of the model at the client (see `node.native.ends`); called in worker threads."""
 
     @property
     def manifest(self) -> Manifest:

@@ -125,11 +125,10 @@ def test_addresses_are_taken_from_the_environment_and_from_memory(tmp_path: Path
 
 def test_without_what_a_node_needs_a_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """One line with the command to run."""
-    monkeypatch.setattr(local, "_NODE", ("psutil_that_is_not_there",))
-    with pytest.raises(ConfigError, match=r'pip install "inference-swarm\[node\]"'):
-        local.serve({"model": "x"}, print)
-    with pytest.raises(ConfigError, match=r'pip install "inference-swarm\[node,torch\]"'):
-        local.load_ends("x")
+    monkeypatch.setattr(local, "_NEEDED", ("psutil_that_is_not_there",))
+    for call in (lambda: local.serve({"model": "x"}, print), lambda: local.load_ends("x")):
+        with pytest.raises(ConfigError, match=r'pip install "inference-swarm\[node\]"'):
+            call()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import swarm
+from node.backend import open_ends
 from node.native import build
+from node.native.ends import NativeEnds
 from tests.support.local_swarm import LOOPBACK, wait_for_news
 from tests.support.processes import Process, Processes
 
@@ -50,16 +52,19 @@ def generated(ids: tuple[int, ...]) -> list[int]:
 
 
 async def test_a_node_without_torch_serves_the_model_that_ships(processes: Processes, tmp_path: Path) -> None:
-    """And says what transformers says, greedily."""
+    """And says what transformers says, greedily; also to a client that runs both ends itself, by the kernels."""
     process = start(processes, tmp_path, TINY, "node", "--layers", "0:8", "--threads", "1")
     addr = wait_for_news(process, "ready").fields["addrs"][0]
     assert "native " in wait_for_news(process, "serving").text
-    async with swarm.connect(addr) as client:
-        ids = tuple(await client.text.encode(PROMPT))
-        generation = client.generate(list(ids), max_new_tokens=NEW_TOKENS)
-        async for _ in generation:
-            pass
-        assert list(generation.answer.tokens) == generated(ids)
+    own = open_ends(str(TINY))
+    assert isinstance(own, NativeEnds)
+    for ends in (None, own):
+        async with swarm.connect(addr, ends=ends) as client:
+            ids = tuple(await client.text.encode(PROMPT))
+            generation = client.generate(list(ids), max_new_tokens=NEW_TOKENS)
+            async for _ in generation:
+                pass
+            assert list(generation.answer.tokens) == generated(ids)
 
 
 def test_what_would_need_torch_is_one_line(processes: Processes, tmp_path: Path) -> None:
