@@ -12,6 +12,7 @@ from node.config import NodeConfig
 from node.native.load import NoKernels
 from protocol.errors import ConfigError, UnsupportedModel
 from protocol.model import Manifest, Span
+from protocol.numerics import Numerics
 
 # What an installation for native nodes alone lacks, and what brings it.
 _TORCH: Final = ("torch", "transformers", "safetensors")
@@ -55,8 +56,8 @@ class Backend(Protocol):
     def dtype(self) -> str:
         """Of the hidden states that its engines take and give. Raises: ConfigError, UnsupportedModel."""
 
-    def numerics(self) -> str:
-        """What its engines compute in, for people. Raises: ConfigError, UnsupportedModel."""
+    def numerics(self) -> Numerics:
+        """What its engines compute in. Raises: ConfigError, UnsupportedModel."""
 
     def kernels(self) -> str:
         """Whose code computes, for people; where it is not the native one, why."""
@@ -102,8 +103,6 @@ def open_torch(config: NodeConfig, why: str) -> Backend:
 
     why: it is this engine, for people.
     """
-    if config.quant is not None:
-        raise ConfigError(f"{config.model} cannot be served in {config.quant}: {why}")
     if missing := [name for name in _TORCH if importlib.util.find_spec(name) is None]:
         raise ConfigError(f"{config.model} needs {', '.join(missing)}: {_INSTALL} ({why})")
     from node.engine.threads import OPENMP_ENVIRONMENT, configure_threads
@@ -115,5 +114,11 @@ def open_torch(config: NodeConfig, why: str) -> Backend:
     if config.threads is not None:
         configure_threads(config.threads)
     return TorchBackend.open(
-        config.model, cache_dir=config.cache_dir, dtype=config.dtype, device=config.device, why=why
+        config.model,
+        cache_dir=config.cache_dir,
+        dtype=config.dtype,
+        device=config.device,
+        quant=config.quant,
+        threads=config.threads,
+        why=why,
     )

@@ -62,7 +62,7 @@ class Loading(Event):
     blocks: int
     stages: Span
     size_bytes: int
-    numerics: str  # what it computes in
+    numerics: str  # what it computes in, as it is announced
     kernels: str  # whose code computes, and why where that is not the native one
 
     def _line(self) -> str:

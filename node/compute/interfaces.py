@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from protocol.candidates import Candidates, Want
-from protocol.errors import SwarmError
 from protocol.model import Manifest, Span
+from protocol.numerics import Numerics
 from protocol.tensors import Tensor
 
 StepResult = Tensor | Candidates | None
+# Sessions are charged by so many positions at a time, and a cache takes memory for no more beyond what it holds.
+GROWTH_TOKENS: Final = 256
 
 
 class KvCache(Protocol):
@@ -24,6 +26,13 @@ class KvCache(Protocol):
     @property
     def length(self) -> int:
         """Positions held."""
+
+    def fork(self, position: int) -> KvCache:
+        """Another cache that begins with the first `position` positions of this one, at most `length`.
+
+        What either does from then on, the other does not see. Raises: UnsupportedModel, where a recurrent state would
+        have to be wound back.
+        """
 
     def close(self) -> None:
         """Give the memory back. Safe to call twice."""
@@ -51,6 +60,10 @@ class Engine(Protocol):
         """Of the hidden states it takes and gives: "f32", "f16" or "bf16"."""
 
     @property
+    def numerics(self) -> Numerics:
+        """What it computes in, as it is announced."""
+
+    @property
     def hidden_size(self) -> int:
         """Numbers per row of hidden states."""
 
@@ -68,11 +81,11 @@ class Engine(Protocol):
     def new_cache(self, span: Span, max_tokens: int | None = None) -> KvCache:
         """An empty cache for stages within the engine's span; it never takes memory for more than `max_tokens`."""
 
-    def run(self, calls: Sequence[Call]) -> list[StepResult | SwarmError]:
+    def run(self, calls: Sequence[Call]) -> list[StepResult | Exception]:
         """Run calls of different sessions, each on a cache that this engine made; what they give, in order.
 
         Hidden states [tokens, hidden_size] on the CPU where a span does not end with the head, in memory that no
-        two results share; where it does, the wanted candidates, or None if nothing is wanted. A call that cannot be
-        has its error in its place, Malformed where the sender is at fault, and changes nothing for the others.
-        Whatever else is raised concerns all calls: their caches then end where they were cut, or where they ended.
+        two results share; where it does, the wanted candidates, or None if nothing is wanted. A call that fails has
+        its error in its place, Malformed where the sender is at fault, and changes nothing for the others.
+        Where the engine cannot tell which failed it raises: each can then be run again, by itself.
         """

@@ -11,6 +11,7 @@ from node.native.kernel import Kernel
 from node.native.load import load_kernel
 from node.native.precision import F32, PRECISIONS
 from protocol.model import Span
+from protocol.numerics import Numerics
 
 
 @dataclass(frozen=True)
@@ -26,15 +27,15 @@ class NativeBackend:
     ) -> NativeBackend:
         """Open a folder or a model of the hub. quant: None keeps the weights as they are stored.
 
-        Raises: BadCheckpoint; UnsupportedModel, if the kernels do not know the model; NoKernels; ConfigError.
+        Raises: BadCheckpoint; UnsupportedModel, if the kernels do not know it whole; NoKernels; ConfigError.
         """
         kernel = load_kernel(threads)
         precision = F32 if quant is None else PRECISIONS[quant]
         return cls(NativeCheckpoint.open(model, precision, cache_dir=cache_dir), kernel)
 
-    def numerics(self) -> str:
+    def numerics(self) -> Numerics:
         """See `node.backend.Backend`."""
-        return self.model.precision.name
+        return self.model.precision.numerics
 
     def kernels(self) -> str:
         """See `node.backend.Backend`."""

@@ -108,7 +108,7 @@ class Blocks:
         """
         positions = np.concatenate([np.arange(at, at + n, dtype=np.int32) for _, at, n in rows])
         sessions = np.repeat(np.arange(len(rows), dtype=np.int32), [n for _, _, n in rows])
-        pages = [cache.pages for cache, _, _ in rows]
+        pages = [cache.table for cache, _, _ in rows]
         model = self._model(first)
         self._kernel.blocks(model, count, states, positions, sessions, pages)
 

@@ -78,15 +78,8 @@ class NativeCheckpoint:
         return kept.head_bytes(shape) if stage == self.manifest.stages - 1 else kept.block_bytes(shape)
 
     def stage_digests(self, span: Span) -> tuple[bytes, ...]:
-        """See `node.backend.Model`.
-
-        Fewer bits are other weights: a client mixes no nodes that would continue an answer with other numbers.
-        """
-        stored = (self._files.stage_digest(self._stages[stage]) for stage in span)
-        return tuple(
-            self.precision.digest(digest) if stage else digest  # the embedding's rows are kept as they are
-            for stage, digest in zip(span, stored, strict=True)
-        )
+        """See `node.backend.Model`; the same in every precision, for they are of the weights as stored."""
+        return tuple(self._files.stage_digest(self._stages[stage]) for stage in span)
 
     def _stored(self, stage: int) -> str:
         """The dtype of most of a stage: as its files say if they are here, else as config.json does."""

@@ -14,9 +14,10 @@ from node.native.cache import PagedCache
 from node.native.checkpoint import NativeCheckpoint
 from node.native.head import Head, Rows
 from node.native.kernel import Kernel
+from node.native.pages import PagePool
 from node.native.weights import Loader
 from protocol.candidates import Want
-from protocol.errors import LocalProtocolError, Malformed, SwarmError
+from protocol.errors import LocalProtocolError, Malformed
 from protocol.model import Manifest, Span
 from protocol.tensors import from_numpy
 
@@ -39,12 +40,14 @@ class NativeEngine:
         self._shape = checkpoint.plan.shape
         self._last = self.manifest.stages - 1
         loader, precision = Loader(checkpoint, kernel), checkpoint.precision
+        self.numerics = precision.numerics
         self._embedding = loader.embedding() if 0 in span else None
         self._head = Head(kernel, self._shape, loader.head()) if self._last in span else None
         first, stop = self._blocks_of(span)
         blocks = [loader.block(index) for index in range(first, stop)]
         self._blocks = Blocks(kernel, self._shape, first, blocks, precision.kv_bytes)
         self._row_bytes = self._shape.kv_row_bytes(precision.kv_bytes)
+        self._pages = PagePool()
 
     @classmethod
     def load(cls, checkpoint: NativeCheckpoint, span: Span, kernel: Kernel) -> NativeEngine:
@@ -68,14 +71,14 @@ class NativeEngine:
         if not self.span.covers(span):
             raise LocalProtocolError(f"span {span} asked of an engine that holds {self.span}")
         first, stop = self._blocks_of(span)
-        return PagedCache(span, stop - first, self._row_bytes, max_tokens)
+        return PagedCache(span, stop - first, self._row_bytes, max_tokens, self._pages)
 
-    def run(self, calls: Sequence[Call]) -> list[StepResult | SwarmError]:
+    def run(self, calls: Sequence[Call]) -> list[StepResult | Exception]:
         """See `node.compute.interfaces.Engine`. Calls of the same blocks go through them, and the head, together.
 
         A result has the bits that its call gives alone.
         """
-        results: list[StepResult | SwarmError] = [None] * len(calls)
+        results: list[StepResult | Exception] = [None] * len(calls)
         groups: dict[tuple[int, int], list[_Entered]] = {}
         for place, call in enumerate(calls):
             try:
@@ -116,7 +119,7 @@ class NativeEngine:
             # Rows that fail half-way leave nothing that counts.
             entered.cache.length = entered.position
             if first < stop:
-                entered.cache.reserve(entered.end)
+                entered.cache.reserve(entered.position, entered.end)
             rows.append((entered.cache, entered.position, len(entered.states)))
         states = np.concatenate([entered.states for entered in group])
         if first < stop:
@@ -127,7 +130,7 @@ class NativeEngine:
             entered.states = states[at : at + len(entered.states)]
             at += len(entered.states)
 
-    def _leave(self, group: Sequence[_Entered], results: list[StepResult | SwarmError]) -> None:
+    def _leave(self, group: Sequence[_Entered], results: list[StepResult | Exception]) -> None:
         """Put what a group gives in its places."""
         asked = []
         for entered in group:

@@ -187,6 +187,14 @@ class Kernel:
             raise MemoryError(f"no memory for the logits of {len(states)} rows")
         return logits[:, :outs]
 
+    def product(self, matrix: Matrix, states: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The matrix times each row of states [rows, ins], contiguous, with its bias: [rows, padded outs]."""
+        out = np.empty((len(states), matrix.padded), np.float32)
+        weights = ctypes.byref(matrix.struct())
+        if self._library.native_linear(self._team, weights, address(states), len(states), address(out)):
+            raise MemoryError(f"no memory for a product of {len(states)} rows")
+        return out
+
     def log_sum_exp(self, logits: NDArray[np.float32], temperature: float) -> float:
         """The logarithm of the sum of e^(logit / temperature) over one row."""
         greatest = ctypes.c_float()
@@ -209,6 +217,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     library.native_pack.argtypes = [pointer, ctypes.c_int, int32, int32, pointer, pointer, pointer]
     library.native_blocks.argtypes = [pointer] * 3
     library.native_head.argtypes = [pointer] * 3 + [int32, pointer]
+    library.native_linear.argtypes = [pointer] * 3 + [int32, pointer]
     library.native_read.argtypes = [pointer, pointer, ctypes.c_int64]
     library.native_normaliser.argtypes = [pointer, ctypes.c_int64, ctypes.c_float, pointer]
     library.native_normaliser.restype = ctypes.c_double

@@ -121,7 +121,7 @@ def answer(kernel: Kernel, kind: Kind, kv_bytes: int) -> str:
         kernel, shape, 0, [made_up_block(kernel, shape, kind, seed) for seed in range(3)], kv_bytes
     )
     cache = PagedCache(Span(1, 4), len(blocks), shape.kv_row_bytes(kv_bytes))
-    cache.reserve(_TOKENS)
+    cache.reserve(0, _TOKENS)
     states = numbers(999, _TOKENS * shape.hidden).reshape(_TOKENS, shape.hidden)
     blocks.run(states[:-1], [(cache, 0, _TOKENS - 1)], 0, len(blocks))
     blocks.run(states[-1:], [(cache, _TOKENS - 1, 1)], 0, len(blocks))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Final
 
 from node.native.packed import Kind, padded
 from node.native.shape import Shape
+from protocol.numerics import Numerics
 
 # Of how weights are packed and computed with, see docs/numerics.md: another arithmetic has another number.
-PACKING: Final = 1
+ARITHMETIC: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +24,10 @@ class Precision:
     head: Kind
     kv_bytes: int
 
-    def digest(self, stored: bytes) -> bytes:
-        """8 bytes that name the weights of a stage in this precision, from those that name them as stored."""
-        if self in (F32, BF16):
-            return stored
-        return hashlib.sha256(f"{self.name} {PACKING}".encode() + stored).digest()[:8]
+    @property
+    def numerics(self) -> Numerics:
+        """How it is announced: with the weights as stored this determines every bit."""
+        return Numerics(self.name, ARITHMETIC)
 
     def kept(self, stored: str) -> Precision:
         """The same for matrices that are stored so ("F32", "F16", "BF16").

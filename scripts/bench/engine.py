@@ -1,6 +1,6 @@
 """Both engines against transformers' generate, in one process, with the same threads, turn by turn.
 
-    python scripts/bench/engine.py [--quick] [--native] [--json FILE]
+    python scripts/bench/engine.py [--quick] [--native] [--json FILE] [--plot FILE.png]
 
 Tokens per second of greedy decoding through one span and through several, of prefill, and what a step costs beside
 arithmetic (a model so small that only calls are left). The weights are random, transformers and torch compute in
@@ -15,8 +15,7 @@ import itertools
 import os
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import HALF_BILLION, Shape, arguments, report  # sets the environment that OpenMP reads
+from common import HALF_BILLION, Shape, arguments, report, seconds  # sets the environment that OpenMP reads
+from plots import draw_bars
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
@@ -79,13 +79,6 @@ class Chain:
             if len(found) == tokens:
                 return found
             given = from_numpy(out.ids[0])
-
-
-def seconds(run: Callable[[], object]) -> float:
-    """How long it takes."""
-    begin = time.perf_counter()
-    run()
-    return time.perf_counter() - begin
 
 
 def compare(
@@ -201,7 +194,7 @@ def step_seconds(engine: Engine) -> float:
 
 def main() -> None:
     """Measure, print the table, write the JSON."""
-    parser = arguments(__doc__ or "")
+    parser = arguments(__doc__ or "", plot=True)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--native", action="store_true", help="the native kernels alone")
     options = parser.parse_args()
@@ -222,6 +215,17 @@ def main() -> None:
             summary["ratio_engine"] = whole["ratio"]
         more, shares = native(large, shape, tokens, turns // 2, options.threads)
     report(summary | shares, rows + more, options.json)
+    if options.plot is not None:
+        title = f"{shape.layers} layers of a 0.5B shape, {options.threads} threads"
+        draw_bars(options.plot, title, "tokens per second, times transformers' generate", ratios(more))
+
+
+def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """By what was measured, each engine's."""
+    found: dict[str, dict[str, float]] = {}
+    for row in rows:
+        found.setdefault(row["what"], {})[row["engine"]] = row["ratio"]
+    return found
 
 
 if __name__ == "__main__":

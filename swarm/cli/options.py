@@ -84,6 +84,16 @@ Weights = Annotated[
         rich_help_panel=NETWORK,
     ),
 ]
+Precision = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        metavar="any|exact|LIST",
+        help="What nodes may compute in: exact is without quantised weights; a list is as int8/1,f32, or int8 for "
+        "all its versions. One with a version, alone, makes the answer the same whoever computes it.",
+        rich_help_panel=NETWORK,
+    ),
+]
 Temperature = Annotated[
     float,
     typer.Option("--temperature", "-t", help="0 takes the best token always.", rich_help_panel=ANSWER),
@@ -121,6 +131,7 @@ class Where:
     model: str | None = None
     wait_s: float = 0.0
     weights: str | None = None
+    precision: str = "any"
 
 
 def taking(options: type[T], command: Callable[[T], None]) -> Callable[..., None]:

@@ -60,6 +60,8 @@ def test_version(tmp_path: Path) -> None:
     [
         (["chat"], "--join"),
         (["status", "--join", "nonsense"], "nonsense"),
+        (["status", "--join", NOBODY, "--precision", "int9"], "any, exact, or some of f32"),
+        (["generate", "hi", "--join", NOBODY, "--precision", "q3/9"], "any, exact, or some of f32"),
         (["generate", "hi", "--temperature", "-1"], "temperature"),
         (["generate", "hi", "--top-p", "7"], "top_p"),
         (["generate", "", "--join", NOBODY], "empty"),

@@ -18,6 +18,7 @@ from protocol.hints import RecordRule
 from protocol.identity import generate
 from protocol.messages import Error, NextHop, Output, Refused
 from protocol.model import Manifest, Span, weights_digest
+from protocol.numerics import Numerics
 from protocol.talk.exchange import exchange_maps, fetch_model
 from protocol.transport.memory import Network
 from protocol.transport.memory.transport import MemoryTransport
@@ -80,9 +81,9 @@ class FakeBackend:
         self.model = model or FakeModel()
         self._free_bytes = free_bytes
 
-    def numerics(self) -> str:
+    def numerics(self) -> Numerics:
         """See `node.backend.Backend`."""
-        return "f32"
+        return Numerics("f32")
 
     def kernels(self) -> str:
         """See `node.backend.Backend`."""

@@ -171,7 +171,7 @@ class Model:
         cache = PagedCache(
             Span(1, 1 + shape.blocks), shape.blocks, shape.kv_row_bytes(self.case.kv_bytes), tokens
         )
-        cache.reserve(tokens)
+        cache.reserve(0, tokens)
         return cache
 
     def run(self, states: States, chunk: int) -> States:
@@ -204,7 +204,7 @@ def block_by_block(model: Model) -> States:
     for index in range(len(model.blocks)):
         row_bytes = case.shape.kv_row_bytes(case.kv_bytes)
         cache = PagedCache(Span(1 + index, 2 + index), 1, row_bytes, case.tokens)
-        cache.reserve(case.tokens)
+        cache.reserve(0, case.tokens)
         model.blocks.run(out, [(cache, 0, case.tokens)], index, 1)
     return out
 

@@ -17,7 +17,7 @@ from node.native.kernel import Kernel
 from node.native.load import ISA_VARIABLE, load_kernel
 from node.native.precision import PRECISIONS
 from protocol.candidates import NOTHING, Candidates, Want
-from protocol.errors import ConfigError, LocalProtocolError, Malformed, SwarmError
+from protocol.errors import ConfigError, LocalProtocolError, Malformed
 from protocol.model import Span
 from protocol.tensors import Tensor, from_numpy
 
@@ -47,7 +47,7 @@ def greedy(engines: list[NativeEngine], tokens: int) -> list[int]:
     return found
 
 
-def bits(given: StepResult | SwarmError) -> object:
+def bits(given: StepResult | Exception) -> object:
     """What there is to compare of a result."""
     if isinstance(given, Tensor):
         return bytes(given.data)
@@ -206,20 +206,21 @@ def test_states_that_are_no_numbers_are_malformed(bad: float, kernel: Kernel) ->
 
 
 def test_a_cache_takes_pages_as_it_grows_and_gives_them_back(kernel: Kernel) -> None:
-    """And never more than it was opened for, but for what fills a row of sixteen."""
+    """The last of a bounded session is a smaller one."""
     middle = engine(kernel, "int8", Span(3, 6))
     cache = middle.new_cache(Span(3, 5), 300)
-    assert cache.pages.shape == (2, 0)
+    assert cache.table.shape == (2, 0)
     states = from_numpy(np.ones((250, 128), np.float32))
     run_alone(middle, cache, 0, states, NOTHING)
-    assert cache.pages.shape == (2, 1)
+    assert cache.table.shape == (2, 1)
     run_alone(middle, cache, 250, states.row_slice(0, 50), NOTHING)
-    assert cache.pages.shape == (2, 2)
+    assert cache.table.shape == (2, 2)
     row_bytes = middle.kv_bytes_per_token() // 3
-    assert sum(page.nbytes for page in cache._held) == 2 * row_bytes * (256 + 48)
+    assert middle._pages.used_bytes == 2 * row_bytes * (256 + 64)
     cache.close()
     cache.close()
     assert cache.length == 0
+    assert middle._pages.used_bytes == 0
     with pytest.raises(LocalProtocolError):
         middle.new_cache(Span(2, 5))
 
