@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from node.native.cache import PagedCache
 from node.native.kernel import ExpertStruct, Kernel, LayerStruct, ModelStruct
 from node.native.packed import LinearStruct, Matrix, Norm, NormStruct, address
-from node.native.shape import Shape
+from node.native.shape import Experts, Shape
 
 Vector = NDArray[np.float32]
 
@@ -22,8 +22,9 @@ Vector = NDArray[np.float32]
 class BlockWeights:
     """One block. What it has not is None.
 
-    experts   of each gate_up and down; what a router chooses among
-    sinks     of each head the score of what is not there
+    experts      of each gate_up and down; what a router chooses among
+    choice_bias  of each expert what is added to its mark
+    sinks        of each head the score of what is not there
     """
 
     qkv: Matrix
@@ -33,6 +34,7 @@ class BlockWeights:
     router: Matrix | None = None
     shared_gate: Matrix | None = None
     experts: tuple[tuple[Matrix, Matrix], ...] = ()
+    choice_bias: Vector | None = None
     sinks: Vector | None = None
     attention_norm: Norm | None = None
     attention_post_norm: Norm | None = None
@@ -44,7 +46,7 @@ class BlockWeights:
     @property
     def nbytes(self) -> int:
         """Memory that it takes."""
-        parts = (*self.matrices(), *self.norms(), self.sinks)
+        parts = (*self.matrices(), *self.norms(), self.choice_bias, self.sinks)
         return sum(part.nbytes for part in (*parts, *chain.from_iterable(self.experts)) if part is not None)
 
     def matrices(self) -> tuple[Matrix | None, ...]:
@@ -122,11 +124,7 @@ class Blocks:
             shape.head_dim,
             shape.intermediate if experts is None else max(shape.intermediate, experts.shared),
             shape.rotary_dims,
-            *(
-                (0, 0, 0, 0)
-                if experts is None
-                else (experts.intermediate, experts.count, experts.per_row, int(experts.whole_shares))
-            ),
+            *((0,) * 5 if experts is None else _routing(experts)),
             shape.activation,
             int(shape.gated),
             int(shape.centred),
@@ -138,11 +136,17 @@ class Blocks:
             shape.query_scale,
             shape.residual_scale,
             shape.score_cap,
+            1.0 if experts is None else experts.scale,
             shape.clip,
             (ctypes.c_float * 2)(*gains, *[1.0] * missing),
             (ctypes.c_void_p * 2)(*(address(table) for table in self._tables), *[None] * missing),
             ctypes.addressof(self._layers) + (first - self.first) * ctypes.sizeof(LayerStruct),
         )
+
+
+def _routing(experts: Experts) -> tuple[int, ...]:
+    shares = int(experts.whole_shares), int(experts.lone_shares)
+    return (experts.intermediate, experts.count, experts.per_row, *shares)
 
 
 def _layer(shape: Shape, index: int, block: BlockWeights, experts: ctypes.Array[ExpertStruct]) -> LayerStruct:
@@ -151,6 +155,7 @@ def _layer(shape: Shape, index: int, block: BlockWeights, experts: ctypes.Array[
     return LayerStruct(
         *matrices,
         ctypes.addressof(experts) if experts else None,
+        None if block.choice_bias is None else address(block.choice_bias),
         None if block.sinks is None else address(block.sinks),
         *norms,
         shape.rotary_of[index],

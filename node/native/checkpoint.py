@@ -10,7 +10,7 @@ from typing import Any
 from node.engine.files import CheckpointFiles
 from node.engine.sources import open_source
 from node.native.family import Plan, plan_model
-from node.native.names import block_tensors, end_tensors, holds_bytes
+from node.native.names import block_tensors, end_tensors, further_blocks, holds_bytes
 from node.native.precision import Precision
 from node.native.tensors import BYTES, FLOATS, StoredRows
 from protocol.errors import BadCheckpoint, ConfigError, UnsupportedModel
@@ -36,7 +36,11 @@ class NativeCheckpoint:
             end_tensors(self.plan)[1],
         )
         known = {name for stage in self._stages for name in stage}
-        if unknown := sorted(set(files.tensors) - known):
+        ahead = further_blocks(self.plan)
+        unknown = sorted(
+            name for name in set(files.tensors) - known if not (ahead and name.startswith(ahead))
+        )
+        if unknown:
             raise UnsupportedModel(f"the native kernels do not know the tensor {unknown[0]}")
 
     @classmethod

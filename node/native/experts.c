@@ -40,31 +40,48 @@ void activate_rows(Team *team, const Model *model, const Linear *down, const flo
     team_wait(team);
 }
 
-/* The greatest logits, of equal ones the first, and what each counts; in rising order. */
-static void choose_experts(const Model *model, const Layer *layer, const float *logits, int32_t *chosen, float *shares) {
-    const int count = layer->expert_count, outs = layer->router.outs;
-    float powers[MOST_EXPERTS];
-    uint8_t taken[MOST_EXPERTS] = {0};
-    float top = 0;
-    for (int i = 0; i < model->experts_per_row; i++) {
+/* The greatest of `marks`, of equal ones the first. */
+static void take_best(const float *marks, int count, int best_of, uint8_t *taken) {
+    for (int i = 0; i < best_of; i++) {
         int best = 0;
         while (taken[best]) best++;
         for (int e = best + 1; e < count; e++)
-            if (!taken[e] && logits[e] > logits[best]) best = e;
+            if (!taken[e] && marks[e] > marks[best]) best = e;
         taken[best] = 1;
-        if (i == 0) top = logits[best];
     }
-    for (int e = 0; e < outs; e += WIDTH) store(powers + e, exponential(load(logits + e) - top));
-    for (int e = 0; e < outs; e++)
-        if (e >= count || (model->whole_shares && !taken[e])) powers[e] = 0;
-    vec sums[PARTS] = {{0}};
-    for (int e = 0; e < outs; e += LANES)
-        FOR_EACH(p, PARTS) sums[p] = sums[p] + load(powers + e + p * WIDTH);
-    const float sum = fold_sum(sums);
+}
+
+/* What each expert counts before that is shared out, and its mark; logits are padded to `outs`. */
+static void weigh(const Model *model, const Layer *layer, const float *logits, float *powers, float *marks) {
+    const int count = layer->expert_count, outs = layer->router.outs;
+    float top = logits[0];
+    for (int e = 1; e < count; e++) top = logits[e] > top ? logits[e] : top;
+    for (int e = 0; e < outs; e += WIDTH)
+        store(powers + e, model->lone_shares ? logistic(load(logits + e)) : exponential(load(logits + e) - top));
+    for (int e = count; e < outs; e++) powers[e] = 0;
+    const float *from = model->lone_shares ? powers : logits;
+    for (int e = 0; e < count; e++) marks[e] = layer->choice_bias ? from[e] + layer->choice_bias[e] : from[e];
+}
+
+/* The experts with the best marks, in rising order, and the share of each. */
+static void choose_experts(const Model *model, const Layer *layer, const float *logits, int32_t *chosen, float *shares) {
+    const int count = layer->expert_count, outs = layer->router.outs;
+    float powers[MOST_EXPERTS], marks[MOST_EXPERTS], sum = 1;
+    uint8_t taken[MOST_EXPERTS] = {0};
+    weigh(model, layer, logits, powers, marks);
+    take_best(marks, count, model->experts_per_row, taken);
+    if (model->whole_shares || !model->lone_shares) {
+        vec sums[PARTS] = {{0}};
+        for (int e = 0; e < count; e++)
+            if (model->whole_shares && !taken[e]) powers[e] = 0;
+        for (int e = 0; e < outs; e += LANES)
+            FOR_EACH(p, PARTS) sums[p] = sums[p] + load(powers + e + p * WIDTH);
+        sum = fold_sum(sums);
+    }
     for (int e = 0, i = 0; e < count; e++)
         if (taken[e]) {
             chosen[i] = e;
-            shares[i++] = powers[e] / sum;
+            shares[i++] = powers[e] / sum * model->share_scale;
         }
 }
 

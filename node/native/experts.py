@@ -16,6 +16,10 @@ MOST_EXPERTS: Final = 512
 _HARMLESS: Final = ("output_router_logits", "router_aux_loss_coef", "router_jitter_noise")
 
 
+# The names that their number has in one family or another.
+_COUNTS: Final = ("num_local_experts", "num_experts", "n_routed_experts")
+
+
 def read_experts(routed: Routed, fields: Fields, blocks: int) -> Experts:
     """The experts of a family that has them. Raises: UnsupportedModel."""
     fields.ignore(*_HARMLESS)
@@ -25,6 +29,8 @@ def read_experts(routed: Routed, fields: Fields, blocks: int) -> Experts:
     shared = 0
     if routed.shared is not None and fields.any(routed.shared_intermediate) != 0:
         shared = fields.count(routed.shared_intermediate)
+        if routed.lone_shares:  # told in experts
+            shared *= intermediate
     if intermediate % GROUP or shared % GROUP:
         raise UnsupportedModel(f"experts of {intermediate} and {shared} numbers are no multiples of {GROUP}")
     whole = routed.whole_shares
@@ -33,21 +39,39 @@ def read_experts(routed: Routed, fields: Fields, blocks: int) -> Experts:
         per_row=per_row,
         intermediate=intermediate,
         whole_shares=fields.flag(whole.name, whole.absent) if isinstance(whole, Flag) else whole,
-        blocks=_blocks(fields, blocks) if routed.some else (True,) * blocks,
+        blocks=_blocks(routed, fields, blocks),
         shared=shared,
+        lone_shares=routed.lone_shares,
+        scale=_scale(fields) if routed.lone_shares else 1.0,
     )
 
 
 def _count(fields: Fields) -> int:
     """By either of its names."""
-    given = [name for name in ("num_local_experts", "num_experts") if fields.any(name, None) is not None]
+    given = [name for name in _COUNTS if fields.any(name, None) is not None]
     counts = {fields.count(name, most=MOST_EXPERTS) for name in given or ["num_experts"]}
     if len(counts) > 1:
         raise UnsupportedModel(f"config.json has two numbers of experts, {min(counts)} and {max(counts)}")
     return counts.pop()
 
 
-def _blocks(fields: Fields, blocks: int) -> tuple[bool, ...]:
+def _scale(fields: Fields) -> float:
+    fields.expect("n_group", 1)
+    fields.expect("topk_group", 1)
+    scale = fields.number("routed_scaling_factor", 1.0)
+    if scale <= 0:
+        raise UnsupportedModel(f"config.json has routed_scaling_factor {scale}")
+    return scale
+
+
+def _blocks(routed: Routed, fields: Fields, blocks: int) -> tuple[bool, ...]:
+    if not routed.some:
+        return (True,) * blocks
+    if routed.some == "first":
+        first = fields.any("first_k_dense_replace", 1)
+        if type(first) is not int or not 0 <= first <= blocks:
+            raise UnsupportedModel(f"config.json has first_k_dense_replace {str(first)[:80]}")
+        return tuple(index >= first for index in range(blocks))
     every, others = fields.count("decoder_sparse_step", 1), fields.any("mlp_only_layers", [])
     if not isinstance(others, list) or not all(type(index) is int for index in others):
         raise UnsupportedModel(f"config.json has mlp_only_layers {str(others)[:80]}")

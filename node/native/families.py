@@ -60,7 +60,8 @@ class Routed:
     transposed     their matrices lie the other way round, and gates and what they let through take turns
     biased         router and experts have biases
     shared         gate_up, down and gate of what every row goes through as well; the gate may be ""
-    some           config.json may say which blocks have experts
+    some           config.json may say which blocks have experts: "" of all, "step" of some, "first" of the first ones
+    lone_shares    see `Experts`; then there is a bias for the choice
     """
 
     intermediate: str = "moe_intermediate_size"
@@ -72,7 +73,8 @@ class Routed:
     biased: bool = False
     shared: tuple[tuple[str, ...], str, str] | None = None
     shared_intermediate: str = ""
-    some: bool = False
+    some: str = ""
+    lone_shares: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +152,7 @@ _QWEN_ROUTED: Final = Routed(
         "mlp.shared_expert_gate",
     ),
     shared_intermediate="shared_expert_intermediate_size",
-    some=True,
+    some="step",
 )
 _GRANITE_ROUTED: Final = Routed(
     intermediate="intermediate_size",
@@ -304,6 +306,22 @@ FAMILIES: Final[Mapping[str, Family]] = {
             shared=(("shared_mlp.input_linear",), "shared_mlp.output_linear", ""),
             shared_intermediate="shared_intermediate_size",
         )
+    ),
+    "glm4_moe": Family(
+        out_bias=False,
+        epsilon=1e-5,
+        rotated=0.5,
+        routed=Routed(
+            whole_shares=Flag("norm_topk_prob", True),
+            shared=(
+                ("mlp.shared_experts.gate_proj", "mlp.shared_experts.up_proj"),
+                "mlp.shared_experts.down_proj",
+                "",
+            ),
+            shared_intermediate="n_shared_experts",
+            some="first",
+            lone_shares=True,
+        ),
     ),
     "gpt_oss": Family(
         query_bias=Flag("attention_bias", True),

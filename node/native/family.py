@@ -71,6 +71,9 @@ def plan_model(config: Mapping[str, Any]) -> Plan:
         raise UnsupportedModel(f"models of type {kind!r} are not known to the native kernels")
     family, fields = FAMILIES[kind], Fields(config, "config.json")
     fields.ignore(*_HARMLESS)
+    if kind == "glm4_moe":
+        fields.ignore("num_nextn_predict_layers", "num_mtp_layers")
+        family = replace(family, query_norms="heads" if fields.flag("use_qk_norm", False) else "")
     fields.expect("pretraining_tp", 1)
     fields.expect("rope_interleaved", False)
     context = fields.count("max_position_embeddings", most=1 << 40)

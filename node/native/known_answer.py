@@ -103,6 +103,7 @@ def made_up_block(
         matrix(routed.count, shape.hidden, bias=True, kind=Kind.F32) if routed else None,
         matrix(1, shape.hidden, kind=Kind.F32) if routed and routed.shared else None,
         tuple(mlp(routed.intermediate, bias=True) for _ in range(routed.count)) if routed else (),
+        numbers(next(seeds), routed.count, 0.5) if routed and routed.lone_shares else None,
         numbers(next(seeds), shape.heads, 2.0) if shape.sinks else None,
         norm(shape.hidden),
         norm(shape.hidden) if every_norm else None,

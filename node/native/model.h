@@ -35,6 +35,7 @@ typedef struct {
     Linear gate_up, down; /* beside experts: what every row goes through as well */
     Linear router, shared_gate; /* never quantised; the second says how much the MLP beside experts counts */
     const Expert *experts;
+    const float *choice_bias; /* of each expert: added to what it counts where experts are chosen, or NULL */
     const float *sinks; /* of each head the score of what is not there, or NULL */
     Norm attention_norm, attention_post_norm, mlp_norm, mlp_post_norm, query_norm, key_norm;
     int32_t rotary; /* which table of frequencies; -1: this layer does not rotate */
@@ -46,6 +47,7 @@ typedef struct {
     int32_t hidden, heads, kv_heads, head_dim, intermediate, rotary_dims;
     int32_t expert_intermediate, most_experts, experts_per_row;
     int32_t whole_shares; /* the shares of a row's experts add up to 1 */
+    int32_t lone_shares;  /* what an expert counts is told by its own logit, before that */
     int32_t activation;  /* 0: SiLU, 1: GELU, 2: the square of what is positive, 3: as gpt-oss bounds it */
     int32_t gated;       /* gate_up has gates before what they let through; else it has no gates */
     int32_t centred;     /* norms take the mean away first */
@@ -55,6 +57,7 @@ typedef struct {
     int32_t kv_bytes;    /* of a number in a page: 4 for fp32, 2 for fp16 */
     float epsilon, query_scale, residual_scale;
     float score_cap; /* scores are bent to stay within it; 0: none */
+    float share_scale; /* shares are multiplied by it in the end */
     float clip;      /* queries, keys and values are cut off there; 0: none */
     float rotary_gain[2];
     const float *frequencies[2];

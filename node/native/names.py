@@ -105,6 +105,19 @@ def has_experts(plan: Plan, index: int) -> bool:
     return plan.shape.experts is not None and plan.shape.experts.blocks[index]
 
 
+def choice_bias(plan: Plan, index: int) -> str:
+    """What is added to the marks of a block's experts, "" where nothing is."""
+    routed = plan.family.routed
+    if routed is None or not routed.lone_shares or not has_experts(plan, index):
+        return ""
+    return f"{routed.router}.e_score_correction_bias"
+
+
+def further_blocks(plan: Plan) -> str:
+    """What the tensors of a block begin with that is there to guess ahead, and that no answer needs; "" for none."""
+    return block_prefix(plan.shape.blocks) if plan.family.routed and plan.family.routed.lone_shares else ""
+
+
 def expert_matrices(plan: Plan, expert: int) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
     """The parts of one expert's gate_up and down."""
     shape, routed, experts = plan.shape, plan.family.routed, plan.shape.experts
@@ -198,6 +211,9 @@ def block_tensors(plan: Plan, index: int) -> Shapes:
             parts += chain.from_iterable(expert_matrices(plan, expert))
     for part in parts:
         found.update(part.tensors(prefix))
+    if choice := choice_bias(plan, index):
+        assert plan.shape.experts is not None
+        found[prefix + choice] = (plan.shape.experts.count,)
     if plan.shape.sinks:
         found[f"{prefix}{SINKS}"] = (plan.shape.heads,)
     for name, size in norm_names(plan).values():

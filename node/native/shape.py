@@ -23,6 +23,8 @@ class Experts:
     per_row        so many
     whole_shares   what they count adds up to 1; else it is what is left of 1 with all the others
     blocks         of each block whether it has them, or one MLP for all
+    lone_shares    what an expert counts is told by its own logit before that, and a bias may have a say in the choice
+    scale          shares are multiplied by it in the end
     shared         numbers inside the MLP that every row goes through as well, 0 for none
     """
 
@@ -32,6 +34,8 @@ class Experts:
     whole_shares: bool
     blocks: tuple[bool, ...]
     shared: int = 0
+    lone_shares: bool = False
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -18,6 +18,7 @@ from node.native.names import (
     Part,
     block_matrices,
     block_prefix,
+    choice_bias,
     expert_matrices,
     has_experts,
     head_name,
@@ -82,6 +83,7 @@ class Loader:
             for field, (name, size) in norm_names(plan).items()
         }
         sinks = self._checkpoint.rows(1 + index, prefix + SINKS).vector() if plan.shape.sinks else None
+        choice = choice_bias(plan, index)
         return BlockWeights(
             qkv=packed["qkv"],
             out=packed["out"],
@@ -90,6 +92,7 @@ class Loader:
             router=packed.get("router"),
             shared_gate=packed.get("shared_gate"),
             experts=self._experts(index),
+            choice_bias=self._checkpoint.rows(1 + index, prefix + choice).vector() if choice else None,
             sinks=sinks,
             attention_norm=norms.get("attention_norm"),
             attention_post_norm=norms.get("attention_post_norm"),

@@ -121,6 +121,16 @@ CASES = {
     "int4, experts with whole shares": Case(
         Kind.INT4, every_norm=True, changed={"experts": Experts(7, 3, 96, True, (True, True, True))}
     ),
+    "int8, experts by themselves": Case(
+        Kind.INT8,
+        changed={
+            "experts": Experts(5, 2, 32, True, (False, True, True), shared=32, lone_shares=True, scale=1.8)
+        },
+    ),
+    "bf16, experts by themselves, shares as they are": Case(
+        Kind.BF16,
+        changed={"experts": Experts(6, 3, 32, False, (True, True, True), lone_shares=True)},
+    ),
     "f32, experts, sinks, bounded": Case(
         Kind.F32,
         tokens=300,

@@ -51,6 +51,7 @@ static Layer take_layer(Team *team) {
     Layer layer = {0};
     int32_t *numbers[] = {&layer.rotary, &layer.window, &layer.expert_count};
     for (int i = 0; i < 3; i++) *numbers[i] = take_int();
+    layer.choice_bias = take_floats();
     layer.sinks = take_floats();
     Linear *matrices[] = {&layer.qkv, &layer.out, &layer.gate_up, &layer.down, &layer.router, &layer.shared_gate};
     for (int i = 0; i < 6; i++) *matrices[i] = take_matrix(team);
@@ -71,11 +72,11 @@ int main(void) {
     Model model = {0};
     int32_t *sizes[] = {&model.hidden,     &model.heads,        &model.kv_heads, &model.head_dim, &model.intermediate,
                         &model.rotary_dims, &model.expert_intermediate, &model.most_experts, &model.experts_per_row,
-                        &model.whole_shares, &model.activation,  &model.gated,    &model.centred,  &model.wide_norms,
+                        &model.whole_shares, &model.lone_shares, &model.activation,  &model.gated,    &model.centred,  &model.wide_norms,
                         &model.late_norms, &model.side_by_side, &model.kv_bytes};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) *sizes[i] = take_int();
     const int32_t blocks = take_int(), rows = take_int();
-    float *scales[] = {&model.epsilon, &model.query_scale, &model.residual_scale, &model.score_cap, &model.clip};
+    float *scales[] = {&model.epsilon, &model.query_scale, &model.residual_scale, &model.score_cap, &model.share_scale, &model.clip};
     for (size_t i = 0; i < sizeof scales / sizeof *scales; i++) *scales[i] = take_float();
     for (int i = 0; i < 2; i++) {
         model.rotary_gain[i] = take_float();

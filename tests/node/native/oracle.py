@@ -284,16 +284,20 @@ def through(shape: Shape, weights: BlockWeights, x: Array) -> Array:
 def routed(shape: Shape, weights: BlockWeights, x: Array, logits: Array) -> Array:
     """One row through the experts that are best, of equal ones the first."""
     assert shape.experts is not None
-    chosen = sorted(np.argsort(-logits, kind="stable")[: shape.experts.per_row])
-    e = exp(logits - logits.max())
-    counted = np.zeros_like(e)
-    counted[chosen if shape.experts.whole_shares else slice(None)] = e[
-        chosen if shape.experts.whole_shares else slice(None)
-    ]
-    total, y = over_lanes(counted), np.zeros_like(x)
+    alone = shape.experts.lone_shares
+    e = logistic(logits) if alone else exp(logits - logits.max())
+    marks = e if alone else logits
+    if weights.choice_bias is not None:
+        marks = marks + weights.choice_bias
+    chosen = sorted(np.argsort(-marks, kind="stable")[: shape.experts.per_row])
+    counted = e.copy()
+    if shape.experts.whole_shares:
+        counted[np.setdiff1d(np.arange(len(e)), chosen)] = 0
+    divided = shape.experts.whole_shares or not alone
+    total, y = over_lanes(counted) if divided else F(1), np.zeros_like(x)
     for expert in chosen:
         opening, closing = weights.experts[expert]
-        y = fma(mlp(shape, opening, closing, x[None])[0], e[expert] / total, y)
+        y = fma(mlp(shape, opening, closing, x[None])[0], e[expert] / total * F(shape.experts.scale), y)
     return y
 
 

@@ -82,7 +82,7 @@ def block_bytes(case: Case, index: int, block: BlockWeights) -> bytes:
     """One block."""
     shape, parts = case.shape, [ints(case.shape.rotary_of[index], case.shape.windows[index])]
     assert len(shape.windows) == shape.blocks
-    parts += [ints(len(block.experts)), floats(block.sinks)]
+    parts += [ints(len(block.experts)), floats(block.choice_bias), floats(block.sinks)]
     for matrix in (*block.matrices(), *chain.from_iterable(block.experts)):
         parts.append(matrix_bytes(matrix))
     for norm in block.norms():
@@ -105,12 +105,21 @@ def case_bytes(case: Case) -> bytes:
     norms = (shape.centred, shape.wide_norms, shape.late_norms)
     experts = shape.experts
     if experts:
-        sizes += (experts.intermediate, experts.count, experts.per_row, int(experts.whole_shares))
+        shares = int(experts.whole_shares), int(experts.lone_shares)
+        sizes += (experts.intermediate, experts.count, experts.per_row, *shares)
     else:
-        sizes += (0, 0, 0, 0)
+        sizes += (0,) * 5
     parts = [ints(*sizes, shape.activation, shape.gated, *norms, shape.side_by_side, case.kv_bytes)]
     parts.append(ints(shape.blocks, case.tokens))
-    scales = (shape.epsilon, shape.query_scale, shape.residual_scale, shape.score_cap, shape.clip)
+    share_scale = experts.scale if experts else 1.0
+    scales = (
+        shape.epsilon,
+        shape.query_scale,
+        shape.residual_scale,
+        shape.score_cap,
+        share_scale,
+        shape.clip,
+    )
     parts.append(np.array(scales, np.float32).tobytes())
     for index in range(2):
         table = shape.rotary_tables[index] if index < len(shape.rotary_tables) else None

@@ -41,6 +41,14 @@ EXPERTS = {
     "moe_intermediate_size": 64,
     "norm_topk_prob": True,
 }
+ROUTED = {
+    "n_routed_experts": 6,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 32,
+    "n_shared_experts": 2,
+    "routed_scaling_factor": 1.5,
+    "attention_bias": True,
+}
 YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
@@ -113,6 +121,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "olmoe": ("olmoe", {"num_experts": 6, "num_experts_per_tok": 2, "clip_qkv": 0.9}),
     "granitemoe": ("granitemoe", {"num_local_experts": 5, "attention_multiplier": 0.3}),
     "granitemoeshared": ("granitemoeshared", {"num_local_experts": 5, "shared_intermediate_size": 96}),
+    "glm4_moe": ("glm4_moe", ROUTED),
+    "glm4_moe, norms, shares as they are": (
+        "glm4_moe",
+        {**ROUTED, "head_dim": 32, "use_qk_norm": True, "norm_topk_prob": False, "first_k_dense_replace": 0},
+    ),
     "gpt_oss": ("gpt_oss", {"head_dim": 32, "num_local_experts": 5, "num_experts_per_tok": 2}),
     "cohere2": ("cohere2", {"sliding_window": 6, "logit_scale": 0.3}),
 }
@@ -255,6 +268,9 @@ def test_experts_that_are_not_known_are_named(changed: dict[str, Any], reason: s
 @pytest.mark.parametrize(
     ("name", "changed", "reason"),
     [
+        ("glm4_moe", {"n_group": 2}, "n_group 2"),
+        ("glm4_moe", {"first_k_dense_replace": 5}, "first_k_dense_replace 5"),
+        ("glm4_moe", {"routed_scaling_factor": 0.0}, "routed_scaling_factor 0"),
         ("gpt_oss", {"swiglu_limit": 6.0}, "swiglu_limit 6"),
         ("gpt_oss", {"quantization_config": {"quant_method": "gptq"}}, "quant_method 'gptq'"),
         ("gpt_oss", {"quantization_config": {"quant_method": "mxfp4", "trick": 1}}, "trick"),
@@ -283,6 +299,22 @@ def test_a_tensor_that_nobody_knows_sends_the_model_elsewhere(make: Make, tmp_pa
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(UnsupportedModel, match=r"tensor model\.layers\.0\.self_attn\.k_norm\.weight"):
         NativeCheckpoint.open(str(folder), F32)
+
+
+def test_a_block_that_is_there_to_guess_ahead_is_left(make: Make, tmp_path: Path) -> None:
+    """Where models have one; elsewhere the same tensor is one that nobody knows."""
+    for name in ("glm4_moe", "llama"):
+        folder = Path(shutil.copytree(make(name), tmp_path / name))
+        tensors = load_file(folder / "model.safetensors")
+        save_file(
+            {**tensors, "model.layers.4.eh_proj.weight": np.ones((4, 4), np.float32)},
+            folder / "model.safetensors",
+            {"format": "pt"},
+        )
+    checkpoint = NativeCheckpoint.open(str(tmp_path / "glm4_moe"), F32)
+    checkpoint.require(Span(0, checkpoint.manifest.stages))
+    with pytest.raises(UnsupportedModel, match=r"tensor model\.layers\.4\.eh_proj\.weight"):
+        NativeCheckpoint.open(str(tmp_path / "llama"), F32)
 
 
 @pytest.mark.parametrize("precision", [F32, INT4], ids=lambda precision: precision.name)
