@@ -96,9 +96,15 @@ def _named(code: Any) -> tuple[Any, ...]:
         for names in _names(function.__code__):
             values = [function.__globals__.get(name) for name in names]
             modules = [value for value in values if isinstance(value, ModuleType)]
-            found += [*values, *(vars(module).get(name) for module in modules for name in names)]
+            found += [*values, *(_member(module, name) for module in modules for name in names)]
     plain = [getattr(thing, "__wrapped__", thing) for thing in found]
     return tuple(t for t in plain if isinstance(t, FunctionType | type) or any(t is s for s in STARTERS))
+
+
+def _member(module: ModuleType, name: str) -> object:
+    """Of ours also what a module imports only when it is asked for."""
+    ours = module.__name__.partition(".")[0] in OURS
+    return getattr(module, name, None) if ours else vars(module).get(name)
 
 
 def _is_ours(code: Any) -> bool:
