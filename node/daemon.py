@@ -14,12 +14,13 @@ import trio
 from node import events
 from node.backend import Backend, Model, OpenBackend
 from node.compute.interfaces import Engine
-from node.compute.kv import buffer_bytes, default_kv_tokens
+from node.compute.kv import buffer_bytes, default_kv_tokens, prefix_bytes
 from node.compute.measure import measure
 from node.config import NodeConfig
 from node.events import Notify, describe_size
-from node.hop.admission import Admission, Room
+from node.hop.admission import Admission
 from node.hop.neighbours import Neighbours
+from node.hop.seats import Room
 from node.hop.server import HopServer
 from node.presence.announce import Announcer, Load, Served, disagreeing
 from node.presence.gossip import Gossip
@@ -170,12 +171,14 @@ class Node:
                 f"{stages} take {describe_size(need)}, the memory limit is {describe_size(config.max_memory)}"
             )
         numerics = await _in_thread(backend.numerics)
-        self._notify(events.Loading(model.name, manifest.blocks, span, need, numerics))
+        self._notify(
+            events.Loading(model.name, manifest.blocks, span, need, str(numerics), backend.kernels())
+        )
         await _in_thread(lambda: model.require(span))
         weights = await _in_thread(lambda: model.stage_digests(span))
         name = config.name or model.name
         size = manifest.hidden_size
-        self._served = Served(name, manifest.digest, manifest.blocks, size, span, dtype, weights)
+        self._served = Served(name, manifest.digest, manifest.blocks, size, span, dtype, numerics, weights)
         self._refresh()
 
     async def _load(self, backend: Backend, span: Span) -> None:
@@ -188,7 +191,14 @@ class Node:
         tokens = config.kv_tokens or self._kv_tokens(engine, free_bytes)
         self._budget = Admission(Room(tokens, buffer_bytes(free_bytes)))
         neighbours = Neighbours(self._transport, self._announcer.book.proven)
-        hop = HopServer(engine, self._transport, self._budget, neighbours=neighbours, speed=speed)
+        hop = HopServer(
+            engine,
+            self._transport,
+            self._budget,
+            neighbours=neighbours,
+            speed=speed,
+            prefix_bytes=prefix_bytes(free_bytes),
+        )
         ModelFiles(manifest, contents).serve(self._transport)
         hop.serve()
         self._hop = hop
@@ -199,7 +209,8 @@ class Node:
                 manifest.digest,
                 manifest.blocks,
                 span,
-                numerics=await _in_thread(backend.numerics),
+                numerics=str(engine.numerics),
+                kernels=backend.kernels(),
                 weight_bytes=engine.weight_bytes,
                 kv_tokens=self._budget.total,
                 kv_bytes=engine.kv_bytes_per_token() * self._budget.total,

@@ -97,12 +97,41 @@ class Journal:
             kept = Tensor(kept.dtype, kept.shape, bytes(kept.data))
             self._entries.append(Entry(last.number, last.position, kept, last.want))
 
+    def fork(self, length: int, after: int, most_tokens: int | None = None) -> Journal:
+        """Another journal that begins with the first `length` rows, at least one, which it shares.
+
+        Its last entry has the number `after` - 1, so that it is known by it that all is there, whatever was rolled
+        back. Raises: LocalProtocolError, unless all these rows were brought by steps below `after`.
+        """
+        most = self._most_tokens if most_tokens is None else most_tokens
+        entries = self._entries[: bisect_left(self._entries, length, key=_position)]
+        if not 1 <= length <= min(self.length, most) or entries[-1].number >= after:
+            raise LocalProtocolError(f"{length} rows by steps below {after} are not what the journal has")
+        other = Journal(most, self._most_ids)
+        other._entries = [*entries[:-1], replace(entries[-1], number=after - 1)]
+        other._asking = deque(entry.number for entry in other._entries if entry.want.ids)
+        other._ids = sum(len(entry.want.ids) for entry in entries)
+        other.truncate(length)
+        return other
+
     def find(self, number: int) -> Entry | None:
         """What still stands of step `number`."""
         index = bisect_left(self._entries, number, key=_number)
         if index < len(self._entries) and self._entries[index].number == number:
             return self._entries[index]
         return None
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """The rows of positions start:stop, which stand, in memory of their own."""
+        parts = []
+        for entry in self._entries[bisect_right(self._entries, start, key=_position) - 1 :]:
+            if entry.position >= stop:
+                break
+            parts.append(
+                entry.rows.row_slice(max(0, start - entry.position), min(stop, entry.stop) - entry.position)
+            )
+        whole = concat_rows(parts)
+        return Tensor(whole.dtype, whole.shape, bytes(whole.data))
 
     def between(self, after: int, upto: int) -> list[Entry]:
         """What still stands of the steps behind number `after` up to `upto`, that one included."""
@@ -138,6 +167,10 @@ class Journal:
 
 def _number(entry: Entry) -> int:
     return entry.number
+
+
+def _position(entry: Entry) -> int:
+    return entry.position
 
 
 def _fits(together: list[Entry], entry: Entry, chunk_rows: int) -> bool:

@@ -9,7 +9,7 @@ from node.compute.call import BadOutput
 from node.compute.interfaces import StepResult
 from protocol import limits
 from protocol.candidates import NOTHING, Candidates, Want, join_candidates
-from protocol.errors import Malformed, UnsupportedModel
+from protocol.errors import CacheFull, Malformed, UnsupportedModel
 from protocol.messages import Error, Output, Step
 from protocol.model import Manifest, Span
 from protocol.tensors import ITEM_BYTES, Tensor, concat_rows
@@ -99,9 +99,10 @@ class Shape:
     def _output_row_bytes(self) -> int:
         return 0 if self.has_head else self.manifest.hidden_size * ITEM_BYTES[self.dtype]
 
-    def check(self, step: Step) -> None:
-        """Raises Malformed for a step that this session cannot have, wherever it stands."""
-        rows, dims = step.inputs.rows, step.inputs.shape[1:]
+    def check(self, step: Step, named: int = 0) -> None:
+        """Raises Malformed for a step that this session cannot have, wherever it stands; so many rows of it are named
+        and come before its inputs."""
+        rows, dims = named + step.inputs.rows, step.inputs.shape[1:]
         if not 1 <= rows <= limits.STEP_TOKENS:
             raise Malformed(f"a step of {rows} rows; 1 to {limits.STEP_TOKENS} are allowed")
         if self.takes_tokens and (step.inputs.dtype != "i32" or dims):
@@ -139,15 +140,20 @@ class Gate:
         self.received = 0  # the highest number plus one
         self._length = 0
 
-    def admit(self, step: Step) -> bool:
-        """Whether the step is new; False for one that came before. Raises: Malformed."""
+    def begin_at(self, number: int, length: int) -> None:
+        """The first `length` tokens are there, by steps below `number`."""
+        self.received, self._length = number, length
+
+    def admit(self, step: Step, named: int = 0) -> bool:
+        """Whether the step is new; False for one that came before. So many rows of it are named and come before its
+        inputs. Raises: Malformed."""
         if step.number < self.received:
             return False
-        self._shape.check(step)
+        self._shape.check(step, named)
         if step.position > self._length:
             raise Malformed(f"position {step.position}, but only {self._length} tokens came before")
         self.received = step.number + 1
-        self._length = step.position + step.inputs.rows
+        self._length = step.position + named + step.inputs.rows
         return True
 
 
@@ -181,9 +187,19 @@ def explain(error: Exception, *, from_client: bool) -> Error:
         return Error("bad_step" if from_client else "bad_hidden", str(error), elsewhere=not from_client)
     if isinstance(error, BadOutput):
         return Error("bad_output", str(error), elsewhere=True)
+    if isinstance(error, CacheFull):
+        return Error("busy", str(error), elsewhere=True)
     if isinstance(error, UnsupportedModel):
         return Error("unsupported", str(error), elsewhere=False)
     return Error("engine", f"the engine failed: {type(error).__name__}", elsewhere=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """The first rows of a result that the next hop may know by their mark."""
+
+    rows: int
+    mark: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +211,7 @@ class Computed:
     want: Want
     fill_until: int | None
     result: StepResult
+    named: Named | None = None
 
 
 def output_of(done: Computed, *, bridged: bool) -> Output | None:

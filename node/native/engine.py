@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from node.native.cache import PagedCache
 from node.native.checkpoint import NativeCheckpoint
 from node.native.head import Head, Rows
 from node.native.kernel import Kernel
+from node.native.pages import PagePool
 from node.native.weights import Loader
 from protocol.candidates import Want
 from protocol.errors import LocalProtocolError, Malformed
@@ -28,21 +29,26 @@ class NativeEngine:
     """
 
     dtype = "f32"
+    shares_pages = True
 
     def __init__(self, checkpoint: NativeCheckpoint, span: Span, kernel: Kernel) -> None:
         """Use `load`."""
         self.span = span
         self.manifest: Manifest = checkpoint.manifest
+        if reach := checkpoint.plan.shape.reach:
+            self.manifest = replace(self.manifest, context=min(reach, self.manifest.context))
         self.hidden_size = self.manifest.hidden_size
         self._shape = checkpoint.plan.shape
         self._last = self.manifest.stages - 1
         loader, precision = Loader(checkpoint, kernel), checkpoint.precision
+        self.numerics = precision.numerics
         self._embedding = loader.embedding() if 0 in span else None
         self._head = Head(kernel, self._shape, loader.head()) if self._last in span else None
         first, stop = self._blocks_of(span)
         blocks = [loader.block(index) for index in range(first, stop)]
         self._blocks = Blocks(kernel, self._shape, first, blocks, precision.kv_bytes)
         self._row_bytes = self._shape.kv_row_bytes(precision.kv_bytes)
+        self._pages = PagePool()
 
     @classmethod
     def load(cls, checkpoint: NativeCheckpoint, span: Span, kernel: Kernel) -> NativeEngine:
@@ -66,7 +72,7 @@ class NativeEngine:
         if not self.span.covers(span):
             raise LocalProtocolError(f"span {span} asked of an engine that holds {self.span}")
         first, stop = self._blocks_of(span)
-        return PagedCache(span, stop - first, self._row_bytes, max_tokens)
+        return PagedCache(span, stop - first, self._row_bytes, max_tokens, self._pages)
 
     def run(self, calls: Sequence[Call]) -> list[StepResult | Exception]:
         """See `node.compute.interfaces.Engine`. Calls of the same blocks go through them, and the head, together.
@@ -114,7 +120,7 @@ class NativeEngine:
             # Rows that fail half-way leave nothing that counts.
             entered.cache.length = entered.position
             if first < stop:
-                entered.cache.reserve(entered.end)
+                entered.cache.reserve(entered.position, entered.end)
             rows.append((entered.cache, entered.position, len(entered.states)))
         states = np.concatenate([entered.states for entered in group])
         if first < stop:

@@ -8,7 +8,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from node.native.kernel import Kernel
+from node.native.kernel import HeadStruct, Kernel
 from node.native.shape import Shape
 from node.native.weights import HeadWeights
 from protocol.candidates import Candidates, Want
@@ -27,7 +27,14 @@ class Head:
     def __init__(self, kernel: Kernel, shape: Shape, weights: HeadWeights) -> None:
         self._kernel = kernel
         self._shape = shape
-        self._weights = weights
+        self._weights = weights  # the structure holds addresses only
+        self._struct = HeadStruct(
+            weights.matrix.struct(),
+            weights.norm.struct(),
+            int(shape.centred),
+            shape.epsilon,
+            shape.logits_cap,
+        )
 
     @property
     def nbytes(self) -> int:
@@ -55,10 +62,10 @@ class Head:
         return Candidates(np.stack(ids), np.stack(best), np.array(normalisers, np.float32), np.stack(asked))
 
     def _logits(self, states: Rows) -> Iterator[Rows]:
-        weights, divisor = self._weights, self._shape.logits_divisor
+        outs, divisor = self._weights.matrix.outs, self._shape.logits_divisor
         for start in range(0, len(states), _ROWS):
             some = np.ascontiguousarray(states[start : start + _ROWS])
-            logits = self._kernel.head(weights.matrix, weights.norm, self._shape.epsilon, some)
+            logits = self._kernel.head(self._struct, outs, some)
             yield from logits if divisor == 1.0 else logits / np.float32(divisor)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,11 +14,11 @@ from node.engine.shards import StoredTensor
 from node.native.packed import TILE
 from protocol.errors import BadCheckpoint
 
-_DTYPES: Final[dict[str, np.dtype[Any]]] = {
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "BF16": np.dtype("<u2"),
-}
+Dtypes = Mapping[str, np.dtype[Any]]
+FLOATS: Final[Dtypes] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+BYTES: Final[Dtypes] = {"U8": np.dtype("u1")}
+# Of each row or column that is wanted where it is stored, -1 for zeros.
+Order = NDArray[np.intp]
 # Floats that are widened at once while a matrix is packed: some MiB.
 _PIECE: Final = 1 << 20
 
@@ -25,21 +26,26 @@ _PIECE: Final = 1 << 20
 class StoredRows:
     """A vector or a matrix in a file. Nothing is read before it is asked for."""
 
-    def __init__(self, name: str, path: Path, tensor: StoredTensor, shape: tuple[int, ...]) -> None:
-        """Raises: BadCheckpoint, if it is stored in another shape, or in no float dtype."""
+    def __init__(
+        self, name: str, path: Path, tensor: StoredTensor, shape: tuple[int, ...], dtypes: Dtypes = FLOATS
+    ) -> None:
+        """Raises: BadCheckpoint, if it is stored in another shape, or in none of these dtypes."""
         if tensor.shape != shape:
             shapes = f"{list(tensor.shape)} instead of {list(shape)}"
             raise BadCheckpoint(
                 f"{name} has the shape {shapes}, so config.json and the weights do not belong together"
             )
-        dtype = _DTYPES.get(tensor.dtype)
+        dtype = dtypes.get(tensor.dtype)
         if dtype is None or tensor.stop - tensor.start != dtype.itemsize * int(np.prod(shape)):
             raise BadCheckpoint(f"{path}: {name} is stored as {tensor.dtype}, which is not read")
         try:
             self._array: NDArray[Any] = np.memmap(path, dtype, "r", tensor.start, shape)
         except OSError as error:
             raise BadCheckpoint(f"{path}: cannot be read: {error.strerror}") from error
-        self._name = name
+        self.name = name
+        self.stored = tensor.dtype  # as safetensors names it
+        self._rows: Order | None = None
+        self._columns: Order | None = None
 
     @property
     def nbytes(self) -> int:
@@ -47,26 +53,77 @@ class StoredRows:
         return self._array.nbytes
 
     @property
+    def raw(self) -> NDArray[Any]:
+        """As it is stored."""
+        return self._array
+
+    def at(self, index: int) -> StoredRows:
+        """One of those that lie in this tensor."""
+        other = copy.copy(self)
+        other._array = self._array[index]
+        return other
+
+    def transposed(self) -> StoredRows:
+        """This, with its columns as rows."""
+        other = copy.copy(self)
+        other._array = self._array.T
+        return other
+
+    def ordered(self, rows: Order | None, columns: Order | None = None) -> StoredRows:
+        """This, with its rows and columns in another order; zeros where that says -1."""
+        other = copy.copy(self)
+        other._rows, other._columns = rows, columns
+        return other
+
+    @property
     def shape(self) -> tuple[int, ...]:
-        """Of the whole."""
-        return self._array.shape
+        """Of the whole, in its order."""
+        orders = (self._rows, self._columns)
+        stored = self._array.shape
+        return tuple(
+            size if order is None else len(order) for size, order in zip(stored, orders, strict=False)
+        )
 
     def vector(self) -> NDArray[np.float32]:
         """All of it. Raises: BadCheckpoint, if it is not finite."""
-        values = self._widen(self._array[:])
-        if not np.isfinite(values).all():
-            raise BadCheckpoint(f"{self._name} holds NaN or infinite values")
+        values = self._some(0, self.shape[0])
+        self._require(np.isfinite(values))
         return values
+
+    def check(self) -> None:
+        """All of it is finite, in whatever order. Raises: BadCheckpoint, which names it."""
+        rows = max(1, _PIECE // max(1, self._array[:1].size))
+        for row in range(0, len(self._array), rows):
+            some = self._array[row : row + rows]
+            upper_halves = some.dtype == np.uint16
+            self._require((some & 0x7F80) != 0x7F80 if upper_halves else np.isfinite(some))
+
+    def _require(self, finite: NDArray[np.bool_]) -> None:
+        if not finite.all():
+            raise BadCheckpoint(f"{self.name} holds NaN or infinite values")
 
     def pieces(self) -> Iterator[NDArray[np.float32]]:
         """Its rows in order, some at a time: whole tiles, but for the last."""
-        step = max(TILE, _PIECE // self._array.shape[1] // TILE * TILE)
-        for row in range(0, len(self._array), step):
-            yield self._widen(self._array[row : row + step])
+        step = max(TILE, _PIECE // self.shape[1] // TILE * TILE)
+        for row in range(0, self.shape[0], step):
+            yield self._some(row, row + step)
 
     def pick(self, rows: NDArray[np.int32]) -> NDArray[np.float32]:
         """These rows."""
         return self._widen(self._array[rows])
+
+    def _some(self, first: int, stop: int) -> NDArray[np.float32]:
+        """Rows first:stop of those that are asked for."""
+        if self._rows is None:
+            values = self._widen(self._array[first:stop])
+        else:
+            rows = self._rows[first:stop]
+            values = self._widen(self._array[rows])
+            values[rows < 0] = 0
+        if self._columns is not None:
+            values = values[:, self._columns]
+            values[:, self._columns < 0] = 0
+        return values
 
     @staticmethod
     def _widen(stored: NDArray[Any]) -> NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TypeVar
 
@@ -52,18 +53,14 @@ class Channel:
 
         Raises: Lost; LocalProtocolError, if the session's table forbids one now.
         """
-        async with self._sending:
-            if self._torn:
-                raise Lost("a message was cut short by its sender")
-            if self._state is not None:
-                for message in messages:
-                    self._state.sent(message)
-            frames = b"".join(map(encode, messages)) if len(messages) > 1 else encode(messages[0])
-            try:
-                await self.stream.send(frames)
-            except trio.Cancelled:
-                self._torn = True
-                raise
+        try:
+            self._sending.acquire_nowait()  # nearly always; `acquire` lets all other tasks run first
+        except trio.WouldBlock:
+            await self._sending.acquire()
+        try:
+            await self._send(messages)
+        finally:
+            self._sending.release()
 
     async def receive(self) -> Message | None:
         """The next message; None once the peer has finished. Raises: Lost, Malformed, TooLarge."""
@@ -98,6 +95,19 @@ class Channel:
         if not isinstance(message, kind):
             raise Malformed(f"{self.peer} answered {message.tag}, expected {kind.tag}")
         return message
+
+    async def _send(self, messages: Sequence[Message]) -> None:
+        if self._torn:
+            raise Lost("a message was cut short by its sender")
+        if self._state is not None:
+            for message in messages:
+                self._state.sent(message)
+        frames = b"".join(map(encode, messages)) if len(messages) > 1 else encode(messages[0])
+        try:
+            await self.stream.send(frames)
+        except trio.Cancelled:
+            self._torn = True
+            raise
 
     async def __aenter__(self) -> Channel:
         return self

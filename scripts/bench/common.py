@@ -7,12 +7,13 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # The node processes are started by what the tests start them with, which is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -22,14 +23,15 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from plots import require_matplotlib
 
-from tests.support.local_swarm import LocalSwarm
 from tests.support.models import write_tokenizer
-from tests.support.processes import Processes
+
+if TYPE_CHECKING:
+    from tests.support.local_swarm import LocalSwarm
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama of this shape, random weights, fp32."""
+    """A Llama of this shape, random weights."""
 
     layers: int
     hidden: int
@@ -38,8 +40,8 @@ class Shape:
     intermediate: int
     vocabulary: int
 
-    def write(self, folder: Path) -> None:
-        """A checkpoint with a byte-level tokenizer."""
+    def write(self, folder: Path, dtype: str = "float32", device: str = "cpu") -> None:
+        """A checkpoint in this dtype, made up on the device, with a byte-level tokenizer."""
         import torch
         from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -54,12 +56,18 @@ class Shape:
             eos_token_id=None,
         )
         torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+        with torch.device(device):
+            model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+        model.save_pretrained(folder)
         write_tokenizer(folder)
 
 
 # Of a 0.5B model, in fp32.
 HALF_BILLION = Shape(layers=24, hidden=896, heads=14, kv_heads=2, intermediate=4864, vocabulary=32_000)
+
+
+# So little to compute that a token's time is passing on; what travels is of a real model's size.
+SMALL = Shape(layers=4, hidden=896, heads=14, kv_heads=2, intermediate=1024, vocabulary=1024)
 
 
 def spans(layers: int, nodes: int) -> list[str]:
@@ -71,10 +79,21 @@ def spans(layers: int, nodes: int) -> list[str]:
 @contextmanager
 def local_swarm(model: Path, layers: Sequence[str], extra: Sequence[str] = ()) -> Iterator[LocalSwarm]:
     """Node processes on loopback that serve `layers`."""
+    # Here: a machine that only computes has not all that a node needs.
+    from tests.support.local_swarm import LocalSwarm
+    from tests.support.processes import Processes
+
     with tempfile.TemporaryDirectory() as home, Processes() as processes:
         running = LocalSwarm(processes, model, Path(home), extra=extra)
         running.start(*layers)
         yield running
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """How long it takes."""
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
 
 
 def arguments(description: str, *, plot: bool = False) -> argparse.ArgumentParser:

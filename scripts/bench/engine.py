@@ -15,8 +15,7 @@ import itertools
 import os
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import HALF_BILLION, Shape, arguments, report  # sets the environment that OpenMP reads
+from common import HALF_BILLION, Shape, arguments, report, seconds  # sets the environment that OpenMP reads
 from plots import draw_bars
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
@@ -80,13 +79,6 @@ class Chain:
             if len(found) == tokens:
                 return found
             given = from_numpy(out.ids[0])
-
-
-def seconds(run: Callable[[], object]) -> float:
-    """How long it takes."""
-    begin = time.perf_counter()
-    run()
-    return time.perf_counter() - begin
 
 
 def compare(

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import trio
-from common import Shape, arguments, local_swarm, report, spans
+from common import SMALL, arguments, local_swarm, report, spans
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pingpong import ECHO, other_process, ping
 
@@ -24,7 +24,6 @@ from protocol.transport.libp2p import open_transport
 from protocol.transport.validator import AcceptAll
 from swarm.session.session import Session
 
-SMALL = Shape(layers=4, hidden=896, heads=14, kv_heads=2, intermediate=1024, vocabulary=1024)
 PROMPT = [1, 2, 3, 4, 5, 6, 7, 8]
 WARM_UP = 20
 

@@ -16,12 +16,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import trio
-from common import Shape, arguments, local_swarm, report
+from common import SMALL, arguments, local_swarm, report
 
 import swarm
 from tests.support.local_swarm import LocalSwarm
 
-SMALL = Shape(layers=4, hidden=896, heads=14, kv_heads=2, intermediate=1024, vocabulary=1024)
 PROMPT = list(range(1, 65))
 BEFORE, AFTER = 20, 5
 

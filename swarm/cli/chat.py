@@ -21,6 +21,8 @@ from swarm.cli.options import (
     Join,
     MaxNewTokens,
     Model,
+    NoReuse,
+    Precision,
     RepetitionPenalty,
     Seed,
     Temperature,
@@ -53,7 +55,9 @@ def chat(
     join: Join = None,
     model: Model = None,
     weights: Weights = None,
+    precision: Precision = "any",
     wait: Wait = 10.0,
+    no_reuse: NoReuse = False,
     system: Annotated[
         str | None,
         typer.Option(metavar="TEXT", help="A system message.", show_default=False, rich_help_panel=ANSWER),
@@ -78,7 +82,7 @@ def chat(
     """
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
     screen = Screen(open_terminal())
-    where = Where(tuple(join or ()), model, wait, weights)
+    where = Where(tuple(join or ()), model, wait, weights, precision, not no_reuse)
     with open_client(where, screen.terminal, screen.event) as client:
         talk = client.conversation(
             system=readable(system or "") or None, sampling=sampling, max_new_tokens=max_new_tokens
@@ -132,7 +136,7 @@ class _Chat:
         said = [a for a in self.client.nodes if a.digest == self.client.model.digest]
         terminal = self.screen.terminal
         weights = {self.client.model.digest: self.client.weights}
-        for coverage in by_model(said, self.client.rtt_ms, weights):
+        for coverage in by_model(said, self.client.rtt_ms, weights, self.client.precisions):
             terminal.show(*render(coverage, terminal, a_door(self.client), self.screen.news.names))
 
     def reset(self) -> None:

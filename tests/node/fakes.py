@@ -6,6 +6,8 @@ import hashlib
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,12 +15,13 @@ import trio
 from numpy.typing import NDArray
 
 from node.compute.call import run_alone
-from node.compute.interfaces import Call, StepResult
+from node.compute.interfaces import PAGE_POSITIONS, Call, KvPage, StepResult
 from node.compute.loop import Outcome, attempt
 from protocol.candidates import NOTHING, Candidates, Want
 from protocol.errors import Malformed, SwarmError
 from protocol.messages import SESSION_PROTOCOL, Ack, Attach, Message, NextHop, Open, Opened, Output, Step
 from protocol.model import Manifest, Span
+from protocol.numerics import Numerics
 from protocol.session import Side, StreamState
 from protocol.talk.channel import Channel
 from protocol.tensors import Tensor, check_finite, from_numpy
@@ -35,16 +38,19 @@ T = TypeVar("T")
 Rows = NDArray[np.float32]
 
 
+@cache
 def _weights(name: str, *shape: int) -> Rows:
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 class FakeCache:
-    """A state per position and block."""
+    """A state per position and block; forks are `made` known like the caches that an engine makes."""
 
-    def __init__(self, span: Span) -> None:
+    def __init__(self, span: Span, made: list[FakeCache]) -> None:
         self.span = span
+        self.made = made
+        made.append(self)
         self.closed = False
         self.states: dict[int, list[Rows]] = {stage: [] for stage in span if 1 <= stage <= BLOCKS}
         self._length = 0
@@ -64,9 +70,49 @@ class FakeCache:
         """Rows were added."""
         self._length += rows
 
+    def fork(self, position: int) -> FakeCache:
+        """A copy of the first positions."""
+        assert not self.closed
+        other = FakeCache(self.span, self.made)
+        other.states = {stage: states[:position] for stage, states in self.states.items()}
+        other.grow(position)
+        return other
+
+    def pages(self, start: int, stop: int) -> list[FakePage]:
+        """Copies: nobody writes to them."""
+        assert not self.closed
+        assert not start % PAGE_POSITIONS
+        assert start <= stop <= self._length
+        starts = range(start, stop, PAGE_POSITIONS)
+        return [FakePage({n: s[at : at + PAGE_POSITIONS] for n, s in self.states.items()}) for at in starts]
+
+    def adopt(self, pages: Sequence[KvPage], length: int) -> None:
+        """Begin with them."""
+        assert not self._length
+        for page in pages:
+            assert isinstance(page, FakePage)
+            assert not page.released
+            for stage, states in page.states.items():
+                self.states[stage] += states
+        self.cut(length)
+
     def close(self) -> None:
         """Give the memory back."""
         self.closed = True
+
+
+@dataclass(eq=False)
+class FakePage:
+    """The states of a page; counts its releases."""
+
+    states: dict[int, list[Rows]]
+    released: int = 0
+    nbytes: int = 64 * PAGE_POSITIONS
+
+    def release(self) -> None:
+        """Nobody holds it."""
+        assert not self.released
+        self.released += 1
 
 
 class FakeEngine:
@@ -75,6 +121,8 @@ class FakeEngine:
     """
 
     dtype = "f32"
+    shares_pages = True
+    numerics = Numerics("f32")
     hidden_size = HIDDEN
     manifest = MANIFEST
     weight_bytes = 1000
@@ -94,9 +142,7 @@ class FakeEngine:
 
     def new_cache(self, span: Span, max_tokens: int | None = None) -> FakeCache:
         """An empty cache."""
-        cache = FakeCache(span)
-        self.caches.append(cache)
-        return cache
+        return FakeCache(span, self.caches)
 
     def run(self, calls: Sequence[Call]) -> list[StepResult | Exception]:
         """See `node.compute.interfaces.Engine`."""
@@ -236,10 +282,16 @@ class Client:
         return cls(Channel(stream, state=StreamState(Side.OPENER)), session)
 
     async def open(
-        self, span: Span, *, next: NextHop | None = None, bridged: bool = False, max_tokens: int = 64
+        self,
+        span: Span,
+        *,
+        next: NextHop | None = None,
+        bridged: bool = False,
+        max_tokens: int = 64,
+        reuse: bool = True,
     ) -> None:
         """Say Open; the answer is still to come."""
-        await self.send(Open(self.session, MANIFEST.digest, span, max_tokens, next, bridged))
+        await self.send(Open(self.session, MANIFEST.digest, span, max_tokens, next, bridged, reuse=reuse))
 
     async def attach(self, session: bytes, stage: int = 4) -> None:
         """Say Attach."""

@@ -16,6 +16,9 @@ from protocol.messages import (
     Attach,
     Close,
     Error,
+    Fork,
+    Instead,
+    Known,
     LinkDown,
     MapRequest,
     Message,
@@ -25,6 +28,7 @@ from protocol.messages import (
     Ping,
     Relink,
     Step,
+    Unknown,
 )
 from protocol.model import Span
 from protocol.tensors import Tensor, from_numpy
@@ -64,6 +68,8 @@ class Stranger:
         if kind == 10:
             return Ping(rng.randrange(9))
         attach = Attach(rng.choice(IDS), rng.randrange(STAGES))
+        if rng.random() < 0.3:
+            return rng.choice([self._known(), Instead(rng.randrange(9)), Unknown(rng.randrange(9))])
         others = [self._open(), attach, Close(), Error("x", "y", False), MapRequest()]
         return rng.choice([*others, LinkDown(IDS[0], "")])
 
@@ -74,7 +80,10 @@ class Stranger:
         self._span = span
         digest = MANIFEST.digest if rng.random() < 0.9 else bytes(32)
         tokens = rng.choice([8, 64, 64, 2000])
-        return Open(rng.choice(IDS), digest, span, tokens, self._next(), rng.random() < 0.3)
+        fork = Fork(rng.choice(IDS), rng.randrange(9), rng.randrange(6)) if rng.random() < 0.3 else None
+        if fork is not None:
+            self._number, self._length = fork.after, fork.position
+        return Open(rng.choice(IDS), digest, span, tokens, self._next(), rng.random() < 0.3, fork)
 
     def _next(self) -> NextHop | None:
         me = self._node.transport
@@ -109,6 +118,14 @@ class Stranger:
         fill = rng.choice([None, None, rng.randrange(STAGES + 1)])
         return Step(rng.randrange(6), rng.randrange(10), self._inputs(), want, fill)
 
+    def _known(self) -> Known:
+        rng = self._rng
+        inputs = rng.choice([None, self._inputs()])
+        mark = rng.choice([bytes(32), rng.randbytes(32)])
+        return Known(
+            rng.randrange(6), rng.randrange(10), rng.choice([0, 32, 512]), mark, inputs, self._step().want
+        )
+
     def _inputs(self) -> Tensor:
         rng = self._rng
         rows = rng.choice([0, 1, 2, 7, 600])
@@ -142,14 +159,16 @@ async def test_strangers_do_no_harm(
 ) -> None:
     """No traceback, nothing left behind, and an honest session beside them is served to its end."""
     monkeypatch.setattr("protocol.limits.ATTACH_WAIT_S", 0.02)
+    monkeypatch.setattr("protocol.limits.FORK_WAIT_S", 0.02)
     rng = random.Random(seed)
-    node = await swarm.node(WHOLE)
+    node = await swarm.node(WHOLE, prefix_bytes=1 << 20)
+    crowd = [await swarm.transport() for _ in range(2)]
     honest = await opened(await swarm.client(node), WHOLE)
     with caplog.at_level(logging.WARNING):
         for number in range(ROUNDS):
             async with trio.open_nursery() as nursery:
                 for _ in range(4):
-                    client = await swarm.client(node)
+                    client = await Client.to(rng.choice([*crowd, await swarm.transport()]), node.transport)
                     nursery.start_soon(say_things, Stranger(rng, node), client, rng)
                 await honest.step(number, number, token_rows([number]), Want(top=3))
                 output = (await honest.gather(lambda message: isinstance(message, Output)))[-1]

@@ -17,6 +17,9 @@ from protocol.messages import (
     Error,
     FileChunk,
     FileRequest,
+    Fork,
+    Instead,
+    Known,
     LinkDown,
     ManifestReply,
     ManifestRequest,
@@ -32,8 +35,10 @@ from protocol.messages import (
     Refused,
     Relink,
     Step,
+    Unknown,
 )
 from protocol.model import Manifest, ManifestFile, Span
+from protocol.numerics import Numerics
 from protocol.records import Announcement, RoundTrip
 from protocol.tensors import Tensor, from_numpy
 
@@ -81,6 +86,7 @@ def announcement(**changes: Any) -> Announcement:
         "hidden_size": 64,
         "span": Span(0, 2),
         "dtype": "f32",
+        "numerics": Numerics("int8", 1),
         "weights": (b"weights0", b"weights1"),
         "state": "serving",
         "decode_ms": 1.5,
@@ -100,14 +106,21 @@ def announcement(**changes: Any) -> Announcement:
 # Two values of the classes whose optional fields matter; the first word of each name is the message's tag.
 MESSAGES: dict[str, Message] = {
     "open": Open(SESSION, DIGEST, Span(0, 3), 2048, HOP),
-    "open (last hop)": Open(SESSION, DIGEST, Span(3, 6), 2048, None, bridged=True),
-    "opened": Opened("bf16"),
+    "open (last hop)": Open(SESSION, DIGEST, Span(3, 6), 2048, None, bridged=True, reuse=False),
+    "open (fork)": Open(SESSION, DIGEST, Span(3, 6), 2048, None, fork=Fork(NEXT_SESSION, 300, 7)),
+    "opened": Opened("bf16", Numerics("bf16")),
     "refused": Refused("busy", "all full", 2.5),
     "attach": Attach(SESSION, 3),
     "step": Step(1, 0, from_numpy(np.array([5, 6], np.int32)), Want(top=2, ids=(9,), temperature=0.5)),
     "step (fill)": Step(
         300, 70_000, Tensor("bf16", (1, 2), bytes.fromhex("803f 0040")), Want("nothing"), fill_until=3
     ),
+    "known": Known(1, 0, 128, DIGEST, None, Want("nothing")),
+    "known (and a row)": Known(
+        1, 0, 128, DIGEST, Tensor("bf16", (1, 2), bytes.fromhex("803f 0040")), Want(top=2, temperature=0.5)
+    ),
+    "unknown": Unknown(300),
+    "instead": Instead(300),
     "output": Output(1, 1, candidates=candidates()),
     "output (hidden)": Output(1, 0, hidden=Tensor("f16", (1, 2), bytes.fromhex("003c 0040"))),
     "ack": Ack(1, 0.5, 12.25),
@@ -117,7 +130,7 @@ MESSAGES: dict[str, Message] = {
     "ping": Ping(65_536),
     "pong": Pong(65_536, 8, 7),
     "close": Close(),
-    "error": Error("cache", "no pages left", True),
+    "error": Error("busy", "no pages left", True, 1.5),
     "map?": MapRequest((b"one", b"two")),
     "map": MapReply((b"one",)),
     "manifest?": ManifestRequest(DIGEST),

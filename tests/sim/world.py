@@ -9,8 +9,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 from node.compute.call import run_alone
-from node.hop.admission import Admission, Room
+from node.hop.admission import Admission
 from node.hop.neighbours import Neighbours
+from node.hop.seats import Room
 from node.hop.server import HopServer
 from protocol import identity as identities
 from protocol import limits
@@ -18,6 +19,7 @@ from protocol.candidates import Want
 from protocol.identity import Identity
 from protocol.messages import MAP_PROTOCOL, MapReply, MapRequest
 from protocol.model import Span
+from protocol.numerics import Numerics
 from protocol.records import Announcement, Record, sign_record
 from protocol.talk.channel import Channel
 from protocol.transport.background import background_tasks
@@ -64,6 +66,7 @@ class FakeNode:
             hidden_size=HIDDEN,
             span=span,
             dtype="f32",
+            numerics=self.engine.numerics,
             weights=tuple(self.weights.get(stage, b"weights!") for stage in span),
             state="serving",
             decode_ms=self.decode_ms,
@@ -122,9 +125,13 @@ class World:
         """The node of that id."""
         return next(node for node in self.nodes if node.peer == peer)
 
-    async def session(self, *, max_tokens: int = 256, wait_s: float = 0.0, direct: bool = True) -> Session:
+    async def session(
+        self, *, max_tokens: int = 256, wait_s: float = 0.0, direct: bool = True, reuse: bool = True
+    ) -> Session:
         """An open session over the whole model."""
-        spec = SessionSpec(MANIFEST.digest, MANIFEST.blocks, VOCAB, HIDDEN, ALL, max_tokens, wait_s, direct)
+        spec = SessionSpec(
+            MANIFEST.digest, MANIFEST.blocks, VOCAB, HIDDEN, ALL, max_tokens, wait_s, direct, reuse
+        )
         session = Session(self.view, spec, self.events.append)
         await session.open()
         return session
@@ -141,6 +148,7 @@ async def start_node(
     identity: Identity | None = None,
     loading: bool = False,
     host: str | None = None,
+    prefix_bytes: int = 0,
 ) -> FakeNode:
     """A node of its own identity that serves `span` and hands out everybody's records.
 
@@ -156,7 +164,12 @@ async def start_node(
 
     neighbours = Neighbours(mouth, addresses_of)
     hop = HopServer(
-        engine, mouth, Admission(Room(4096)), neighbours=neighbours, executor=InlineExecutor(step_s)
+        engine,
+        mouth,
+        Admission(Room(4096)),
+        neighbours=neighbours,
+        executor=InlineExecutor(step_s),
+        prefix_bytes=prefix_bytes,
     )
     if not loading:
         hop.serve()
@@ -178,8 +191,13 @@ async def swarm_of(
     latency_s: float = 0.01,
     step_s: float = 0.0,
     hosts: Mapping[int, str] | None = None,
+    prefix_bytes: int = 0,
+    numerics: Mapping[int, Numerics] | None = None,
 ) -> AsyncIterator[World]:
-    """Nodes of these spans and a client that knows them; those in `slow` are chosen only when others fail."""
+    """Nodes of these spans and a client that knows them; those in `slow` are chosen only when others fail.
+
+    Those in `numerics` say that they compute so: all compute alike.
+    """
     network = Network(rng=random.Random(1), latency_s=latency_s)
     nodes: list[FakeNode] = []
     async with AsyncExitStack() as stack:
@@ -193,7 +211,9 @@ async def swarm_of(
                 decode_ms=cost,
                 step_s=step_s,
                 host=(hosts or {}).get(index),
+                prefix_bytes=prefix_bytes,
             )
+            node.engine.numerics = (numerics or {}).get(index, node.engine.numerics)
             nodes.append(node)
         client = await stack.enter_async_context(network.transport(identities.generate().key, listen=False))
         nursery = await stack.enter_async_context(background_tasks())

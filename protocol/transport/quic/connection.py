@@ -17,8 +17,9 @@ from aioquic.quic import events
 from protocol.errors import BadSignature, Lost, PeerUnavailable, TimedOut, Unreachable
 from protocol.transport.limits import HANDSHAKE_TIMEOUT_S
 from protocol.transport.origin import origin_of
-from protocol.transport.quic.core import Datagrams, QuicCore
+from protocol.transport.quic.core import QuicCore
 from protocol.transport.quic.identity import prove_peer
+from protocol.transport.quic.lean import Datagrams
 from protocol.transport.quic.liveness import Liveness, Verdict
 from protocol.transport.quic.mtu import BASE, MtuSearch
 from protocol.transport.quic.port import Port
@@ -172,18 +173,16 @@ class Connection:
     # --- for its streams
 
     def data_written(self, size: int) -> None:
-        """So many bytes are about to go."""
+        """So many bytes wait to be sent: they go now, with what is to be acknowledged."""
+        now = trio.current_time()
         self._home.passed(size)
-        self._liveness.active(trio.current_time())
+        self._liveness.active(now)
+        self._core.acknowledge_with_data(now)
+        self._flush(now)
 
     def flush(self) -> None:
         """Send everything that may be sent now."""
-        now = trio.current_time()
-        with self._guarded():
-            self._transmit(self._core.datagrams_to_send(now), now)
-            self._handle_events()
-        if self.error is None:
-            self._home.wake_at(self, self._next_timer())
+        self._flush(trio.current_time())
 
     def used(self) -> None:
         """It has now, or has no longer, a stream of use."""
@@ -250,9 +249,9 @@ class Connection:
         self._home.passed(size)
         if self.error is None:
             if self.is_ready:
-                self._core.acknowledge_soon(len(datagrams), now)
-            self.flush()
-            self._after_turn()
+                self._core.acknowledge_soon(len(datagrams), size, now)
+            self._flush(now)
+            self._after_turn(now)
 
     def _act_on_time(self, now: float) -> None:
         due = self._core.get_timer()
@@ -269,8 +268,15 @@ class Connection:
         self._core.retry_stream_credit(now)
         if self._core.probe_timeouts >= _BLACK_HOLE_TIMEOUTS and self._mtu.current > BASE:
             self._too_big(now)
-        self.flush()
-        self._after_turn()
+        self._flush(now)
+        self._after_turn(now)
+
+    def _flush(self, now: float) -> None:
+        with self._guarded():
+            self._transmit(self._core.datagrams_to_send(now), now)
+            self._handle_events()
+        if self.error is None:
+            self._home.wake_at(self, self._next_timer())
 
     def _next_timer(self) -> float:
         """When `on_timer` has something to do, if nothing happens before."""
@@ -343,15 +349,14 @@ class Connection:
         self._ready.set()
         self._home.connection_ready(self)
 
-    def _after_turn(self) -> None:
+    def _after_turn(self, now: float) -> None:
         if self.error is not None:
             return
-        self._streams.after_turn()
+        self._streams.after_turn(now)
         if self.is_ready and self._core.handshake_confirmed:
-            self._probe_mtu()
+            self._probe_mtu(now)
 
-    def _probe_mtu(self) -> None:
-        now = trio.current_time()
+    def _probe_mtu(self, now: float) -> None:
         size = self._mtu.next_probe(now)
         if size is None:
             return

@@ -1,7 +1,7 @@
-"""aioquic's connection with the four things it lacks: credit on reading, client certificates, prompt
-acknowledgements that ride with data, and datagram sizes that can be probed and changed.
+"""aioquic's connection with the four things it lacks: credit on reading, client certificates, acknowledgements that
+ride with data (see `lean`), and datagram sizes that can be probed and changed.
 
-The only module that reaches into aioquic's private parts, which is why the version is pinned exactly.
+With `lean` the only module that reaches into aioquic's private parts, which is why the version is pinned exactly.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from aioquic.buffer import Buffer
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import (
     Limit,
-    QuicConnection,
     QuicConnectionError,
     QuicReceiveContext,
 )
@@ -41,6 +40,7 @@ from protocol.transport.limits import (
     STREAMS_BURST,
     STREAMS_PER_S,
 )
+from protocol.transport.quic.lean import Datagrams, LeanConnection
 from protocol.transport.quic.mtu import BASE
 from protocol.transport.quic.udp import Addr
 
@@ -50,15 +50,11 @@ APPLICATION_RESET = 1
 VERSIONS = [QuicProtocolVersion.VERSION_1]
 _LIMIT_FRAME_BYTES = 17  # type and two variable-length integers
 _MAX_INITIAL_WINDOW = 64 * 1024
-# Acknowledge at once after this many packets (RFC 9000, section 13.2.2 says two), else within aioquic's 1 ms.
-_ACK_EVERY = 2
 # Streams that a peer may not have yet, because it opens them too fast, are looked at again after this.
 _STREAM_CREDIT_PAUSE_S = 0.05
 
-Datagrams = list[tuple[bytes, tuple[object, ...]]]
 
-
-class QuicCore(QuicConnection):
+class QuicCore(LeanConnection):
     """One QUIC connection, sans I/O; bounded."""
 
     def __init__(
@@ -86,7 +82,6 @@ class QuicCore(QuicConnection):
         none.value = none.sent = 0
         self.largest_datagram = 65_527  # until the peer says less
         self._consumed = 0
-        self._unacknowledged = 0
 
     # --- state that aioquic keeps to itself
 
@@ -173,13 +168,6 @@ class QuicCore(QuicConnection):
         stream = self._streams.get(stream_id)
         return stream.receiver.highest_offset if stream else None
 
-    def datagrams_to_send(self, now: float) -> Datagrams:
-        """What has to be sent now."""
-        if not self._network_paths:
-            return []  # nothing has been understood yet: there is nobody to answer
-        self._now = now
-        return super().datagrams_to_send(now)
-
     @property
     def has_begun(self) -> bool:
         """Whether a part of the peer's handshake has come."""
@@ -187,20 +175,6 @@ class QuicCore(QuicConnection):
         return stream is not None and stream.receiver.highest_offset > 0
 
     # --- receiving
-
-    def acknowledge_soon(self, datagrams: int, now: float) -> None:
-        """Tell that a turn brought `datagrams`: a batch is acknowledged at once, one may wait for company."""
-        space = self._spaces[Epoch.ONE_RTT]
-        if space.ack_at is not None:
-            self._unacknowledged += datagrams
-            if self._unacknowledged >= _ACK_EVERY:
-                space.ack_at = now
-
-    def acknowledge_with_data(self, now: float) -> None:
-        """What has to be acknowledged rides with what is about to be sent."""
-        space = self._spaces.get(Epoch.ONE_RTT)
-        if space is not None and space.ack_at is not None:
-            space.ack_at = now
 
     def consume(self, size: int) -> bool:
         """The reader has taken `size` bytes; True if new connection credit should be sent."""
@@ -294,10 +268,6 @@ class QuicCore(QuicConnection):
                 reason_phrase="a handshake is short",
             )
         super()._handle_crypto_frame(context, frame_type, buf)
-
-    def _write_ack_frame(self, builder: QuicPacketBuilder, space: QuicPacketSpace, now: float) -> None:
-        super()._write_ack_frame(builder, space, now)
-        self._unacknowledged = 0
 
     def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
         """Send MAX_DATA and MAX_STREAMS where they have grown, MAX_DATA by `consume` and `widen_window` alone."""

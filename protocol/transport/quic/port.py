@@ -70,6 +70,7 @@ class Port:
 
     def _receive_batch(self) -> None:
         batch: Batch = []
+        reported = False
         for _ in range(RECEIVE_BATCH):
             if self._closed:
                 return
@@ -78,8 +79,10 @@ class Port:
             except BlockingIOError:
                 break
             except OSError:
-                continue  # a report about an earlier datagram, which the error queue tells in full
-        self._on_batch(self, batch, read_errors(self._socket))
+                reported = True  # about an earlier datagram; the error queue tells it in full
+        # While there is a report the socket counts as readable: one that nothing has shown comes with an empty batch.
+        errors = read_errors(self._socket) if reported or not batch else []
+        self._on_batch(self, batch, errors)
 
     def _try_send(self, data: bytes, addr: Addr) -> int:
         if self._closed:

@@ -40,7 +40,7 @@ class Line(Protocol):
         """What has ended the connection."""
 
     def data_written(self, size: int) -> None:
-        """So many bytes are about to go."""
+        """So many bytes wait to be sent: they go now, with what is to be acknowledged."""
 
     def flush(self) -> None:
         """Send everything that may be sent now."""
@@ -60,6 +60,7 @@ class Streams:
         self._ending: dict[int, float] = {}  # stream -> when to reset it
         self._need_room: set[QuicStream] = set()
         self._kept = 0
+        self._opening = 0  # who waits for the peer to allow another one
         self._credit = trio.Event()
         self._accept_send, self._accept_receive = trio.open_memory_channel[QuicStream](MAX_INCOMING_STREAMS)
 
@@ -85,9 +86,8 @@ class Streams:
 
     async def open(self, *, keep: bool) -> QuicStream:
         """A new stream; see `Connection.open_stream`."""
-        with trio.move_on_after(NEGOTIATION_TIMEOUT_S):
-            while self._line.error is None and not self._core.may_open_stream():
-                await self._credit.wait()
+        if not self._core.may_open_stream():
+            await self._wait_credit()
         if self._line.error is not None:
             raise Lost(str(self._line.error))
         if not self._core.may_open_stream():
@@ -117,13 +117,11 @@ class Streams:
         """Send `data`; what does not fit the window waits inside."""
         if self._line.error is not None:
             return
-        self._line.data_written(len(data))
         try:
             self._core.send_stream_data(stream_id, data, end)  # type: ignore[arg-type]
         except (ValueError, RuntimeError):
             return  # aioquic has finished with the stream: the peer stopped it, and its error is on its way
-        self._core.acknowledge_with_data(trio.current_time())
-        self._line.flush()
+        self._line.data_written(len(data))
 
     def wants_room(self, stream: QuicStream) -> None:
         """Tell `stream` when its send buffer has emptied."""
@@ -176,8 +174,9 @@ class Streams:
     def release(self, stream: QuicStream, linger_s: float = LINGER_TIMEOUT_S) -> None:
         """`stream` is over here: forget it once the peer has acknowledged everything, or reset it."""
         if self._line.error is None and stream.stream_id in self._open:
-            self._ending[stream.stream_id] = trio.current_time() + linger_s
-            self._forget_ended()
+            now = trio.current_time()
+            self._ending[stream.stream_id] = now + linger_s
+            self._forget_ended(now)
 
     # --- for the connection
 
@@ -200,14 +199,15 @@ class Streams:
         else:
             stream.stop_received()
 
-    def after_turn(self) -> None:
+    def after_turn(self, now: float) -> None:
         """Datagrams have come, or time has passed: somebody may go on, and some may be forgotten."""
         if self._need_room:
             self._need_room = {stream for stream in self._need_room if not stream.room_made()}
-        if self._core.may_open_stream() and self._credit.statistics().tasks_waiting:
+        if self._opening and self._core.may_open_stream():
             self._credit.set()
             self._credit = trio.Event()
-        self._forget_ended()
+        if self._ending:
+            self._forget_ended(now)
 
     def lose(self, error: PeerUnavailable) -> None:
         """The connection has ended, and they with it."""
@@ -222,6 +222,15 @@ class Streams:
 
     # --- inside
 
+    async def _wait_credit(self) -> None:
+        self._opening += 1
+        try:
+            with trio.move_on_after(NEGOTIATION_TIMEOUT_S):
+                while self._line.error is None and not self._core.may_open_stream():
+                    await self._credit.wait()
+        finally:
+            self._opening -= 1
+
     def _stream(self, stream_id: int) -> QuicStream | None:
         """The stream, made and handed out if the peer has just opened it."""
         stream = self._open.get(stream_id)
@@ -234,8 +243,7 @@ class Streams:
                 stream.reset()
         return stream
 
-    def _forget_ended(self) -> None:
-        now = trio.current_time()
+    def _forget_ended(self, now: float) -> None:
         for stream_id, until in list(self._ending.items()):
             if not self._core.has_stream(stream_id):
                 self._ending.pop(stream_id, None)

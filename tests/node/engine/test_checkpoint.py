@@ -290,3 +290,13 @@ def test_a_span_beyond_the_model_is_the_users_mistake(tiny: Tiny) -> None:
         SpanEngine.load(checkpoint, Span(4, 9))
     with pytest.raises(ConfigError, match="no dtype"):
         SpanEngine.load(checkpoint, Span(4, 6), dtype="int4")
+
+
+def test_regression_looking_at_a_model_leaves_the_dtype_that_it_is_stored_in(copy: Copy) -> None:
+    """Modules are built in a dtype of their own; that of the checkpoint decides on devices that compute in all."""
+    folder = copy()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    checkpoint = Checkpoint.open(str(folder))
+    assert checkpoint.layout.stages
+    assert checkpoint.dtype == "bf16"

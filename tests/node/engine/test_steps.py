@@ -232,3 +232,20 @@ def test_recurrent_models_can_be_measured(tiny: Tiny) -> None:
     """Without going back in the cache."""
     speed = measure(SpanEngine.load(Checkpoint.open(str(tiny("mamba"))), Span(0, 6), dtype="f32"))
     assert speed.decode_ms_per_block > 0
+
+
+def test_a_fork_goes_on_as_a_session_of_its_own(engine: Engine) -> None:
+    """And leaves the one that it came from as it was, whichever of them goes on first."""
+    cache = engine.new_cache(engine.span)
+    run_alone(engine, cache, 0, from_numpy(PROMPT), NOTHING)
+    forks = [cache.fork(len(PROMPT)), cache.fork(5), cache]
+    for tail, fork in enumerate(forks):
+        found = run_alone(engine, fork, fork.length, ids(tail, 3), Want(top=0))
+        alone = engine.new_cache(engine.span)
+        run_alone(engine, alone, 0, from_numpy(PROMPT), NOTHING)
+        expected = run_alone(engine, alone, fork.length - 2, ids(tail, 3), Want(top=0))
+        assert isinstance(found, Candidates)
+        assert isinstance(expected, Candidates)
+        np.testing.assert_array_equal(logits_of(found), logits_of(expected))
+    with pytest.raises(LocalProtocolError):
+        cache.fork(cache.length + 1)
