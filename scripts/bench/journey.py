@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import trio
-from common import SMALL, arguments, report, spans
+from common import SMALL, arguments, forget_torch, report, spans
 
 import swarm
 from protocol.messages import Output, Step
@@ -242,6 +242,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "random"
         SMALL.write(model)
+        forget_torch()
         log, hops = measure(model, options.hops, tokens, extra)
     found = ways(log.moments, hops, range(WARM_UP, tokens))
     rows = [
