@@ -1,14 +1,22 @@
-"""The way from the daemon to its engines: everything that imports torch, and blocks, is behind this."""
+"""The way from the daemon to its engines: which of them computes, and all that blocks or imports torch behind it."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from node.compute.interfaces import Engine
 from node.config import NodeConfig
+from node.native.load import NoKernels
+from protocol.errors import ConfigError, UnsupportedModel
 from protocol.model import Manifest, Span
+from protocol.numerics import Numerics
+
+# What an installation for native nodes alone lacks, and what brings it.
+_TORCH: Final = ("torch", "transformers", "safetensors")
+_INSTALL: Final = 'pip install "inference-swarm[node,torch]"'
 
 
 class Model(Protocol):
@@ -48,8 +56,11 @@ class Backend(Protocol):
     def dtype(self) -> str:
         """Of the hidden states that its engines take and give. Raises: ConfigError, UnsupportedModel."""
 
-    def numerics(self) -> str:
-        """What its engines compute in, for people. Raises: ConfigError, UnsupportedModel."""
+    def numerics(self) -> Numerics:
+        """What its engines compute in. Raises: ConfigError, UnsupportedModel."""
+
+    def kernels(self) -> str:
+        """Whose code computes, for people; where it is not the native one, why."""
 
     def load(self, span: Span) -> Engine:
         """An engine for `span`, its weights loaded. Raises: BadCheckpoint, UnsupportedModel, ConfigError."""
@@ -63,20 +74,37 @@ OpenBackend = Callable[[NodeConfig], Backend]
 
 
 def open_backend(config: NodeConfig) -> Backend:
-    """The checkpoint that `config` names, for the engine that serves it in the precision asked for."""
-    return open_torch(config) if config.quant is None else open_native(config)
+    """The checkpoint that `config` names, for the engine that it asks for.
+
+    Left to choose, that is the native one, unless the kernels do not know the model completely or are not there.
+    """
+    if config.engine == "torch" or not config.suits_kernels:
+        return open_torch(config, "as asked")
+    try:
+        return open_native(config)
+    except (UnsupportedModel, NoKernels) as error:
+        if config.engine == "native":
+            raise ConfigError(f"{config.model} cannot be served by the native kernels: {error}") from error
+        return open_torch(config, str(error))
 
 
 def open_native(config: NodeConfig) -> Backend:
-    """The checkpoint that `config` names, for the engine in `node.native`; nothing imports torch."""
+    """The checkpoint that `config` names, for the engine in `node.native`; nothing imports torch.
+
+    Raises: UnsupportedModel, if the kernels do not know the model; NoKernels.
+    """
     from node.native.backend import NativeBackend
 
-    assert config.quant is not None
     return NativeBackend.open(config.model, config.quant, cache_dir=config.cache_dir, threads=config.threads)
 
 
-def open_torch(config: NodeConfig) -> Backend:
-    """The checkpoint that `config` names, for the engine in `node.engine`; torch is imported here."""
+def open_torch(config: NodeConfig, why: str) -> Backend:
+    """The checkpoint that `config` names, for the engine in `node.engine`; torch is imported here.
+
+    why: it is this engine, for people.
+    """
+    if missing := [name for name in _TORCH if importlib.util.find_spec(name) is None]:
+        raise ConfigError(f"{config.model} needs {', '.join(missing)}: {_INSTALL} ({why})")
     from node.engine.threads import OPENMP_ENVIRONMENT, configure_threads
 
     for name, value in OPENMP_ENVIRONMENT.items():
@@ -86,5 +114,11 @@ def open_torch(config: NodeConfig) -> Backend:
     if config.threads is not None:
         configure_threads(config.threads)
     return TorchBackend.open(
-        config.model, cache_dir=config.cache_dir, dtype=config.dtype, device=config.device
+        config.model,
+        cache_dir=config.cache_dir,
+        dtype=config.dtype,
+        device=config.device,
+        quant=config.quant,
+        threads=config.threads,
+        why=why,
     )

@@ -12,6 +12,7 @@ from protocol.transport.addresses import parse_address, peer_at
 DEFAULT_LISTEN = ("/ip4/0.0.0.0/udp/0/quic-v1",)
 DTYPES = ("f32", "f16", "bf16")
 QUANTS = ("int8", "int4")
+ENGINES = ("auto", "native", "torch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +24,9 @@ class NodeConfig:
     join        addresses of nodes of the swarm; none: begin a new one
     announce    addresses to tell others instead of those listened on
     device      torch's name of it, "cpu" or "cuda"
-    dtype       "f32", "f16", "bf16"; None: what suits the checkpoint and the device
-    quant       "int8", "int4": by the native kernels; None: as `dtype` says, by torch
+    dtype       "f32", "f16", "bf16", by torch; None: what suits the checkpoint and the device
+    quant       "int8", "int4"; None: the weights as they are stored
+    engine      "native", "torch"; "auto": the native kernels for what they know completely
     kv_tokens   tokens of KV cache that sessions may take together; None: from the free memory
     threads     cores for the engine; None: torch's choice
     home        where the key is kept that makes the node's name
@@ -41,6 +43,7 @@ class NodeConfig:
     device: str = "cpu"
     dtype: str | None = None
     quant: str | None = None
+    engine: str = "auto"
     kv_tokens: int | None = None
     threads: int | None = None
     home: Path = Path("~/.inference-swarm")
@@ -69,18 +72,25 @@ class NodeConfig:
                 raise ConfigError(f"{name} {value}: at least 1 is needed")
         if self.dtype is not None and self.dtype not in DTYPES:
             raise ConfigError(f"there is no dtype {self.dtype!r}: {', '.join(DTYPES)}")
-        if self.quant is not None:
-            self._check_quant(self.quant)
+        self._check_engine()
         for addr in self.join:
             peer_at(addr)
         for addr in (*self.listen, *self.announce):
             parse_address(addr)
 
-    def _check_quant(self, quant: str) -> None:
-        if quant not in QUANTS:
-            raise ConfigError(f"weights cannot be kept in {quant!r}: {', '.join(QUANTS)}")
-        if self.device != "cpu" or self.dtype is not None:
-            raise ConfigError(f"{quant} is computed by the native kernels: leave device and dtype out")
+    @property
+    def suits_kernels(self) -> bool:
+        """Whether it asks for nothing that only torch has."""
+        return self.device == "cpu" and self.dtype is None
+
+    def _check_engine(self) -> None:
+        if self.engine not in ENGINES:
+            raise ConfigError(f"there is no engine {self.engine!r}: {', '.join(ENGINES)}")
+        if self.quant is not None and self.quant not in QUANTS:
+            raise ConfigError(f"weights cannot be kept in {self.quant!r}: {', '.join(QUANTS)}")
+        what = self.quant or ("native" if self.engine == "native" else None)
+        if what is not None and not self.suits_kernels:
+            raise ConfigError(f"{what} is computed by the native kernels: leave device and dtype out")
 
     def span(self, blocks: int) -> Span | None:
         """The stages that `layers` and `ends` mean in a model of `blocks`; None if the swarm's need decides.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import shlex
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -14,18 +15,17 @@ from node import events
 from node.backend import Backend, Model, OpenBackend
 from node.compute.interfaces import Engine
 from node.compute.kv import buffer_bytes, default_kv_tokens
-from node.compute.measure import Speed, measure
-from node.compute.meter import Meter
+from node.compute.measure import measure
 from node.config import NodeConfig
 from node.events import Notify, describe_size
-from node.hop.admission import Admission, Room
+from node.hop.admission import Admission
 from node.hop.neighbours import Neighbours
+from node.hop.seats import Room
 from node.hop.server import HopServer
 from node.presence.announce import Announcer, Load, Served, disagreeing
 from node.presence.gossip import Gossip
 from node.presence.modelfiles import ModelFiles
 from node.presence.placement import choose_span, coverage
-from protocol import limits
 from protocol.errors import ConfigError, EngineError, Unreachable
 from protocol.identity import Identity
 from protocol.model import Span, describe_stages, weights_digest
@@ -43,10 +43,6 @@ JOIN_WITHIN_S = 10.0
 # Of the memory that is free, what a node that chooses its own span takes for weights: the rest is for KV caches, for
 # the activations of long prompts, and for whoever owns the machine.
 WEIGHTS_SHARE = 0.6
-# A piece of a prefill holds the decode steps of others up for about this long; but pieces of few rows waste the
-# machine (measured on two cores: 400 rows take 0.85 s at once, 1.03 s by 64, 1.6 s by 16).
-PIECE_MS = 150.0
-LEAST_PIECE_ROWS = 64
 # Weights that a node does not serve are read for the digest of the whole up to this size: a second or two.
 READ_BYTES = 256 * 1024 * 1024
 # Digits of that digest, as `--weights` takes them.
@@ -175,12 +171,14 @@ class Node:
                 f"{stages} take {describe_size(need)}, the memory limit is {describe_size(config.max_memory)}"
             )
         numerics = await _in_thread(backend.numerics)
-        self._notify(events.Loading(model.name, manifest.blocks, span, need, numerics))
+        self._notify(
+            events.Loading(model.name, manifest.blocks, span, need, str(numerics), backend.kernels())
+        )
         await _in_thread(lambda: model.require(span))
         weights = await _in_thread(lambda: model.stage_digests(span))
         name = config.name or model.name
         size = manifest.hidden_size
-        self._served = Served(name, manifest.digest, manifest.blocks, size, span, dtype, weights)
+        self._served = Served(name, manifest.digest, manifest.blocks, size, span, dtype, numerics, weights)
         self._refresh()
 
     async def _load(self, backend: Backend, span: Span) -> None:
@@ -193,10 +191,7 @@ class Node:
         tokens = config.kv_tokens or self._kv_tokens(engine, free_bytes)
         self._budget = Admission(Room(tokens, buffer_bytes(free_bytes)))
         neighbours = Neighbours(self._transport, self._announcer.book.proven)
-        hop = HopServer(
-            engine, self._transport, self._budget, neighbours=neighbours, meter=Meter.measured(speed)
-        )
-        hop.scheduler.piece_rows = _piece_rows(speed, len(span))
+        hop = HopServer(engine, self._transport, self._budget, neighbours=neighbours, speed=speed)
         ModelFiles(manifest, contents).serve(self._transport)
         hop.serve()
         self._hop = hop
@@ -207,7 +202,8 @@ class Node:
                 manifest.digest,
                 manifest.blocks,
                 span,
-                numerics=await _in_thread(backend.numerics),
+                numerics=str(engine.numerics),
+                kernels=backend.kernels(),
                 weight_bytes=engine.weight_bytes,
                 kv_tokens=self._budget.total,
                 kv_bytes=engine.kv_bytes_per_token() * self._budget.total,
@@ -261,13 +257,12 @@ class Node:
         hop, budget = self._hop, self._budget
         load = Load()
         if hop is not None:
-            queue_ms = hop.queue_ms()
-            meter = hop.meter
+            meter, now = hop.meter, time.perf_counter()
             load = Load(
-                meter.decode_ms,
-                meter.prefill_ms,
+                meter.decode_ms(now),
+                meter.prefill_ms(now),
                 meter.head_ms,
-                queue_ms,
+                meter.queue_ms(now),
                 hop.offer(),
                 budget.room.of_peer.tokens,
             )
@@ -282,12 +277,6 @@ class Node:
             else:
                 self._notify(events.Warned("more nodes serve other weights than can be named here"))
         return self._announcer.announce(self._served, load, "joining" if hop is None else "serving")
-
-
-def _piece_rows(speed: Speed, stages: int) -> int:
-    row_ms = speed.prefill_ms_per_token_block * stages
-    rows = int(PIECE_MS / row_ms) if row_ms > 0 else limits.STEP_TOKENS
-    return max(LEAST_PIECE_ROWS, min(limits.STEP_TOKENS, rows))
 
 
 async def _in_thread(work: Callable[[], T]) -> T:

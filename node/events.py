@@ -62,11 +62,12 @@ class Loading(Event):
     blocks: int
     stages: Span
     size_bytes: int
-    numerics: str
+    numerics: str  # what it computes in, as it is announced
+    kernels: str  # whose code computes, and why where that is not the native one
 
     def _line(self) -> str:
         what = f"{describe_stages(self.stages, self.blocks)} of {self.model}"
-        return f"loading {what} ({describe_size(self.size_bytes)}, {self.numerics})"
+        return f"loading {what} ({describe_size(self.size_bytes)}, {self.numerics}, {self.kernels})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,8 @@ class Serving(Event):
     digest: bytes
     blocks: int
     stages: Span
-    numerics: str  # what it computes in
+    numerics: str
+    kernels: str
     weight_bytes: int
     kv_tokens: int
     kv_bytes: int
@@ -86,7 +88,7 @@ class Serving(Event):
     def _line(self) -> str:
         what = f"{describe_stages(self.stages, self.blocks)} of {self.model} ({self.digest.hex()[:12]})"
         return (
-            f"serving {what}; weights {describe_size(self.weight_bytes)} ({self.numerics}), "
+            f"serving {what}; weights {describe_size(self.weight_bytes)} ({self.numerics}, {self.kernels}), "
             f"room for {self.kv_tokens} tokens ({describe_size(self.kv_bytes)}), "
             f"{self.decode_ms:.2f} ms per block and token"
         )

@@ -97,6 +97,23 @@ class Journal:
             kept = Tensor(kept.dtype, kept.shape, bytes(kept.data))
             self._entries.append(Entry(last.number, last.position, kept, last.want))
 
+    def fork(self, length: int, after: int, most_tokens: int | None = None) -> Journal:
+        """Another journal that begins with the first `length` rows, at least one, which it shares.
+
+        Its last entry has the number `after` - 1, so that it is known by it that all is there, whatever was rolled
+        back. Raises: LocalProtocolError, unless all these rows were brought by steps below `after`.
+        """
+        most = self._most_tokens if most_tokens is None else most_tokens
+        entries = self._entries[: bisect_left(self._entries, length, key=_position)]
+        if not 1 <= length <= min(self.length, most) or entries[-1].number >= after:
+            raise LocalProtocolError(f"{length} rows by steps below {after} are not what the journal has")
+        other = Journal(most, self._most_ids)
+        other._entries = [*entries[:-1], replace(entries[-1], number=after - 1)]
+        other._asking = deque(entry.number for entry in other._entries if entry.want.ids)
+        other._ids = sum(len(entry.want.ids) for entry in entries)
+        other.truncate(length)
+        return other
+
     def find(self, number: int) -> Entry | None:
         """What still stands of step `number`."""
         index = bisect_left(self._entries, number, key=_number)
@@ -138,6 +155,10 @@ class Journal:
 
 def _number(entry: Entry) -> int:
     return entry.number
+
+
+def _position(entry: Entry) -> int:
+    return entry.position
 
 
 def _fits(together: list[Entry], entry: Entry, chunk_rows: int) -> bool:

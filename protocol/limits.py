@@ -54,7 +54,7 @@ MARKS: Final = 4
 # Lists and maps in one frame, record or manifest; the fullest, an announcement with 16 links, has 21. Without
 # this bound a frame of empty lists becomes seventy times its size in memory.
 CONTAINERS: Final = 64
-# Keys of one map; an announcement has 20.
+# Keys of one map; an announcement has 21.
 MAP_KEYS: Final = 32
 PEER_ID_BYTES: Final = 64
 ADDRESSES: Final = 16
@@ -62,7 +62,7 @@ ADDRESS_BYTES: Final = 256
 # Links to neighbours with their round-trip times, in one announcement.
 LINKS: Final = 16
 
-# An announcement with every field at its limit takes 16,546 bytes: addresses 16 x 259, digests 1024 x 10,
+# An announcement with every field at its limit takes 16,572 bytes: addresses 16 x 259, digests 1024 x 10,
 # links 16 x 88, and the rest.
 RECORD_BYTES: Final = 17 * 1024
 # Announcements in one map; 4,096 nodes of 1 KiB make 4 MiB, the size of a control frame.
@@ -102,6 +102,13 @@ OPENS_BURST: Final = 64
 # faster.
 ORIGIN_OPENS_PER_S: Final = 128.0
 ORIGIN_OPENS_BURST: Final = 256
+# Sessions that begin with what another of the same peer has, as beams do with each token: nothing is computed for
+# them, and at most copied, for which each FORK_TOKENS of them count as one more.
+FORKS_PER_S: Final = 32.0
+FORKS_BURST: Final = 128
+FORK_TOKENS: Final = 1024
+# The steps that a fork comes after may still be on their way when it is asked for.
+FORK_WAIT_S: Final = 2.0
 # Streams that have not said what they want; each takes a task and a frame.
 NEWCOMERS: Final = 256
 # Links that one client may have us open, one origin twice that; each failing hop costs one, each session opened too.

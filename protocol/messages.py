@@ -28,6 +28,7 @@ from protocol.fields import (
     word,
 )
 from protocol.model import SPAN, Span
+from protocol.numerics import NUMERICS, Numerics
 from protocol.tensors import FLOATS, TENSOR, Tensor
 
 SESSION_PROTOCOL = "/swarm/session/1"
@@ -39,6 +40,7 @@ _NUMBER = uint(limits.STEP_NUMBER)
 _POSITION = uint(limits.SESSION_TOKENS)
 _STAGE = uint(limits.STAGES)
 _MILLISECONDS = real(0.0, 1e9)
+_SECONDS = real(0.0, 3600.0)
 _RECORDS = sequence(blob(limits.RECORD_BYTES), limits.MAP_RECORDS)
 
 
@@ -61,10 +63,23 @@ _NEXT_HOP = optional(struct(NextHop))
 
 
 @dataclass(frozen=True, slots=True)
+class Fork:
+    """What a session begins with: what another one of the same client, span and hop had at `position`.
+
+    Taken when all its steps below `after` are computed and sent on; no later one may have gone back over `position`.
+    """
+
+    session: bytes = wire(_SESSION_ID, repr=False)
+    position: int = wire(_POSITION)
+    after: int = wire(_NUMBER)
+
+
+@dataclass(frozen=True, slots=True)
 class Open(Message):
     """Client to hop: keep a KV cache for these stages. The session id is a secret of client, hop and feeder.
 
-    If `bridged`, with no next hop, all hidden states come back, whatever a step wants.
+    If `bridged`, with no next hop, all hidden states come back, whatever a step wants. With `fork` cache and journal
+    begin with those of another session; the numbers of steps then go on from `fork.after`.
     """
 
     tag = "open"
@@ -74,6 +89,7 @@ class Open(Message):
     max_tokens: int = wire(uint(limits.SESSION_TOKENS))
     next: NextHop | None = wire(_NEXT_HOP)  # None: outputs come back to the client
     bridged: bool = wire(FLAG, default=False)
+    fork: Fork | None = wire(optional(struct(Fork)), default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +98,17 @@ class Opened(Message):
 
     tag = "opened"
     dtype: str = wire(FLOATS)
+    numerics: Numerics = wire(NUMERICS)  # what this session is computed in
 
 
 @dataclass(frozen=True, slots=True)
 class Refused(Message):
-    """Hop to client: not granted. `code` is "busy", "model", "span", "capacity" or "draining"."""
+    """Hop to client: not granted. `code` is "busy", "model", "span", "capacity", "draining" or "fork"."""
 
     tag = "refused"
-    code: str = wire(word("busy", "model", "span", "capacity", "draining"))
+    code: str = wire(word("busy", "model", "span", "capacity", "draining", "fork"))
     reason: str = wire(said())
-    retry_after_s: float = wire(real(0.0, 3600.0))
+    retry_after_s: float = wire(_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,12 +213,13 @@ class Close(Message):
 
 @dataclass(frozen=True, slots=True)
 class Error(Message):
-    """Either: this stream is over. `elsewhere` says whether another peer may succeed."""
+    """Either: this stream is over. `elsewhere`: another peer may succeed; `retry_after_s`: so may this one, then."""
 
     tag = "error"
     code: str = wire(said(64, 64))
     message: str = wire(said())
     elsewhere: bool = wire(FLAG)
+    retry_after_s: float = wire(_SECONDS, default=0.0)
 
 
 @dataclass(frozen=True, slots=True)

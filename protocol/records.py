@@ -31,6 +31,7 @@ from protocol.fields import (
 )
 from protocol.identity import Identity, verify
 from protocol.model import SPAN, Span
+from protocol.numerics import NUMERICS, Numerics
 from protocol.tensors import FLOATS
 from protocol.unpack import unpack
 
@@ -60,8 +61,9 @@ class Announcement:
     blocks: int = wire(uint(limits.STAGES - 2))
     hidden_size: int = wire(uint(limits.HIDDEN_SIZE))
     span: Span = wire(SPAN)
-    dtype: str = wire(FLOATS)
-    # one digest per stage served
+    dtype: str = wire(FLOATS)  # of the hidden states
+    numerics: Numerics = wire(NUMERICS)  # what its stages are computed in
+    # one digest per stage served, of the weights as they are stored, whatever they are computed in
     weights: tuple[bytes, ...] = wire(sequence(exactly(8), limits.STAGES))
     state: str = wire(word("joining", "serving", "gone"))
     decode_ms: float = wire(_PER_STEP_MS)  # per block and token, one token at a time

@@ -24,6 +24,7 @@ from swarm.decoding import Sampling
 from swarm.events import Event
 from swarm.generation import Answer, Piece
 from swarm.portal import Portal
+from swarm.routing.precision import Precisions
 from swarm.routing.route import Route
 from swarm.text import text as trio_text
 
@@ -68,6 +69,11 @@ class Client:
             return self._client.weights
 
         return self._portal.call(whole)
+
+    @property
+    def precisions(self) -> Precisions:
+        """What nodes may compute in to serve this client."""
+        return self._client.precisions
 
     def refresh(self) -> None:
         """Ask the swarm for its newest map."""

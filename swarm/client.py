@@ -22,7 +22,8 @@ from swarm.conversation import Conversation
 from swarm.decoding import Sampling
 from swarm.events import OnEvent
 from swarm.generation import Generation, Request, Start, check_length
-from swarm.routing.route import Route
+from swarm.routing.precision import Precisions
+from swarm.routing.route import Need, Route
 from swarm.routing.view import View
 from swarm.session.chain import SessionSpec
 from swarm.session.session import Ends, Session
@@ -100,6 +101,11 @@ class Client:
         return whole.hex() if whole is not None else None
 
     @property
+    def precisions(self) -> Precisions:
+        """What nodes may compute in to serve this client."""
+        return self._view.precisions
+
+    @property
     def wanted(self) -> Span:
         """The stages that hops must run: all, or only the blocks where both ends are here."""
         return Span(1, self.model.stages - 1) if self._ends is not None else Span(0, self.model.stages)
@@ -116,7 +122,7 @@ class Client:
     async def plan_route(self, tokens: int = 1) -> Route:
         """The best route now for a session of `tokens`. Raises: NoRoute."""
         await self._view.measure(self.model.digest, self.wanted)
-        return self._view.plan(self.model.digest, self.model.blocks, self.wanted, tokens)
+        return self._view.plan(self.model.digest, Need(self.wanted, self.model.blocks, tokens))
 
     @asynccontextmanager
     async def session(

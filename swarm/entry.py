@@ -23,6 +23,7 @@ from protocol.transport.background import background_tasks
 from protocol.transport.base import Transport
 from swarm.client import Client, Model
 from swarm.events import Event, Noticed, OnEvent, Waiting
+from swarm.routing.precision import Precisions, parse_precisions
 from swarm.routing.view import View
 from swarm.routing.weights import Pin, Trust, parse_pin
 from swarm.routing.weightstore import FolderStore, WeightStore
@@ -46,16 +47,23 @@ class Options:
     cache: Path | None = None  # where tokenizers are kept; default: the user's cache folder
     weights: str | None = None  # the digest of the model's weights, or at least its first 32 digits; or ANEW
     store: WeightStore | None = None  # where it is kept which weights were used; default: only in memory
+    precision: str = "any"  # what nodes may compute in: "any", "exact", or a list with commas
 
     def __post_init__(self) -> None:
         """Raises: ConfigError, before anything is opened for what cannot be."""
         if self.weights not in (None, ANEW):
             parse_pin(self.weights)
+        parse_precisions(self.precision)
 
     @property
     def pin(self) -> Pin | None:
         """The weights that the user has named."""
         return parse_pin(self.weights) if self.weights not in (None, ANEW) else None
+
+    @property
+    def precisions(self) -> Precisions:
+        """What nodes may compute in."""
+        return parse_precisions(self.precision)
 
 
 @asynccontextmanager
@@ -67,6 +75,7 @@ async def connect(
     wait_s: float = 0.0,
     direct: bool = True,
     weights: str | None = None,
+    precision: str = "any",
     remember: bool | WeightStore = True,
     on_event: OnEvent | None = None,
 ) -> AsyncIterator[Client]:
@@ -82,6 +91,11 @@ async def connect(
     places they are at; what is used is kept for the next time, in the user's cache folder or another store, unless
     `remember` is False. "new" forgets it.
 
+    `precision` is what nodes may compute in: "any"; "exact", where no weight is made a small integer; or precisions
+    with commas between, "int8" or "int8/1,int4/1", with the version of the arithmetic or without. A route is of one
+    kind where that costs little, and a hop that fails is replaced by its kind if there is one: else the event
+    `Altered` says so. An answer that must not depend on who computes it names one kind with a version, as "int8/1".
+
     `on_event` is told of everything that happens beside the answers, with the id of the session it happened to.
 
     Raises: ConfigError, for a malformed address or an ambiguous model; Unreachable, if no address answers; NoRoute,
@@ -93,7 +107,7 @@ async def connect(
         raise ConfigError("give the address of at least one node")
     me = identity or identities.generate()
     store = FolderStore(_cache_folder() / "weights") if remember is True else remember or None
-    options = Options(model, wait_s, direct, weights=weights, store=store)
+    options = Options(model, wait_s, direct, weights=weights, store=store, precision=precision)
     async with (
         open_transport(me.key, dht="client", validate=RecordRule()) as transport,
         enter(transport, addrs, options, ends=ends, on_event=on_event) as client,
@@ -115,7 +129,14 @@ async def enter(
     async with background_tasks() as nursery:
         texts = TextProcess()
         nursery.start_soon(texts.run)  # comes up while the swarm is asked
-        view = View(transport, nursery, random.Random(), notify=notify, store=options.store)
+        view = View(
+            transport,
+            nursery,
+            random.Random(),
+            notify=notify,
+            store=options.store,
+            precisions=options.precisions,
+        )
         await view.enter(addrs)
         said = await _choose(view, options, ends, notify)
         if complaint := view.complaint():

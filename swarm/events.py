@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from protocol.model import Span
+from protocol.numerics import Numerics
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,18 @@ class Rerouted:
     reason: str
     replacements: tuple[str, ...]
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Altered:
+    """Replacements compute some stages of a session otherwise than before: what follows may differ from what would
+    have.
+    """
+
+    session: str
+    stages: Span
+    before: Numerics
+    after: Numerics
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,5 +64,5 @@ class Noticed:
     session: None = None
 
 
-Event = Rerouted | Bridged | Waiting | Noticed
+Event = Rerouted | Altered | Bridged | Waiting | Noticed
 OnEvent = Callable[[Event], None]

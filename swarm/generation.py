@@ -11,7 +11,7 @@ import trio
 
 from protocol.errors import ConfigError
 from swarm.decoding import Ask, Sampling, decode
-from swarm.events import Event, Rerouted
+from swarm.events import Altered, Event, Rerouted
 from swarm.routing.route import Route
 from swarm.session.session import Session
 from swarm.text.stream import StopStrings
@@ -51,6 +51,7 @@ class Answer:
     ttft_s: float  # from the request to the first token
     route: Route  # the latest; without hops, if there was none yet
     reroutes: tuple[Rerouted, ...]
+    altered: tuple[Altered, ...] = ()  # what was computed otherwise from some token on
 
     @property
     def tokens_per_s(self) -> float:
@@ -130,6 +131,7 @@ class Generation:
             ttft_s=self._first - self._began,
             route=self._session.route if self._session is not None else self._route,
             reroutes=tuple(event for event in self.events if isinstance(event, Rerouted)),
+            altered=tuple(event for event in self.events if isinstance(event, Altered)),
         )
 
     @property

@@ -65,7 +65,18 @@ ROOMS = [
     Room("node", ("node", "protocol")),
     Room("node.compute", ("protocol.",)),
     Room(
-        "node.engine", ("node.compute.casting", "node.compute.inputs", "node.compute.interfaces", "protocol.")
+        "node.engine",
+        (
+            "node.compute.casting",
+            "node.compute.inputs",
+            "node.compute.interfaces",
+            "node.native.kernel",
+            "node.native.load",
+            "node.native.packed",
+            "node.native.precision",
+            "node.memory",
+            "protocol.",
+        ),
     ),
     Room(
         "node.native",
@@ -75,6 +86,7 @@ ROOMS = [
             "node.engine.files",
             "node.engine.shards",
             "node.engine.sources",
+            "node.memory",
             "protocol.",
         ),
     ),
@@ -277,10 +289,11 @@ def test_a_circle_is_found() -> None:
 
 
 def test_the_client_loads_without_torch() -> None:
-    """Importing the client, command line included, loads neither torch nor transformers."""
-    names = ["protocol", "swarm", *(["swarm.cli"] if (ROOT / "swarm/cli").exists() else [])]
+    """Importing all of the client and of the command line loads neither torch nor transformers."""
     program = (
-        f"import sys, {', '.join(names)}; print(*sorted({{'torch', 'transformers'}} & set(sys.modules)))"
+        "import sys, swarm, swarm.cli.app; [getattr(swarm, name) for name in swarm.__all__]; "
+        "swarm.cli.app.app_of(*swarm.cli.app.COMMANDS); "
+        "print(*sorted({'torch', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60

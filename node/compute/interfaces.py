@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
 
 from protocol.candidates import Candidates, Want
 from protocol.model import Manifest, Span
+from protocol.numerics import Numerics
 from protocol.tensors import Tensor
+
+StepResult = Tensor | Candidates | None
+# Sessions are charged by so many positions at a time, and a cache takes memory for no more beyond what it holds.
+GROWTH_TOKENS: Final = 256
 
 
 class KvCache(Protocol):
@@ -20,8 +27,25 @@ class KvCache(Protocol):
     def length(self) -> int:
         """Positions held."""
 
+    def fork(self, position: int) -> KvCache:
+        """Another cache that begins with the first `position` positions of this one, at most `length`.
+
+        What either does from then on, the other does not see. Raises: UnsupportedModel, where a recurrent state would
+        have to be wound back.
+        """
+
     def close(self) -> None:
         """Give the memory back. Safe to call twice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Rows of one session for its cache: cut it to `position`, run `inputs` through its span, append to it."""
+
+    cache: KvCache
+    position: int
+    inputs: Tensor
+    want: Want
 
 
 class Engine(Protocol):
@@ -34,6 +58,10 @@ class Engine(Protocol):
     @property
     def dtype(self) -> str:
         """Of the hidden states it takes and gives: "f32", "f16" or "bf16"."""
+
+    @property
+    def numerics(self) -> Numerics:
+        """What it computes in, as it is announced."""
 
     @property
     def hidden_size(self) -> int:
@@ -53,10 +81,11 @@ class Engine(Protocol):
     def new_cache(self, span: Span, max_tokens: int | None = None) -> KvCache:
         """An empty cache for stages within the engine's span; it never takes memory for more than `max_tokens`."""
 
-    def step(self, cache: KvCache, position: int, inputs: Tensor, want: Want) -> Tensor | Candidates | None:
-        """Cut `cache`, which this engine made, to `position`; run `inputs` through the cache's span.
+    def run(self, calls: Sequence[Call]) -> list[StepResult | Exception]:
+        """Run calls of different sessions, each on a cache that this engine made; what they give, in order.
 
-        Returns hidden states [tokens, hidden_size] on the CPU where the span does not end with the head; where it
-        does, the wanted candidates, or None if nothing is wanted.
-        Raises: Malformed, if the inputs cannot be: their shape, dtype, a NaN, a token id out of the vocabulary.
+        Hidden states [tokens, hidden_size] on the CPU where a span does not end with the head, in memory that no
+        two results share; where it does, the wanted candidates, or None if nothing is wanted. A call that fails has
+        its error in its place, Malformed where the sender is at fault, and changes nothing for the others.
+        Where the engine cannot tell which failed it raises: each can then be run again, by itself.
         """

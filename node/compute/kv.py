@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from node.compute.interfaces import GROWTH_TOKENS
 from protocol import limits
 
 # Above this a budget is no longer a limit: 256 sessions of a thousand tokens.
@@ -25,3 +26,8 @@ def default_kv_tokens(free_bytes: int, kv_bytes_per_token: int, row_bytes: int) 
 def buffer_bytes(free_bytes: int) -> int:
     """What sessions may have in motion together: an eighth of the free memory, within bounds."""
     return max(limits.BUFFER_BYTES_LEAST, min(limits.BUFFER_BYTES_MOST, free_bytes // 8))
+
+
+def room_for(tokens: int, most: int) -> int:
+    """What a session of so many tokens, and of at most `most`, takes."""
+    return min(most, -(-tokens // GROWTH_TOKENS) * GROWTH_TOKENS)

@@ -1,7 +1,7 @@
 """The one thread that computes, and the loop that keeps it busy.
 
-A step is handed over and handed back without a task of its own: a queue to the thread, `run_sync_soon` back (27 us
-there and back, where `trio.to_thread` takes 43 us).
+A batch is handed over and handed back without a task of its own, and the event loop woken once for all that it gives:
+a queue to the thread, `run_sync_soon` back (27 us there and back, where `trio.to_thread` takes 43 us).
 """
 
 from __future__ import annotations
@@ -11,45 +11,45 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import trio
 
-from node.compute.call import Call, StepResult, make
-from node.compute.interfaces import Engine
+from node.compute.call import run_apart
+from node.compute.interfaces import Call, Engine, StepResult
 from node.compute.scheduler import Owner, Piece, Scheduler
+from node.compute.sizing import Sizer
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(Generic[T]):
     """How a piece of work ended, and with what; times by `time.perf_counter`, in seconds."""
 
-    result: StepResult
+    result: T | None
     error: Exception | None
     started: float
     ended: float
 
 
-# A piece of a step takes seconds at most, however large the model and slow the machine.
+# A batch takes seconds at most, however large the model and slow the machine.
 FINISH_WITHIN_S = 10.0
-
-Work = Callable[[], StepResult]
-Done = Callable[[Outcome], None]
 
 
 class Executor(Protocol):
     """Runs work one at a time, in order; calls `done` in the event loop after each."""
 
-    def submit(self, work: Work, done: Done) -> None:
+    def submit(self, work: Callable[[], T], done: Callable[[Outcome[T]], None]) -> None:
         """Run `work`, which may block, then call `done` with how it ended. Never blocks."""
 
 
-def attempt(work: Work) -> Outcome:
+def attempt(work: Callable[[], T]) -> Outcome[T]:
     """Do it, and say how it ended."""
     started = time.perf_counter()
-    result: StepResult = None
+    result: T | None = None
     error = None
     try:
         result = work()
@@ -70,10 +70,11 @@ class WorkerThread:
     """An executor with one thread, which begins with the first work and ends with `close` or with the process."""
 
     def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[tuple[Work, Done] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[Callable[[], Any], Callable[[Any], None]] | None]
+        self._queue = queue.SimpleQueue()
         self._token: trio.lowlevel.TrioToken | None = None
 
-    def submit(self, work: Work, done: Done) -> None:
+    def submit(self, work: Callable[[], T], done: Callable[[Outcome[T]], None]) -> None:
         """See `Executor`."""
         if self._token is None:
             self._token = trio.lowlevel.current_trio_token()
@@ -101,7 +102,7 @@ class WorkerThread:
                 token.run_sync_soon(done, outcome)
             except trio.RunFinishedError:
                 return
-            # Nothing of the last step is kept alive while waiting for the next.
+            # Nothing of the last batch is kept alive while waiting for the next.
             del given, work, done, outcome
 
 
@@ -119,22 +120,34 @@ class Runnable(Protocol):
     def prepare(self, piece: Piece) -> Call | None:
         """The call that runs a piece; None if nobody waits for it any more. Called in the worker thread."""
 
-    def take(self, piece: Piece, outcome: Outcome) -> None:
-        """The piece has run, or failed. Called in the event loop; must not raise.
+    def take(self, piece: Piece, outcome: Outcome[StepResult], *, alone: bool) -> None:
+        """The piece has run, or failed; `alone`: nothing else was in its batch. Called in the event loop; must not
+        raise.
 
         The outcome's error loses its traceback afterwards: log it now.
         """
 
 
-class EngineLoop:
-    """Owns the engine: has the executor run the next piece on it as soon as the last is done."""
+_Turn = tuple[Runnable, Piece]
 
-    def __init__(self, engine: Engine, executor: Executor, scheduler: Scheduler) -> None:
+
+class EngineLoop:
+    """Owns the engine: has the executor run the next batch on it as soon as the last is done.
+
+    `sizer`, if given, sets the scheduler's budget by what batches take.
+    """
+
+    def __init__(
+        self, engine: Engine, executor: Executor, scheduler: Scheduler, sizer: Sizer | None = None
+    ) -> None:
         self._engine = engine
         self.executor = executor
         self.scheduler = scheduler
+        self._sizer = sizer
         self._runnables: dict[int, Runnable] = {}
         self._busy = False
+        if sizer is not None:
+            scheduler.budget = sizer.budget
 
     def submit(self, runnable: Runnable, number: int, rows: int) -> None:
         """Run step `number` of `runnable` in its turn."""
@@ -149,21 +162,39 @@ class EngineLoop:
         self._runnables.pop(runnable.key, None)
 
     def _next(self) -> None:
-        piece = self.scheduler.take(time.perf_counter())
-        self._busy = piece is not None
-        if piece is not None:
-            runnable = self._runnables[piece.session]
-            self.executor.submit(
-                lambda: self._run(runnable, piece), lambda outcome: self._done(runnable, piece, outcome)
-            )
+        pieces = self.scheduler.take(time.perf_counter())
+        self._busy = bool(pieces)
+        if pieces:
+            turns = [(self._runnables[piece.session], piece) for piece in pieces]
+            self.executor.submit(lambda: self._run(turns), lambda outcome: self._done(turns, outcome))
 
-    def _run(self, runnable: Runnable, piece: Piece) -> StepResult:
-        """In the worker thread."""
-        call = runnable.prepare(piece)
-        return None if call is None else make(self._engine, call)
+    def _run(self, turns: Sequence[_Turn]) -> list[StepResult | Exception]:
+        """What each piece gives, or its error. In the worker thread."""
+        results: list[StepResult | Exception] = [None] * len(turns)
+        calls: dict[int, Call] = {}
+        for place, (runnable, piece) in enumerate(turns):
+            try:
+                call = runnable.prepare(piece)
+            except Exception as error:  # noqa: BLE001 - it is handed to its session, which logs it
+                results[place] = error
+            else:
+                if call is not None:
+                    calls[place] = call
+        if calls:
+            for place, given in zip(calls, run_apart(self._engine, list(calls.values())), strict=True):
+                results[place] = given
+        return results
 
-    def _done(self, runnable: Runnable, piece: Piece, outcome: Outcome) -> None:
-        self.scheduler.finish(piece.session)
-        runnable.take(piece, outcome)
-        _forget_frames(outcome.error)
+    def _done(self, turns: Sequence[_Turn], batch: Outcome[list[StepResult | Exception]]) -> None:
+        results = batch.result or [batch.error] * len(turns)
+        for (runnable, piece), given in zip(turns, results, strict=True):
+            self.scheduler.finish(piece.session)
+            error = given if isinstance(given, Exception) else None
+            result = None if isinstance(given, Exception) else given
+            runnable.take(piece, Outcome(result, error, batch.started, batch.ended), alone=len(turns) == 1)
+            _forget_frames(error)
+        if self._sizer is not None and batch.error is None:
+            rows = sum(piece.rows for _, piece in turns)
+            self._sizer.observe(rows, (batch.ended - batch.started) * 1e3)
+            self.scheduler.budget = self._sizer.budget
         self._next()

@@ -9,6 +9,7 @@ from typing import Final
 
 import numpy as np
 
+from node.compute.call import run_alone
 from node.compute.casting import cast_hidden
 from node.compute.interfaces import Engine
 from protocol.candidates import NOTHING, Want
@@ -43,14 +44,14 @@ def measure(engine: Engine) -> Speed:
         blocks = stop - first
         cache = engine.new_cache(Span(first, stop))
         prompt, token = _states(engine, _PREFILL_TOKENS), _states(engine, 1)
-        prefill_ms = _median_ms(lambda: engine.step(cache, 0, prompt, NOTHING))
+        prefill_ms = _median_ms(lambda: run_alone(engine, cache, 0, prompt, NOTHING))
         prefill_ms /= blocks * _PREFILL_TOKENS
-        decode_ms = _median_ms(lambda: engine.step(cache, cache.length, token, NOTHING)) / blocks
+        decode_ms = _median_ms(lambda: run_alone(engine, cache, cache.length, token, NOTHING)) / blocks
         cache.close()
     if last in engine.span:
         head = engine.new_cache(Span(last, last + 1))
         state = _states(engine, 1)
-        head_ms = _median_ms(lambda: engine.step(head, 0, state, Want(top=1)))
+        head_ms = _median_ms(lambda: run_alone(engine, head, 0, state, Want(top=1)))
     return Speed(decode_ms, prefill_ms, head_ms)
 
 

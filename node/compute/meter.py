@@ -10,7 +10,8 @@ from node.compute.measure import Speed
 WEIGHT = 0.1
 # Steps of at least this many rows tell how fast a prefill goes.
 PREFILL_ROWS = 16
-# After this long without a step nobody waits; the mean of the queue's delay says nothing any more.
+# After this long without a step nobody waits, and who comes computes alone; what steps took among others says nothing
+# any more.
 QUIET_S = 10.0
 
 
@@ -22,41 +23,70 @@ class StepTime:
     blocks: int
     head: bool  # the head ran too
     queue_ms: float
-    compute_ms: float
+    compute_ms: float  # of the batches that it was part of, which is how long its session waited
+    alone: bool  # nothing else was in them
+
+
+class _Mean:
+    """Of what steps take alone, and of what they take as things are."""
+
+    def __init__(self, ms: float) -> None:
+        self.alone_ms = self.now_ms = ms
+
+    def observe(self, ms: float, *, alone: bool) -> None:
+        self.now_ms = _mean(self.now_ms, ms)
+        if alone:
+            self.alone_ms = _mean(self.alone_ms, ms)
 
 
 class Meter:
-    """Milliseconds: per block and token alone, per block and token in a chunk, of the head, in the queue."""
+    """Milliseconds, as a session more would have them: per block and token alone, per block and token in a chunk, of
+    the head, in the queue.
 
-    def __init__(self, decode_ms: float = 0.0, prefill_ms: float = 0.0, head_ms: float = 0.0) -> None:
-        self.decode_ms = decode_ms
-        self.prefill_ms = prefill_ms
-        self.head_ms = head_ms
+    A decode step joins the batch that runs, and takes what that takes: a busy node says so, an idle one what it
+    gives a session that it has for itself. `now`: seconds on any clock that does not jump.
+    """
+
+    def __init__(self, speed: Speed | None = None) -> None:
+        """Begin with what was measured at the start, if anything was."""
+        speed = speed or Speed(0.0, 0.0, 0.0)
+        self.head_ms = speed.head_ms
+        self._decode = _Mean(speed.decode_ms_per_block)
+        self._prefill = _Mean(speed.prefill_ms_per_token_block)
         self._queue_ms = 0.0
         self._last_at = float("-inf")
 
-    @classmethod
-    def measured(cls, speed: Speed) -> Meter:
-        """Begin with what was measured at the start."""
-        return cls(speed.decode_ms_per_block, speed.prefill_ms_per_token_block, speed.head_ms)
-
     def observe(self, step: StepTime, now: float) -> None:
-        """Take in one step. `now`: seconds on any clock that does not jump."""
+        """Take in one step."""
+        if self._is_quiet(now):
+            for mean in (self._decode, self._prefill):
+                mean.now_ms = mean.alone_ms
         self._last_at = now
         self._queue_ms = _mean(self._queue_ms, step.queue_ms)
         if step.blocks == 0:
-            if step.head and step.rows == 1:
+            if step.head and step.rows == 1 and step.alone:
                 self.head_ms = _mean(self.head_ms, step.compute_ms)
             return
         blocks_ms = max(0.0, step.compute_ms - (self.head_ms if step.head else 0.0))
         if step.rows == 1:
-            self.decode_ms = _mean(self.decode_ms, blocks_ms / step.blocks)
+            self._decode.observe(blocks_ms / step.blocks, alone=step.alone)
         elif step.rows >= PREFILL_ROWS:
-            self.prefill_ms = _mean(self.prefill_ms, blocks_ms / step.blocks / step.rows)
+            self._prefill.observe(blocks_ms / step.blocks / step.rows, alone=step.alone)
+
+    def decode_ms(self, now: float) -> float:
+        """Of one token in one block."""
+        return self._decode.alone_ms if self._is_quiet(now) else self._decode.now_ms
+
+    def prefill_ms(self, now: float) -> float:
+        """Of one token of many in one block."""
+        return self._prefill.alone_ms if self._is_quiet(now) else self._prefill.now_ms
 
     def queue_ms(self, now: float) -> float:
         """The mean delay of recent steps before they were computed."""
-        return self._queue_ms if now - self._last_at < QUIET_S else 0.0
+        return 0.0 if self._is_quiet(now) else self._queue_ms
+
+    def _is_quiet(self, now: float) -> bool:
+        return now - self._last_at >= QUIET_S
 
 
 def _mean(old: float, new: float) -> float:

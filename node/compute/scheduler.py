@@ -1,10 +1,13 @@
-"""Which steps run next. Pure: moves numbers, never tensors.
+"""Which steps run next, and together. Pure: moves numbers, never tensors.
 
-A step of few rows (a decode step, a draft to check, a short question) goes before a long one, and after a few short
-ones a long one has its turn. While other sessions decode, a long step is cut into pieces, so that it holds them up
-for no longer than a piece takes; when it is alone it runs whole, which is faster. Origins take turns, then the peers
-of one origin, then the sessions of one peer, so that whoever has many holds up nobody else. Inside a session all is
-in order of arrival, and one piece runs at a time. `now` is in seconds, on any clock that does not jump.
+A batch takes short steps (decode steps, drafts to check, short questions) up to one number of rows, and of the long
+ones, beside them, pieces of so many rows in all that those who decode hardly wait for them. Where nobody else decodes
+a long step runs whole, or as much of it as may hold up a step that comes meanwhile. Both have room of their own, so
+neither starves. Nothing waits for company: what came while a batch ran is the next.
+
+Origins take turns, then the peers of one origin, then the sessions of one peer, so that whoever has many holds up
+nobody else; who does not fit waits, and nobody goes before him. Inside a session all is in order of arrival, and one
+piece runs at a time. `now` is in seconds, on any clock that does not jump.
 """
 
 from __future__ import annotations
@@ -16,15 +19,22 @@ from typing import NamedTuple
 
 from protocol import limits
 
-# Steps of up to this many rows cost a node about what one row costs: the weights are read once.
-SHORT_ROWS = 8
-# So does a step that takes this part of what a piece of a long one may hold decode steps up for: a question of a few
-# words need not wait behind the long prompts of others.
-SHORT_PIECE = 1 / 8
-# Short steps that may pass a waiting long one: it gets at least one turn in nine.
-SHORT_BEFORE_LONG = 8
-# A session that has had a short step this recently is decoding, and its next step is on its way.
+# A step of up to this many rows is one of a session that decodes: a token, or a draft to check.
+DECODE_ROWS = 8
+# A session that has had such a step this recently is decoding, and its next step is on its way.
 DECODING_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Rows that a batch may hold: of short steps, of long ones while somebody decodes, and of long ones else.
+
+    Each at least `DECODE_ROWS`.
+    """
+
+    short: int = limits.STEP_TOKENS
+    beside: int = limits.STEP_TOKENS
+    alone: int = limits.STEP_TOKENS
 
 
 class Owner(NamedTuple):
@@ -64,14 +74,18 @@ class _Turns:
             if not peers:
                 del self._waiting[owner.origin]
 
-    def next(self) -> int:
-        """Whose turn it is; the session no longer waits."""
-        origin, peers = next(iter(self._waiting.items()))
-        peer, sessions = next(iter(peers.items()))
-        session = next(iter(sessions))
-        del self._waiting[origin], peers[peer]
-        peers[peer] = sessions
-        self._waiting[origin] = peers
+    def first(self) -> int:
+        """Whose turn it is."""
+        peers = next(iter(self._waiting.values()))
+        return next(iter(next(iter(peers.values()))))
+
+    def take(self) -> int:
+        """As `first`; the session no longer waits, and its peer and origin have had their turn."""
+        session = self.first()
+        owner = self._owners[session]
+        peers = self._waiting.pop(owner.origin)
+        self._waiting[owner.origin] = peers
+        peers[owner.peer] = peers.pop(owner.peer)
         self.remove(session)
         return session
 
@@ -81,6 +95,10 @@ class _Job:
     number: int
     rows: int
     taken: int = 0
+
+    @property
+    def left(self) -> int:
+        return self.rows - self.taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,20 +111,24 @@ class Piece:
     stop: int
     last: bool
 
+    @property
+    def rows(self) -> int:
+        """How many there are."""
+        return self.stop - self.start
+
 
 class Scheduler:
-    """Steps by session, in order; `take` says what to run. `piece_rows` bounds a piece of a long step."""
+    """Steps by session, in order; `take` says what to run together, within `budget`, which may change at any time."""
 
-    def __init__(self, piece_rows: int = limits.STEP_TOKENS) -> None:
-        self.piece_rows = piece_rows
+    def __init__(self, budget: Budget = Budget()) -> None:
+        self.budget = budget
         self._jobs: dict[int, deque[_Job]] = {}
         self._running: set[int] = set()
         self._owners: dict[int, Owner] = {}
         # Sessions whose first job may run now.
         self._short = _Turns()
         self._long = _Turns()
-        self._passed = 0
-        self._last_short: dict[int, float] = {}  # by session, when it came; the latest last
+        self._last_decode: dict[int, float] = {}  # by session, when it came; the latest last
 
     def __len__(self) -> int:
         """Steps not yet wholly taken."""
@@ -114,32 +136,19 @@ class Scheduler:
 
     def add(self, session: int, number: int, rows: int, now: float, owner: Owner = NOBODY) -> None:
         """A step of `session`, which is its `owner`'s, is ready once those before it have run."""
-        if rows <= SHORT_ROWS:
-            self._last_short.pop(session, None)
-            self._last_short[session] = now
+        if rows <= DECODE_ROWS:
+            self._last_decode.pop(session, None)
+            self._last_decode[session] = now
         self._owners[session] = owner
         jobs = self._jobs.setdefault(session, deque())
         jobs.append(_Job(number, rows))
         if len(jobs) == 1 and session not in self._running:
             self._line_up(session)
 
-    def take(self, now: float) -> Piece | None:
-        """What to run next, or None. Its session rests until `finish`."""
-        line = self._choose()
-        if line is None:
-            return None
-        self._passed = self._passed + 1 if line is self._short and self._long else 0
-        session = line.next()
-        self._running.add(session)
-        jobs = self._jobs[session]
-        job = jobs[0]
-        start, stop = job.taken, min(job.rows, job.taken + self._most_rows(session, job, now))
-        job.taken = stop
-        if stop == job.rows:
-            jobs.popleft()
-            if not jobs:
-                del self._jobs[session]
-        return Piece(session, job.number, start, stop, stop == job.rows)
+    def take(self, now: float) -> list[Piece]:
+        """What to run next, one piece of a session at most; nothing, if nothing waits. Each rests until `finish`."""
+        short = self._take_short()
+        return [*short, *self._take_long(now, beside=bool(short))]
 
     def finish(self, session: int) -> None:
         """The piece that `session` had running is done."""
@@ -150,26 +159,52 @@ class Scheduler:
     def drop(self, session: int) -> None:
         """Forget the steps of `session`; what runs is finished by `finish` as ever."""
         self._jobs.pop(session, None)
-        self._last_short.pop(session, None)
+        self._last_decode.pop(session, None)
         self._owners.pop(session, None)
         self._short.remove(session)
         self._long.remove(session)
 
-    def _choose(self) -> _Turns | None:
-        if self._short and not (self._long and self._passed >= SHORT_BEFORE_LONG):
-            return self._short
-        return self._long or None
+    def _take_short(self) -> list[Piece]:
+        pieces: list[Piece] = []
+        left = self.budget.short
+        while self._short:
+            rows = self._jobs[self._short.first()][0].left
+            if pieces and rows > left:
+                break
+            left -= rows
+            pieces.append(self._cut(self._short.take(), rows))
+        return pieces
 
-    def _most_rows(self, session: int, job: _Job, now: float) -> int:
-        if job.rows <= SHORT_ROWS or not self._others_decode(session, now):
-            return job.rows
-        return max(self.piece_rows, SHORT_ROWS)
+    def _take_long(self, now: float, *, beside: bool) -> list[Piece]:
+        pieces: list[Piece] = []
+        used = 0
+        while self._long:
+            in_the_way = beside or self._others_decode(self._long.first(), now)
+            left = (self.budget.beside if in_the_way else self.budget.alone) - used
+            if left <= 0:
+                break
+            pieces.append(self._cut(self._long.take(), left))
+            used += pieces[-1].rows
+        return pieces
+
+    def _cut(self, session: int, most_rows: int) -> Piece:
+        """The next rows of a session's first step."""
+        self._running.add(session)
+        jobs = self._jobs[session]
+        job = jobs[0]
+        start = job.taken
+        job.taken = min(job.rows, start + most_rows)
+        if job.taken == job.rows:
+            jobs.popleft()
+            if not jobs:
+                del self._jobs[session]
+        return Piece(session, job.number, start, job.taken, job.taken == job.rows)
 
     def _others_decode(self, session: int, now: float) -> bool:
-        latest = (at for other, at in reversed(self._last_short.items()) if other != session)
+        latest = (at for other, at in reversed(self._last_decode.items()) if other != session)
         return now - next(latest, -math.inf) < DECODING_S
 
     def _line_up(self, session: int) -> None:
-        short_rows = max(SHORT_ROWS, int(self.piece_rows * SHORT_PIECE))
-        line = self._short if self._jobs[session][0].rows <= short_rows else self._long
-        line.add(session, self._owners[session])
+        # What is no more than a piece of a long step need not wait behind the long steps of others.
+        is_short = self._jobs[session][0].left <= max(DECODE_ROWS, self.budget.beside)
+        (self._short if is_short else self._long).add(session, self._owners[session])

@@ -7,6 +7,7 @@ which masks are made from.
 
 from __future__ import annotations
 
+import copy
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,15 +20,17 @@ from transformers.cache_utils import (
     LinearAttentionCacheLayerMixin,
 )
 
-from protocol.errors import UnsupportedModel
+from node.compute.interfaces import GROWTH_TOKENS
+from protocol.errors import LocalProtocolError, UnsupportedModel
 from protocol.model import Span
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 _FIRST_TOKENS: Final = 64
-# Doubling up to here; beyond, the copy for another step of this size costs 0.1 % of the attention it serves.
-_MOST_AHEAD: Final = 1024
+# Doubling up to here; beyond, by so much: the copy costs below 1 % of the attention that it serves.
+_MOST_AHEAD: Final = GROWTH_TOKENS
+_NO_WAY_BACK: Final = "a model with recurrent layers cannot go back to an earlier position"
 
 
 class _Buffers:
@@ -58,8 +61,8 @@ class _Buffers:
         return self.keys.narrow(2, first, stop - first), self.values.narrow(2, first, stop - first)
 
     def _grow(self, keys: torch.Tensor, values: torch.Tensor, tokens: int) -> None:
-        ahead = min(max(self.capacity, _FIRST_TOKENS), _MOST_AHEAD)
-        self.capacity = max(tokens, min(self.capacity + ahead, self.most))
+        unit = min(max(self.capacity, _FIRST_TOKENS), _MOST_AHEAD)
+        self.capacity = max(tokens, min(-(-tokens // unit) * unit, self.most))
         self.keys = self._moved(self.keys, keys)
         self.values = self._moved(self.values, values)
 
@@ -68,6 +71,11 @@ class _Buffers:
         if old is not None:
             new.narrow(2, 0, self.held).copy_(old.narrow(2, 0, self.held))
         return new
+
+    def copy_into(self, other: _Buffers, rows: int) -> None:
+        """Let `other`, which is empty, hold the first `rows` rows."""
+        if self.keys is not None and self.values is not None and rows:
+            other.append(self.keys.narrow(2, 0, rows), self.values.narrow(2, 0, rows), None)
 
     def bytes_per_token(self) -> int:
         """Memory that one row takes."""
@@ -186,6 +194,31 @@ class LayerCaches(DynamicCache):
             return self.length > 0
         return bool(super().has_previous_state(layer_idx, state_idx))
 
+    def copy_into(self, other: LayerCaches, position: int) -> None:
+        """Let `other`, which is empty and of the same layers, hold the first `position` rows of what this holds."""
+        for index in self._owned:
+            slot, new = self.layers[index], other.layers[index]
+            if isinstance(slot, _FullSlot | _WindowSlot):
+                assert isinstance(new, _FullSlot | _WindowSlot), "the two are of one configuration"
+                slot.buffers.copy_into(new.buffers, position)
+                new.is_initialized = slot.is_initialized
+            elif not _holds_nothing(slot):
+                other.layers[index] = copy.deepcopy(slot)
+        other.length = position
+
+    def positions(self, tokens: int) -> torch.Tensor:
+        """Where the next rows stand, [1, tokens]."""
+        return torch.arange(self.length, self.length + tokens)[None]
+
+    def begin(self) -> None:
+        """A forward begins, of which layers may take rows before it fails."""
+        self.torn = True
+
+    def advance(self, tokens: int) -> None:
+        """It went well: the rows count."""
+        self.torn = False
+        self.length += tokens
+
     def forget(self) -> None:
         """Give the memory back; nothing else can be asked of this afterwards."""
         self.layers = []
@@ -244,10 +277,23 @@ class SpanCache:
         """
         if (position < self.layers.length or self.layers.torn) and not self.layers.can_cut():
             if position:
-                raise UnsupportedModel("a model with recurrent layers cannot go back to an earlier position")
+                raise UnsupportedModel(_NO_WAY_BACK)
             self.layers.forget()
             self.layers = LayerCaches(self._config, self._owned, self._max_tokens)
         self.layers.cut(position)
+
+    @torch.inference_mode()
+    def fork(self, position: int) -> SpanCache:
+        """Another cache with a copy of the first `position` positions. Raises: UnsupportedModel, as `cut`."""
+        if not 0 <= position <= self.length:
+            raise LocalProtocolError(f"a fork at {position} of a cache of {self.length} positions")
+        other = SpanCache(self._config, self.span, self._owned, self._max_tokens)
+        if (position < self.length or self.layers.torn) and not self.layers.can_cut():
+            if position:
+                raise UnsupportedModel(_NO_WAY_BACK)
+            return other
+        self.layers.copy_into(other.layers, position)
+        return other
 
     def close(self) -> None:
         """Give the memory back. Safe to call twice."""

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from node.engine.files import CheckpointFiles
+from node.engine.kinds import kind_of, packed_bytes
 from node.engine.sources import Source, first_line, open_source
+from node.native.precision import Precision
 from protocol import limits
 from protocol.errors import BadCheckpoint, ConfigError, UnsupportedModel
 from protocol.model import Manifest, Span
@@ -30,8 +32,9 @@ class Checkpoint:
     `config` is transformers' configuration; nothing else outside `node.engine` should need it.
     """
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, precision: Precision | None = None) -> None:
         """Use `open`."""
+        self.precision = precision
         self._files = CheckpointFiles(source)
         self.name = source.name
         self.config = self._read_config()
@@ -40,15 +43,23 @@ class Checkpoint:
         self.stages = self.manifest.stages
 
     @classmethod
-    def open(cls, model: str, *, span: Span | None = None, cache_dir: str | None = None) -> Checkpoint:
+    def open(
+        cls,
+        model: str,
+        *,
+        span: Span | None = None,
+        cache_dir: str | None = None,
+        precision: Precision | None = None,
+    ) -> Checkpoint:
         """Open `model`, a folder or a hub id ("org/name"), and make sure of the weights of `span`.
 
+        precision: what the weights are packed in; None: they are computed with as they are.
         Raises:
             ConfigError: no such folder, or the hub cannot give it.
             BadCheckpoint: files are missing or damaged; names them.
             UnsupportedModel: a model that this engine cannot split.
         """
-        checkpoint = cls(open_source(model, cache_dir))
+        checkpoint = cls(open_source(model, cache_dir), precision)
         if span is not None:
             checkpoint.require(span)
         return checkpoint
@@ -84,15 +95,21 @@ class Checkpoint:
     def stage_bytes(self, stage: int, dtype: str) -> int:
         """Bytes that the weights of one stage take when it is loaded alone in `dtype`. Reads no weights.
 
-        A head that is tied to the embedding counts it: alone, it has to load it.
+        A head that is tied to the embedding counts it: alone, it has to load it. Packed, about so many.
         """
-        sizes = [self.layout.sizes[name] for name in self.layout.stages[stage]]
-        return sum(count * (ITEM_BYTES[dtype] if floating else 8) for count, floating in sizes)
+        layout, precision = self.layout, self.precision
+        names = layout.stages[stage]
+        if precision is None or not stage:
+            sizes = [layout.sizes[name] for name in names]
+            return sum(count * (ITEM_BYTES[dtype] if floating else 8) for count, floating in sizes)
+        return sum(
+            packed_bytes(kind_of(precision, name, layout.stack), layout.sizes[name][0]) for name in names
+        )
 
     def stage_digests(self, span: Span) -> tuple[bytes, ...]:
         """For each stage of the span 8 bytes of the SHA-256 over its tensors as stored. Reads only these.
 
-        Raises: BadCheckpoint.
+        In whatever precision they are computed with: numerics say that. Raises: BadCheckpoint.
         """
         return tuple(self._files.stage_digest(self._stage_tensors[stage].stored) for stage in span)
 

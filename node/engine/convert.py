@@ -16,17 +16,17 @@ def ids_in(tensor: Tensor, vocab_size: int) -> torch.Tensor:
     return torch.from_numpy(inputs.token_ids(tensor, vocab_size).astype("int64"))[None]
 
 
-def hidden_in(tensor: Tensor, hidden_size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Hidden states [1, tokens, hidden_size] on the device, a copy. Raises: Malformed."""
+def hidden_in(tensor: Tensor, hidden_size: int, dtype: torch.dtype) -> torch.Tensor:
+    """Hidden states [1, tokens, hidden_size] on the CPU, a copy. Raises: Malformed."""
     inputs.check_hidden(tensor, hidden_size)
     inputs.check_dtype(tensor, _NAMES[dtype])
     # torch wants memory that it may write to; a frame's is not.
     flat = torch.frombuffer(bytearray(tensor.data), dtype=dtype)
-    return flat.view(1, *tensor.shape).to(device)
+    return flat.view(1, *tensor.shape)
 
 
 def hidden_out(hidden: torch.Tensor) -> Tensor:
-    """Hidden states [1, tokens, hidden] as they travel; a view where they lie contiguous on the CPU."""
-    rows = hidden[0].cpu().contiguous()
+    """Hidden states [tokens, hidden] as they travel; a view where they lie contiguous on the CPU."""
+    rows = hidden.cpu().contiguous()
     data = rows.view(torch.uint8).flatten().numpy()
     return Tensor(_NAMES[rows.dtype], tuple(rows.shape), data.data)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import psutil
 import torch
+
+from node import memory
 
 
 def free_bytes(device: str) -> int:
@@ -11,4 +12,4 @@ def free_bytes(device: str) -> int:
     kind = torch.device(device)
     if kind.type == "cuda":
         return int(torch.cuda.mem_get_info(kind)[0])
-    return int(psutil.virtual_memory().available)
+    return memory.free_bytes()

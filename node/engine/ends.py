@@ -52,7 +52,7 @@ class LocalEnds:
         """
         ids = convert.ids_in(tokens, self.manifest.vocab_size).to(self._model.device)
         check_context(position, tokens, self.manifest.context)
-        return convert.hidden_out(self._model.hidden(self._first, self._at(self._first, position), ids))
+        return convert.hidden_out(self._model.hidden(self._first, self._at(self._first, position), ids)[0])
 
     @torch.inference_mode()
     def head(self, hidden: Tensor, want: Want, position: int) -> Candidates:
@@ -65,7 +65,7 @@ class LocalEnds:
         check_want(want, self.manifest.vocab_size)
         check_hidden(hidden, self.hidden_size)
         own = cast_hidden(hidden, self.dtype)
-        states = convert.hidden_in(own, self.hidden_size, self._model.dtype, self._model.device)
+        states = convert.hidden_in(own, self.hidden_size, self._model.dtype).to(self._model.device)
         caches = self._at(self._last, position)
         return head.candidates(
             self._model.logits(self._last, caches, states, 0 if want.every else 1)[0], want

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from node.engine.cache import LayerCaches
+from node.engine.rows import RowCaches
 from protocol.errors import UnsupportedModel
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 # The second is what families without attention call their state.
 _CACHES: Final = {"past_key_values", "cache_params"}
+
+Caches = LayerCaches | RowCaches
 
 
 class Forward:
@@ -33,21 +36,26 @@ class Forward:
                 f"{model.config.model_type} cannot be split: it keeps no cache between steps"
             )
 
-    def hidden(self, caches: LayerCaches, position: int, inputs: torch.Tensor) -> None:
-        """Run embedding, layers and final norm on ids [1, tokens] or embeddings [1, tokens, width]."""
-        self._decoder(**self._arguments(self._decoder_takes, caches, position, inputs, 0))
+    @property
+    def takes_positions(self) -> bool:
+        """Whether the family is told where each row stands, instead of counting what its cache holds."""
+        return "position_ids" in self._model_takes & self._decoder_takes
 
-    def logits(self, caches: LayerCaches, position: int, inputs: torch.Tensor, rows: int) -> torch.Tensor:
-        """The same and the head: logits [1, rows, vocabulary] of the last `rows` rows (0: of all)."""
-        out = self._model(**self._arguments(self._model_takes, caches, position, inputs, rows))
+    def hidden(self, caches: Caches, inputs: torch.Tensor) -> None:
+        """Run embedding, layers and final norm on ids [1, tokens] or embeddings [1, tokens, width].
+
+        With `RowCaches` the inputs are one row of each session: [sessions, 1] or [sessions, 1, width].
+        """
+        self._decoder(**self._arguments(self._decoder_takes, caches, inputs, 0))
+
+    def logits(self, caches: Caches, inputs: torch.Tensor, rows: int) -> torch.Tensor:
+        """The same and the head: logits [1 or sessions, rows, vocabulary] of the last `rows` rows (0: of all)."""
+        out = self._model(**self._arguments(self._model_takes, caches, inputs, rows))
         logits: torch.Tensor = out.logits
         return logits[:, -rows:]
 
     @staticmethod
-    def _arguments(
-        takes: frozenset[str], caches: LayerCaches, position: int, inputs: torch.Tensor, rows: int
-    ) -> dict[str, Any]:
-        tokens = inputs.shape[1]
+    def _arguments(takes: frozenset[str], caches: Caches, inputs: torch.Tensor, rows: int) -> dict[str, Any]:
         given: dict[str, Any] = {
             "input_ids" if inputs.dim() == 2 else "inputs_embeds": inputs,
             **dict.fromkeys(_CACHES, caches),
@@ -56,5 +64,5 @@ class Forward:
             "logits_to_keep": rows,
         }
         if "position_ids" in takes:
-            given["position_ids"] = torch.arange(position, position + tokens, device=inputs.device)[None]
+            given["position_ids"] = caches.positions(inputs.shape[1]).to(inputs.device)
         return {name: value for name, value in given.items() if name in takes}

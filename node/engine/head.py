@@ -8,6 +8,23 @@ from protocol.candidates import Candidates, Want
 from protocol.errors import Malformed
 
 
+def of_each(logits: torch.Tensor, want: Want) -> list[Candidates | Malformed]:
+    """What `want` asks of each row of logits [rows, vocabulary], in arrays of its own; or why it has none."""
+    try:
+        found = candidates(logits, want)
+    except Malformed as error:
+        if len(logits) == 1:
+            return [error]
+        return [given for row in logits for given in of_each(row[None], want)]
+    rows = (slice(row, row + 1) for row in range(len(logits)))
+    return [
+        Candidates(
+            found.ids[row].copy(), found.logits[row].copy(), found.lse[row].copy(), found.asked[row].copy()
+        )
+        for row in rows
+    ]
+
+
 def candidates(logits: torch.Tensor, want: Want) -> Candidates:
     """What `want` asks of logits [rows, vocabulary]. Ties go to the lower id, on every machine alike.
 

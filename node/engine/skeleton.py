@@ -8,6 +8,7 @@ first layer belongs to stage 0, what it calls after the last to the head. Nothin
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -54,7 +55,10 @@ def build_skeleton(config: PreTrainedConfig, dtype: str) -> PreTrainedModel:
 
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype], trust_remote_code=False)
+            # A copy: the model's dtype and its way to attend are written into its configuration.
+            model = AutoModelForCausalLM.from_config(
+                copy.deepcopy(config), dtype=DTYPES[dtype], trust_remote_code=False
+            )
     except Exception as error:
         raise UnsupportedModel(f"{config.model_type} cannot be built: {first_line(error)}") from error
     for module in model.modules():
@@ -146,7 +150,7 @@ def _run_once(model: PreTrainedModel, owner: nn.Module, gates: Gates) -> None:
     caches = LayerCaches(model.config, frozenset())
     gates.watch()
     ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
-    logits = Forward(model, owner).logits(caches, 0, ids, 1)
+    logits = Forward(model, owner).logits(caches, ids, 1)
     if gates.seen != list(range(len(gates))):
         raise UnsupportedModel(f"{kind} cannot be split: its forward does not run its layers once, in order")
     if tuple(gates.left.shape) != (1, tokens, hidden_size):

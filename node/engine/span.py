@@ -1,53 +1,90 @@
-"""The engine of a node: one span of one model, loaded, and a step of one session through it."""
+"""The engine of a node: one span of one model, loaded, and steps of sessions through it."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from node.compute.inputs import check_context, check_want
-from node.compute.interfaces import KvCache
+from node.compute.interfaces import Call, StepResult
 from node.engine import convert, head
 from node.engine.cache import SpanCache
 from node.engine.checkpoint import Checkpoint
-from node.engine.skeleton import probing
+from node.engine.quantised import Quantiser
 from node.engine.split import SplitModel
-from protocol.candidates import Candidates, Want
-from protocol.errors import ConfigError, LocalProtocolError, Malformed, UnsupportedModel
+from node.engine.trial import Trial
+from protocol.candidates import Want
+from protocol.errors import (
+    CacheFull,
+    ConfigError,
+    LocalProtocolError,
+    Malformed,
+    UnsupportedModel,
+)
 from protocol.model import Manifest, Span
-from protocol.tensors import ITEM_BYTES, Tensor
+from protocol.numerics import Numerics
+from protocol.tensors import ITEM_BYTES
 
-_CHECK_TOKENS = 3
+_Results = list[StepResult | Exception]
 
 
 class SpanEngine:
     """One span of one model. Everything but `load` is for one thread.
 
     span, dtype: what was loaded, "f32", "f16" or "bf16"; hidden_size: of the states it takes and gives;
-    weight_bytes: memory of the parameters (of a checkpoint in the same dtype on the CPU: mapped, not copied).
+    weight_bytes: memory of the parameters (of a checkpoint in the same dtype on the CPU: mapped, not copied);
+    batches: whether decode steps of several sessions are computed together.
     """
 
-    def __init__(self, checkpoint: Checkpoint, span: Span, dtype: str, device: str) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        span: Span,
+        dtype: str,
+        device: str,
+        quantiser: Quantiser | None,
+    ) -> None:
         """Use `load`."""
         self.span = span
         self.dtype = dtype
+        self.numerics = numerics_of(checkpoint, dtype)
         self.manifest: Manifest = checkpoint.manifest
         self.hidden_size = self.manifest.hidden_size
-        self._model = SplitModel(checkpoint, frozenset(span), dtype, device)
+        self._model = SplitModel(checkpoint, frozenset(span), dtype, device, quantiser)
         self.weight_bytes = self._model.weight_bytes
-        self._kv_bytes = self._check()
+        trial = Trial(self._model, span)
+        self._kv_bytes = trial.kv_bytes()
+        self.batches = self._model.may_batch and trial.rows_agree()
+        self._chunks = self._model.takes_chunks
 
     @classmethod
     def load(
-        cls, checkpoint: Checkpoint, span: Span, *, dtype: str | None = None, device: str = "cpu"
+        cls,
+        checkpoint: Checkpoint,
+        span: Span,
+        *,
+        dtype: str | None = None,
+        device: str = "cpu",
+        quantiser: Quantiser | None = None,
     ) -> SpanEngine:
         """Load the span's tensors, no others, and try them out.
 
-        dtype: None takes the checkpoint's own where the device computes in it natively, else "f32".
-        Raises: BadCheckpoint, UnsupportedModel; ConfigError, if the model has no such span or dtype.
+        dtype: None takes the checkpoint's own where the device computes in it natively, else "f32". quantiser: packs
+        the weights, on the CPU and for "f32".
+        Raises: BadCheckpoint, UnsupportedModel; ConfigError, if the model has no such span or dtype, or the device
+        no memory for it.
         """
         checkpoint.require(span)
         dtype = choose_dtype(checkpoint, dtype, device)
-        return cls(checkpoint, span, dtype, device)
+        try:
+            return cls(checkpoint, span, dtype, device, quantiser)
+        except torch.OutOfMemoryError as error:
+            need = sum(checkpoint.stage_bytes(stage, dtype) for stage in span) / 2**30
+            raise ConfigError(
+                f"{device} has no memory for stages {span} in {dtype}, {need:.1f} GiB: serve fewer layers"
+            ) from error
 
     def kv_bytes_per_token(self) -> int:
         """Memory that one position of one session over the whole span takes (recurrent states are not counted)."""
@@ -60,78 +97,133 @@ class SpanEngine:
         return self._model.new_cache(span, max_tokens)
 
     @torch.inference_mode()
-    def step(self, cache: KvCache, position: int, inputs: Tensor, want: Want) -> Tensor | Candidates | None:
-        """Cut the cache to `position`, run `inputs` through the cache's span, append to the cache.
+    def run(self, calls: Sequence[Call]) -> _Results:
+        """See `node.compute.interfaces.Engine`.
 
-        inputs: int32 ids [tokens] if the span begins with stage 0, else hidden states [tokens, hidden_size] in the
-        engine's dtype. Returns hidden states [tokens, hidden_size] of every row, whatever is wanted, unless the span
-        ends with the head: then candidates of the last row or of every row, or None if nothing is wanted.
-        Raises: Malformed, the sender's fault; UnsupportedModel, if a recurrent model is asked to go back.
+        Calls of one row for the same stages are computed together where the family allows it, others one by one.
+        Errors besides Malformed: UnsupportedModel, if a recurrent model is asked to go back; CacheFull, if the
+        device has no memory left for a call.
         """
+        results: _Results = [None] * len(calls)
+        for group in self._groups(calls, results):
+            if len(group) == 1 or not self._run_rows(group, results):
+                for entered in group:
+                    results[entered.place] = self._run_alone(entered)
+        return results
+
+    def _groups(self, calls: Sequence[Call], results: _Results) -> Iterator[list[_Entered]]:
+        """Calls that may be computed together; of those that cannot be, the errors are put in their places."""
+        rows: dict[Span, list[_Entered]] = {}
+        alone: list[_Entered] = []
+        for place, call in enumerate(calls):
+            try:
+                entered = self._enter(place, call)
+            except (Malformed, UnsupportedModel) as error:
+                results[place] = error
+                continue
+            if self.batches and entered.inputs.shape[1] == 1:
+                rows.setdefault(entered.cache.span, []).append(entered)
+            else:
+                alone.append(entered)
+        yield from rows.values()
+        yield from ([entered] for entered in alone)
+
+    def _enter(self, place: int, call: Call) -> _Entered:
+        """Check a call, and cut its cache. Raises: Malformed, UnsupportedModel."""
+        cache, inputs = call.cache, call.inputs
         if not isinstance(cache, SpanCache):
             raise LocalProtocolError("a cache that this engine did not make")
-        if not 0 <= position <= cache.length:
-            raise Malformed(f"a step at position {position}, the cache ends at {cache.length}")
-        states = self._inputs(cache.span, inputs)
-        check_context(position, inputs, self.manifest.context)
-        ends = self._model.has_head(cache.span)
-        if ends:
-            check_want(want, self.manifest.vocab_size)
-        cache.cut(position)
-        if not ends:
-            return convert.hidden_out(self._model.hidden(cache.span, cache.layers, states))
-        if want.kind == "nothing":
-            self._model.hidden(cache.span, cache.layers, states)
-            return None
-        rows = 0 if want.every else 1
-        return head.candidates(self._model.logits(cache.span, cache.layers, states, rows)[0], want)
+        if not 0 <= call.position <= cache.length:
+            raise Malformed(f"a step at position {call.position}, the cache ends at {cache.length}")
+        if cache.span.start == 0:
+            states = convert.ids_in(inputs, self.manifest.vocab_size)
+        else:
+            states = convert.hidden_in(inputs, self.hidden_size, self._model.dtype)
+        check_context(call.position, inputs, self.manifest.context)
+        if self._model.has_head(cache.span):
+            check_want(call.want, self.manifest.vocab_size)
+        cache.cut(call.position)
+        return _Entered(place, cache, states, call.want)
 
-    def _inputs(self, span: Span, inputs: Tensor) -> torch.Tensor:
-        if span.start == 0:
-            return convert.ids_in(inputs, self.manifest.vocab_size).to(self._model.device)
-        return convert.hidden_in(inputs, self.hidden_size, self._model.dtype, self._model.device)
-
-    @torch.inference_mode()
-    def _check(self) -> int:
-        """Run the span at once and stage by stage, which must agree (on the CPU to the bit); KV bytes per token.
-
-        Layers that hand each other more than hidden states show here. Raises: UnsupportedModel.
-        """
-        whole = self.new_cache(self.span)
-        parts = [self.new_cache(Span(stage, stage + 1)) for stage in self.span]
-        with probing(self._model.config):
-            for tokens in (_CHECK_TOKENS, 1):
-                inputs = self._sample(tokens)
-                expected = self._run(whole, inputs)
-                for part in parts:
-                    inputs = self._run(part, inputs)
-                if not self._agree(expected, inputs):
-                    kind = self._model.config.model_type
-                    raise UnsupportedModel(
-                        f"{kind} cannot be split: its layers share more than hidden states"
-                    )
-        return whole.layers.bytes_per_token()
+    def _run_rows(self, group: Sequence[_Entered], results: _Results) -> bool:
+        """One row of each session, together; False if there is no memory for that."""
+        span, inputs = group[0].cache.span, torch.cat([entered.inputs for entered in group])
+        wanted = [entered for entered in group if entered.want.kind != "nothing"]
+        caches = self._model.together([entered.cache.layers for entered in group])
+        try:
+            if not self._model.has_head(span):
+                hidden = self._model.hidden(span, caches, inputs.to(self._model.device)).cpu()
+                for entered, row in zip(group, hidden, strict=True):
+                    # Of its own: a view would keep the rows of all sessions for as long as one of them lasts.
+                    results[entered.place] = convert.hidden_out(row.clone())
+            elif not wanted:
+                self._model.fill(span, caches, inputs.to(self._model.device))
+            else:
+                logits = self._model.logits(span, caches, inputs.to(self._model.device), 1)[:, 0]
+                self._leave(group, logits, results)
+        except torch.OutOfMemoryError:
+            self._make_room()
+            return False
+        return True
 
     @staticmethod
-    def _agree(one: torch.Tensor, other: torch.Tensor) -> bool:
-        if one.device.type == "cpu":
-            return torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
-        # Elsewhere sums run in no fixed order; what layers keep from each other makes more of a difference.
-        one, other = one.float().nan_to_num(), other.float().nan_to_num()
-        return bool((one - other).norm() <= 0.05 * one.norm())
+    def _leave(group: Sequence[_Entered], logits: torch.Tensor, results: _Results) -> None:
+        """Candidates of rows of logits [sessions, vocabulary], those that want the same at once."""
+        alike: dict[Want, list[int]] = {}
+        for row, entered in enumerate(group):
+            if entered.want.kind != "nothing":
+                alike.setdefault(entered.want, []).append(row)
+        for want, rows in alike.items():
+            found = head.of_each(logits[rows], want)
+            for row, given in zip(rows, found, strict=True):
+                results[group[row].place] = given
 
-    def _sample(self, tokens: int) -> torch.Tensor:
-        if self.span.start == 0:
-            return torch.arange(tokens, device=self._model.device)[None] % self.manifest.vocab_size
-        generator = torch.Generator().manual_seed(0)
-        states = torch.randn(1, tokens, self.hidden_size, generator=generator)
-        return states.to(device=self._model.device, dtype=self._model.dtype)
+    def _run_alone(self, entered: _Entered) -> StepResult | Exception:
+        try:
+            return self._computed(entered)
+        except torch.OutOfMemoryError:
+            self._make_room()
+            return CacheFull("the memory of the device is full for now")
+        except Exception as error:  # noqa: BLE001 - in its place: what others have computed cannot always be run again
+            return error
 
-    def _run(self, cache: SpanCache, inputs: torch.Tensor) -> torch.Tensor:
-        run = self._model.hidden
-        if self._model.has_head(cache.span):
-            return self._model.logits(cache.span, cache.layers, inputs, 0)
-        return run(cache.span, cache.layers, inputs)
+    def _computed(self, entered: _Entered) -> StepResult:
+        """Hidden states of every row, whatever is wanted, unless the span ends with the head. Raises: Malformed."""
+        cache, want, inputs = entered.cache, entered.want, entered.inputs.to(self._model.device)
+        # One row after the other, where the family would begin anew with several.
+        singly = cache.length > 0 and not self._chunks
+        pieces = inputs.split(1, dim=1) if singly else (inputs,)
+        if not self._model.has_head(cache.span):
+            found = [self._model.hidden(cache.span, cache.layers, piece)[0] for piece in pieces]
+            return convert.hidden_out(torch.cat(found) if singly else found[0])
+        if want.kind == "nothing":
+            for piece in pieces:
+                self._model.fill(cache.span, cache.layers, piece)
+            return None
+        found = [
+            self._model.logits(cache.span, cache.layers, piece, 0 if want.every else 1)[0] for piece in pieces
+        ]
+        return head.candidates(torch.cat(found) if want.every else found[-1], want)
+
+    def _make_room(self) -> None:
+        """Give back what torch keeps of the device's memory for later."""
+        if self._model.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+@dataclass(frozen=True, slots=True)
+class _Entered:
+    """A call that can be: its place among the calls, and its cache, cut to where it begins."""
+
+    place: int
+    cache: SpanCache
+    inputs: torch.Tensor  # ids [1, tokens], int64, or states [1, tokens, hidden_size], on the CPU
+    want: Want
+
+
+def numerics_of(checkpoint: Checkpoint, dtype: str) -> Numerics:
+    """What a span of `checkpoint` is computed in; the sums are torch's, so there is no version."""
+    return Numerics(dtype if checkpoint.precision is None else checkpoint.precision.name)
 
 
 def choose_dtype(checkpoint: Checkpoint, dtype: str | None, device: str) -> str:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from node.engine import weights
+from node.engine.batching import may_batch, takes_chunks
 from node.engine.cache import LayerCaches, SpanCache
-from node.engine.forward import Forward
+from node.engine.forward import Caches, Forward
 from node.engine.gates import Gates
+from node.engine.rows import RowAttention, RowCaches
 from node.engine.skeleton import DTYPES, build_skeleton, text_config
 from protocol.errors import BadCheckpoint
 from protocol.model import Span
 
 if TYPE_CHECKING:
     from node.engine.checkpoint import Checkpoint
+    from node.engine.quantised import Quantiser
 
 
 class _Zero(nn.Module):
@@ -42,8 +45,15 @@ class _Same(nn.Module):
 class SplitModel:
     """The stages `stages` of a checkpoint's model, loaded. Not for two threads at once."""
 
-    def __init__(self, checkpoint: Checkpoint, stages: frozenset[int], dtype: str, device: str) -> None:
-        """Raises: BadCheckpoint, UnsupportedModel."""
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        stages: frozenset[int],
+        dtype: str,
+        device: str,
+        quantiser: Quantiser | None = None,
+    ) -> None:
+        """quantiser: on the CPU, packs the weights while they are loaded. Raises: BadCheckpoint, UnsupportedModel."""
         self.config = checkpoint.config
         self.stages = stages
         self.dtype = DTYPES[dtype]
@@ -54,25 +64,32 @@ class SplitModel:
         self._layout = layout = checkpoint.layout
         self._model = build_skeleton(self.config, dtype)
         self._model.requires_grad_(False)
-        self._load(checkpoint, dtype)
+        self._load(checkpoint, dtype, quantiser)
         owner, _, name = layout.stack.rpartition(".")
         decoder = self._model.get_submodule(owner)
         self._slots = self._cache_slots(getattr(decoder, name))
         self._stub()
         self._gates = Gates(getattr(decoder, name), layout.returns)
         self._forward = Forward(self._model, decoder)
+        self._attention = RowAttention(self._model)
+        self.takes_chunks = takes_chunks(self.config) or self._keeps_rows()
+        self.may_batch = self._forward.takes_positions and may_batch(self._model)
         self._dummy: torch.Tensor = torch.zeros(1, 1, layout.width, dtype=self.dtype, device=self.device)
 
-    def _load(self, checkpoint: Checkpoint, dtype: str) -> None:
+    def _load(self, checkpoint: Checkpoint, dtype: str, quantiser: Quantiser | None) -> None:
         loaded: set[str] = set()
         needed: set[str] = set()
-        # One stage at a time: where dtypes differ, only one stage is in memory as stored and as loaded.
+        # One stage at a time: where dtypes differ, or weights are packed, only one is in memory twice.
         for stage in sorted(self.stages):
             places = {n: p for n, p in checkpoint.places(stage).items() if n not in loaded}
             if places:
                 loaded |= weights.load_tensors(self._model, places, dtype, self.device)
             needed |= self._layout.stages[stage]
+            if quantiser is not None:
+                quantiser.replace(self._model, self._layout)
         weights.tie(self._model, self._layout, needed, loaded)
+        if quantiser is not None:
+            quantiser.replace(self._model, self._layout)
         weights.fill_buffers(self._model, self._modules_run(), self.device)
         empty = [n for n in sorted(needed) if n not in loaded and self._is_meta(n)]
         if empty:
@@ -85,7 +102,8 @@ class SplitModel:
 
     def _weight_bytes(self) -> int:
         distinct = {id(p): p for p in self._model.parameters() if p.device.type != "meta"}
-        return sum(p.nbytes for p in distinct.values())
+        packed = (getattr(module, "packed_bytes", 0) for module in self._model.modules())
+        return sum(p.nbytes for p in distinct.values()) + sum(packed)
 
     def _modules_run(self) -> list[str]:
         """The paths of the modules that a span here runs."""
@@ -117,6 +135,11 @@ class SplitModel:
             stub = _Zero(zero) if isinstance(self._model.get_submodule(path), nn.Embedding) else _Same()
             setattr(self._model.get_submodule(parent), leaf, stub)
 
+    def _keeps_rows(self) -> bool:
+        """Whether all that its layers keep of a sequence is rows, none of them a state."""
+        slots: frozenset[int] = frozenset().union(*self._slots.values())
+        return LayerCaches(self.config, slots).can_cut()
+
     def layers_of(self, span: Span) -> range:
         """The decoder layers, from 0, of a span."""
         return range(max(span.start, 1) - 1, min(span.stop, self.blocks + 1) - 1)
@@ -130,35 +153,50 @@ class SplitModel:
         slots: frozenset[int] = frozenset().union(*(self._slots[i] for i in self.layers_of(span)))
         return SpanCache(self.config, span, slots, max_tokens)
 
-    def hidden(self, span: Span, caches: LayerCaches, inputs: torch.Tensor) -> torch.Tensor:
+    def together(self, sessions: Sequence[LayerCaches]) -> RowCaches:
+        """Caches of a batch: one row of each session."""
+        return RowCaches(sessions, self._attention.name)
+
+    def hidden(self, span: Span, caches: Caches, inputs: torch.Tensor) -> torch.Tensor:
         """Hidden states [1, tokens, hidden] after the last block of the span (after the embedding, if it has none).
 
-        inputs: ids [1, tokens], int64, if the span begins with stage 0; else hidden states [1, tokens, hidden].
+        inputs: ids [1, tokens], int64, if the span begins with stage 0; else hidden states [1, tokens, hidden]. With
+        caches of several sessions one row of each: [sessions, 1] or [sessions, 1, hidden], and so what comes out.
         """
         with self._running(span, caches, inputs):
-            self._forward.hidden(caches, caches.length, self._offered(span, inputs))
+            self._forward.hidden(caches, self._offered(span, inputs))
             return self._gates.left
 
-    def logits(self, span: Span, caches: LayerCaches, inputs: torch.Tensor, rows: int) -> torch.Tensor:
-        """Logits [1, rows, vocabulary] of the last `rows` rows (0: of all); inputs as for `hidden`."""
+    def fill(self, span: Span, caches: Caches, inputs: torch.Tensor) -> None:
+        """Take the rows into the caches, for nothing else; inputs as for `hidden`."""
+        if self.layers_of(span):
+            self.hidden(span, caches, inputs)
+        else:
+            caches.advance(inputs.shape[1])
+
+    def logits(self, span: Span, caches: Caches, inputs: torch.Tensor, rows: int) -> torch.Tensor:
+        """Logits [1 or sessions, rows, vocabulary] of the last `rows` rows (0: of all); inputs as for `hidden`."""
         with self._running(span, caches, inputs):
-            return self._forward.logits(caches, caches.length, self._offered(span, inputs), rows)
+            return self._forward.logits(caches, self._offered(span, inputs), rows)
 
     @contextlib.contextmanager
-    def _running(self, span: Span, caches: LayerCaches, inputs: torch.Tensor) -> Iterator[None]:
+    def _running(self, span: Span, caches: Caches, inputs: torch.Tensor) -> Iterator[None]:
         layers = self.layers_of(span)
+        attending = (
+            self._attention.by_session() if isinstance(caches, RowCaches) else contextlib.nullcontext()
+        )
         self._gates.set(layers.start, layers.stop, None if span.start == 0 else inputs)
-        caches.torn = True
+        caches.begin()
         try:
-            yield
+            with attending:
+                yield
         finally:
             self._gates.set(0, 0, None)  # holds on to no states
-        caches.torn = False
-        caches.length += inputs.shape[1]
+        caches.advance(inputs.shape[1])
 
     def _offered(self, span: Span, inputs: torch.Tensor) -> torch.Tensor:
         """What the family's forward begins with: the ids, or zeros of the same length that nothing depends on."""
         if span.start == 0:
             return inputs
         # Not expanded from one row: some families write into the embeddings that they are given.
-        return self._dummy.repeat(1, inputs.shape[1], 1)
+        return self._dummy.repeat(*inputs.shape[:2], 1)

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import trio
 
-from node.compute.call import StepResult
+from node.compute.interfaces import StepResult
 from node.compute.loop import Outcome
-from node.hop.admission import Seat
+from node.hop.seats import Seat
 from node.hop.steps import Shape
 from protocol import limits
 from protocol.candidates import Want
@@ -34,14 +34,16 @@ class Pending:
     arrived: float
     queue_ms: float = -1.0  # not known yet
     compute_ms: float = 0.0
+    alone: bool = True  # in all batches so far
     parts: list[StepResult] = field(default_factory=list)
     failure: Error | None = None
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: Outcome[StepResult], *, alone: bool) -> None:
         """A piece of it has run, or failed."""
         if self.queue_ms < 0:
             self.queue_ms = (outcome.started - self.arrived) * 1e3
         self.compute_ms += (outcome.ended - outcome.started) * 1e3
+        self.alone = self.alone and alone
         self.parts.append(outcome.result)
 
 

@@ -32,16 +32,16 @@ class Neighbours:
         self._of_peer = PeerAllowance(limits.LINKS_PER_S, limits.LINKS_BURST)
         self._of_origin = Allowance(2 * limits.LINKS_PER_S, 2 * limits.LINKS_BURST)
 
-    async def open_stream(self, peer: str, asker: Owner) -> Stream:
-        """A session stream to `peer`, for the client that is `asker`.
+    async def open_stream(self, peer: str, asker: Owner, *, forks: bool = False) -> Stream:
+        """A session stream to `peer`, for the client that is `asker`; what it `forks` was charged for.
 
         Over the connection there is, else by dialling, which takes as long whatever it fails with: how it fails would
         tell the asker about places. Raises: PeerUnavailable.
         """
         now, transport = trio.current_time(), self._transport
-        if not (self._of_peer.take(*asker, now) and self._of_origin.take(asker.origin, now)):
-            raise Busy(f"{asker.peer} asks for too many links")
         known = peer == transport.peer or transport.place_of(peer) is not None
+        if not (forks and known) and not self._may_link(asker, now):
+            raise Busy(f"{asker.peer} asks for too many links")
         addrs = () if known else self._addresses_of(peer)
         if not known and not addrs:
             raise Unreachable(f"{peer} was not met yet")
@@ -54,3 +54,6 @@ class Neighbours:
                 logger.info("no link to %s: %s", peer, error)
                 await trio.sleep_forever()
         raise Unreachable(f"{peer} was not reached within {limits.LINK_TIMEOUT_S:g} s")
+
+    def _may_link(self, asker: Owner, now: float) -> bool:
+        return self._of_peer.take(*asker, now) and self._of_origin.take(asker.origin, now)

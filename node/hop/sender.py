@@ -43,11 +43,31 @@ class Sender:
         replay_bytes = float(shape.journal_bytes)
         self._again = Allowance(replay_bytes / limits.REPLAY_EVERY_S, limits.REPLAYS_BURST * replay_bytes)
         self._link: Link | None = None
+        self._progress = trio.Event()
+        self._is_over = False
 
-    def start_link(self, nursery: trio.Nursery, target: NextHop) -> Link:
+    def begin_with(self, number: int, journal: Journal | None) -> None:
+        """Steps below `number` were another session's, and their results are in `journal`."""
+        self.emitted = self._live_from = number
+        self._journal = journal
+
+    async def fork(self, length: int, after: int, most_tokens: int) -> Journal | None:
+        """Once all steps below `after` are emitted: a journal that begins with their first `length` rows.
+
+        None, with the head: there is none. Raises: LocalProtocolError, if that is not what there is.
+        """
+        while self.emitted < after and not self._is_over:
+            if self._progress.is_set():
+                self._progress = trio.Event()
+            await self._progress.wait()
+        return None if self._journal is None else self._journal.fork(length, after, most_tokens)
+
+    def start_link(
+        self, nursery: trio.Nursery, target: NextHop, open_stream: OpenStream | None = None
+    ) -> Link:
         """From now on results go to `target`; the stream is opened in the background."""
         self._link = link = Link(target, self._shape.span.stop)
-        nursery.start_soon(self._run_link, link)
+        nursery.start_soon(self._run_link, link, open_stream or self._open_stream)
         return link
 
     def drop_link(self) -> None:
@@ -59,6 +79,8 @@ class Sender:
         """The session is over: give back what is kept."""
         self._link = None
         self._kept = KeptOutputs(0)
+        self._is_over = True
+        self._progress.set()
         if self._journal is not None:
             self._journal.truncate(0)
 
@@ -70,6 +92,7 @@ class Sender:
         if self._journal is not None and isinstance(done.result, Tensor):
             self._journal.append(done.number, done.position, done.result, done.want)
         self.emitted = done.number + 1
+        self._progress.set()
         if done.fill_until is not None:
             self._live_from = self.emitted
         await self._deliver(done, ack)
@@ -154,8 +177,8 @@ class Sender:
             elif entry.number >= relink.live_from:
                 await self._deliver_to_client(_live(entry))
 
-    async def _run_link(self, link: Link) -> None:
-        reason = await link.run(self._open_stream)
+    async def _run_link(self, link: Link, open_stream: OpenStream) -> None:
+        reason = await link.run(open_stream)
         if reason is not None and self._link is link:
             logger.info("the link to %s is down: %s", link.target.peer, reason)
             await self._answers.send(LinkDown(link.target.session, LINK_FAILED))

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import logging
-import time
 from contextlib import suppress
 
 import trio
 
 from node.compute.interfaces import Engine
+from node.compute.kv import room_for
 from node.compute.loop import EngineLoop, Executor, WorkerThread
+from node.compute.measure import Speed
 from node.compute.meter import Meter
 from node.compute.scheduler import Scheduler
-from node.hop.admission import PAUSE_S, Admission, Seat
+from node.compute.sizing import Sizer
+from node.hop.admission import PAUSE_S, Admission
+from node.hop.forks import CannotFork
+from node.hop.growth import Growth
 from node.hop.neighbours import Neighbours
-from node.hop.session import HopSession, Machine
+from node.hop.seats import Seat
+from node.hop.session import RETRY_AFTER_S, HopSession, Machine
 from node.hop.steps import Shape
 from protocol import limits
 from protocol.errors import Busy, CacheFull, RemoteProtocolError, TimedOut
-from protocol.messages import SESSION_PROTOCOL, Attach, Error, Open, Opened, Refused
+from protocol.messages import SESSION_PROTOCOL, Attach, Error, Fork, Open, Opened, Refused
 from protocol.session import Side, StreamState
 from protocol.talk.channel import Channel
 from protocol.transport.allowance import Allowance, PeerAllowance
@@ -27,8 +32,6 @@ from protocol.transport.slots import Slots
 
 logger = logging.getLogger(__name__)
 
-# A session ends when a user stops reading; a few seconds are worth waiting for one.
-RETRY_AFTER_S = 2.0
 # Who steps once a second pauses long enough to give way within this, and most of the time the client has for an
 # answer is left.
 SEAT_WAIT_S = 1.0
@@ -38,14 +41,16 @@ SEAT_LOOK_S = PAUSE_S / 2
 RETRY_SOON_S = 0.2
 
 LEAVING = Error("leaving", "this node is leaving", elsewhere=True)
+NO_FORK = Refused("fork", "there is no such session of yours over these stages", 0.0)
 GAVE_WAY = Error("gave_way", "idle, and others need the room", elsewhere=True)
 
 
 class HopServer:
     """Serves the sessions of one engine over one transport.
 
-    `neighbours` opens the streams to next hops (without: to nodes that are connected already); `executor` runs the
-    engine (a thread of its own, unless given).
+    `neighbours` opens the streams to next hops (without: to nodes that are connected already); `speed` is the
+    engine's, by which batches are sized at first (without: as large as may be); `executor` runs the engine (a thread
+    of its own, unless given).
     """
 
     def __init__(
@@ -55,18 +60,22 @@ class HopServer:
         budget: Admission,
         *,
         neighbours: Neighbours | None = None,
-        meter: Meter | None = None,
+        speed: Speed | None = None,
         executor: Executor | None = None,
     ) -> None:
-        self.meter = meter or Meter()
+        self.meter = Meter(speed)
         self.scheduler = Scheduler()
-        loop = EngineLoop(engine, executor or WorkerThread(), self.scheduler)
-        self._machine = Machine(engine, loop, neighbours or Neighbours(transport), budget, self.meter)
+        sizer = None if speed is None else Sizer(speed, len(engine.span))
+        loop = EngineLoop(engine, executor or WorkerThread(), self.scheduler, sizer)
+        growth = Growth(budget, self._give_way)
+        self._machine = Machine(engine, loop, neighbours or Neighbours(transport), growth, self.meter)
+        self._budget = budget
         self._transport = transport
         self._digest = engine.manifest.digest
         self._sessions: dict[bytes, HopSession] = {}
         self._seated: dict[Seat, HopSession] = {}
         self._opens = PeerAllowance(limits.OPENS_PER_S, limits.OPENS_BURST)
+        self._forks = PeerAllowance(limits.FORKS_PER_S, limits.FORKS_BURST)
         self._opens_of_origin = Allowance(limits.ORIGIN_OPENS_PER_S, limits.ORIGIN_OPENS_BURST)
         self._newcomers = Slots(limits.NEWCOMERS)
         self._attaching = Slots(limits.ATTACH_WAITERS)
@@ -78,14 +87,10 @@ class HopServer:
         """Sessions open now."""
         return len(self._sessions)
 
-    def queue_ms(self) -> float:
-        """How long recent steps waited for others."""
-        return self.meter.queue_ms(time.perf_counter())
-
     def offer(self) -> int:
         """Tokens that a newcomer's session would get now."""
         engine = self._machine.engine
-        return self._machine.budget.offer(
+        return self._budget.offer(
             lambda tokens: Shape(engine.span, engine.manifest, engine.dtype, tokens).buffer_bytes,
             trio.current_time(),
         )
@@ -132,23 +137,50 @@ class HopServer:
             return
         channel.stream.keep()
         channel.stream.widen()
-        session = HopSession(self._machine, channel, asked, shape, granted)
-        self._sessions[asked.session] = self._seated[granted] = session
-        awaited = self._awaited.get(asked.session)
+        session = self._seated[granted] = HopSession(self._machine, channel, asked, shape, granted)
+        failure = None
+        try:
+            refused = await self._begin(session, asked)
+            if refused is None:
+                failure = await self._run(session, channel, asked.session)
+        finally:
+            session.free()
+            del self._seated[granted]
+        if refused is not None:
+            await channel.send(refused)
+        if failure is not None:
+            logger.info("a session of %s failed: %s", channel.peer, failure.message)
+            await say_error(channel, failure)
+
+    async def _begin(self, session: HopSession, asked: Open) -> Refused | None:
+        """Let a fork begin with what it asks for; why not."""
+        if asked.fork is None:
+            return None
+        other = self._sessions.get(asked.fork.session)
+        if other is None or other.owner.peer != session.owner.peer or other.shape.span != asked.span:
+            return NO_FORK
+        try:
+            await session.begin_with(other, asked.fork)
+        except CannotFork as error:
+            return Refused("fork", str(error), 0.0)
+        return self._why_not(asked)  # it took a while
+
+    async def _run(self, session: HopSession, channel: Channel, id: bytes) -> Error | None:
+        """Serve a session under its id to its end; what its client is to hear."""
+        self._sessions[id] = session
+        awaited = self._awaited.get(id)
         if awaited is not None:
             awaited.set()
         try:
             channel.frame_limit = session.shape.frame_bytes
-            await channel.send(Opened(engine.dtype))
-            failure = await session.run()
+            engine = self._machine.engine
+            await channel.send(Opened(engine.dtype, engine.numerics))
+            return await session.run()
         finally:
             session.free()
-            del self._sessions[asked.session], self._seated[granted]
+            del self._sessions[id]
             if not self._sessions:
                 self._empty.set()
-        if failure is not None:
-            logger.info("a session of %s failed: %s", channel.peer, failure.message)
-            await say_error(channel, failure)
 
     async def _grant(self, stream: Stream, asked: Open, shape: Shape) -> Seat | Refused:
         """Its seat, or why not. Who has to give way for it is told.
@@ -157,11 +189,12 @@ class HopServer:
         nothing need not come at the right moment to find those who have much between two of their steps.
         """
         began = now = trio.current_time()
-        refused = self._why_not(asked) or self._paced(stream, now)
+        refused = self._why_not(asked) or self._paced(stream, asked.fork, now)
         if refused is not None:
             return refused
-        budget = self._machine.budget
-        seat = Seat(stream.peer, stream.origin, asked.max_tokens, shape.buffer_bytes)
+        budget, most = self._budget, asked.max_tokens
+        begins = 1 if asked.fork is None else asked.fork.position
+        seat = Seat(stream.peer, stream.origin, room_for(begins, most), shape.buffer_bytes, most=most)
         while True:
             try:
                 gone = budget.take(seat, now)
@@ -175,9 +208,12 @@ class HopServer:
             if refused is not None:
                 return refused
         for other in gone:
-            if other in self._seated:
-                self._seated[other].fail(GAVE_WAY)
+            self._give_way(other)
         return seat
+
+    def _give_way(self, seat: Seat) -> None:
+        if seat in self._seated:
+            self._seated[seat].fail(GAVE_WAY)
 
     def _why_not(self, asked: Open) -> Refused | None:
         """Why there is no such session here, whoever asks."""
@@ -192,16 +228,18 @@ class HopServer:
             return Refused("span", f"this node serves stages {span}, you asked for {asked.span}", 0.0)
         if asked.next is not None and asked.span.stop == manifest.stages:
             return Refused("span", "there is no hop after the head", 0.0)
-        most = min(manifest.context, machine.budget.room.of_peer.tokens)
+        most = min(manifest.context, self._budget.room.of_peer.tokens)
         if not 1 <= asked.max_tokens <= most:
             return Refused("capacity", f"a session here has 1 to {most} tokens, not {asked.max_tokens}", 0.0)
         if asked.session in self._sessions:
             return Refused("busy", "this session is open already", RETRY_AFTER_S)
         return None
 
-    def _paced(self, stream: Stream, now: float) -> Refused | None:
+    def _paced(self, stream: Stream, fork: Fork | None, now: float) -> Refused | None:
         """Charge an opening to its peer and origin; why not, if they open too many."""
-        if not self._opens.take(stream.origin, stream.peer, now):
+        cost = 1 if fork is None else 1 + fork.position // limits.FORK_TOKENS
+        opens = self._opens if fork is None else self._forks
+        if not opens.take(stream.origin, stream.peer, now, cost):
             return Refused("busy", "you open too many sessions", RETRY_AFTER_S)
         if not self._opens_of_origin.take(stream.origin, now):
             return Refused("busy", "too many sessions are opened from where you are", RETRY_SOON_S)

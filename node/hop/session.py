@@ -7,10 +7,12 @@ A step has a *number* and a *position*. The number says when it was sent: a hop 
 arrival. The position says where its rows stand: cache and journal are cut to it before the rows are added. All going
 back, trying again and filling follows from these two; nothing else undoes anything.
 
-A step passes four places, each in order. `_accept` checks it, waits for room in the backlog (and with it the stream
-that brought it), and admits its number. The scheduler has it computed in one or more pieces: `prepare` in the
-engine's thread, `take` in the event loop. The outbox holds what is to be sent on. `_emit_all`, a single task,
-gives it to the sender: into the journal, then to the next hop or the client, then the Ack.
+A step passes five places, each in order. `_accept` checks it, waits for room in the backlog (and with it the stream
+that brought it), and admits its number. Where the seat has no room for its tokens it stays in `_unpaged` until there
+is, but not for long: then the session ends, and its client is told when to come again. The scheduler has it computed
+in one or more pieces, each in a batch with those of other sessions: `prepare` in the engine's thread, `take` in the
+event loop. The outbox holds what is to be sent on. `_emit_all`, a single task, gives it to the sender: into the
+journal, then to the next hop or the client, then the Ack.
 
 *Again.* Of a step that was emitted before and that the client itself repeats, the result is found in the journal (or,
 with the head, among the kept outputs) and sent again, if results go to the client, and it is acknowledged again. If
@@ -29,6 +31,10 @@ the client gets what those gave or, as a bridge, the whole journal. A relink may
 filled: what it computes later under a number before `live_from` belongs to the journal that the relink asked for, and
 goes where that went in the same way. While a link is down steps are computed, kept and acknowledged as ever.
 
+*Forks.* A session may begin with what another of the same client has at a position, as all steps below a number left
+it: the journal as it stands once these are sent on, the cache when its turn comes among what the thread computes.
+Where a later step has gone back over the position by then, there is no fork. Numbers go on from that one.
+
 *The end.* `life` says what still counts and whether the client is to hear why. Everything is given back in `free`,
 but for the cache and the seat: the thread that computes may be at it, and closes it when it is through.
 """
@@ -44,26 +50,30 @@ from functools import partial
 
 import trio
 
-from node.compute.call import Call
 from node.compute.casting import cast_hidden
-from node.compute.interfaces import Engine, KvCache
+from node.compute.interfaces import Call, Engine, KvCache, StepResult
 from node.compute.loop import EngineLoop, Outcome
 from node.compute.meter import Meter, StepTime
 from node.compute.scheduler import Owner, Piece
-from node.hop.admission import Admission, Seat
 from node.hop.answers import Answers
 from node.hop.backlog import Backlog, Load, Pending
+from node.hop.forks import CannotFork, History
+from node.hop.growth import Growth, Unpaged
 from node.hop.life import Event, Life
 from node.hop.neighbours import Neighbours
+from node.hop.seats import Seat
 from node.hop.sender import Sender
 from node.hop.steps import Computed, Gate, Shape, as_fill, effective_want, explain, join, piece_want
 from protocol import limits
-from protocol.errors import Lost, Malformed, RemoteProtocolError
-from protocol.messages import Ack, Close, Error, Message, Open, Ping, Pong, Relink, Step
+from protocol.errors import CacheFull, LocalProtocolError, Lost, Malformed, RemoteProtocolError, SwarmError
+from protocol.messages import Ack, Close, Error, Fork, Message, Open, Ping, Pong, Relink, Step
 from protocol.talk.channel import Channel
 from protocol.transport.allowance import Allowance
 
 logger = logging.getLogger(__name__)
+
+# When to come again where there was no room: a session ends when a user stops reading.
+RETRY_AFTER_S = 2.0
 
 _keys = itertools.count()
 
@@ -75,7 +85,7 @@ class Machine:
     engine: Engine
     loop: EngineLoop
     neighbours: Neighbours
-    budget: Admission
+    growth: Growth
     meter: Meter
 
 
@@ -103,10 +113,13 @@ class HopSession:
         self._client = client
         self._seat = seat
         self._first_next = opened.next
+        self._is_fork = opened.fork is not None
         self._life = Life()
         self._gate = Gate(shape)
         self._computed = 0  # the highest number plus one
         self._cache: KvCache | None = None
+        self._history = History()  # for the thread that computes
+        self._unpaged = Unpaged(machine.growth, seat)
         self._backlog = Backlog(shape, seat)
         self._answers = Answers(client, self._life, self._backlog)
         # No method of ours: parts that know us would keep everything until a collection.
@@ -126,14 +139,40 @@ class HopSession:
             with self._life.scope:
                 async with trio.open_nursery() as nursery:
                     if self._first_next is not None:
-                        self._sender.start_link(nursery, self._first_next)
+                        neighbours = self._machine.neighbours
+                        link = partial(neighbours.open_stream, asker=self.owner, forks=self._is_fork)
+                        self._sender.start_link(nursery, self._first_next, link)
                     nursery.start_soon(self._emit_all, nursery)
                     nursery.start_soon(self._answers.run)
+                    nursery.start_soon(self._compute_unpaged)
                     nursery.start_soon(self._end_idle)
                     await self._read_client()
             return self._life.failure
         finally:
             self.free()
+
+    async def begin_with(self, other: HopSession, fork: Fork) -> None:
+        """Begin with what another session has; before anything else happens to this one. Raises: CannotFork."""
+        try:
+            with trio.fail_after(limits.FORK_WAIT_S):
+                journal = await other._sender.fork(fork.position, fork.after, self.shape.max_tokens)
+        except (LocalProtocolError, trio.TooSlowError):
+            raise CannotFork("that session has something else") from None
+        taken = trio.Event()
+        errors: list[Exception] = []
+
+        def done(outcome: Outcome[None]) -> None:
+            errors.extend([] if outcome.error is None else [outcome.error])
+            taken.set()
+
+        # Also where nobody waits for it any more: what closes the cache comes behind it.
+        self._machine.loop.executor.submit(partial(self._take_cache, other, fork), done)
+        await taken.wait()
+        if errors:
+            raise CannotFork(str(errors[0]) if isinstance(errors[0], SwarmError) else "the engine failed")
+        self._gate.begin_at(fork.after, fork.position)
+        self._computed = fork.after
+        self._sender.begin_with(fork.after, journal)
 
     def fail(self, why: Error) -> None:
         """End the session; the first reason given is the one the client is told."""
@@ -148,6 +187,7 @@ class HopSession:
         self._outbox.close()
         self._to_emit.close()
         self._backlog.forget()
+        self._unpaged.forget()
         self._sender.forget()
         # Closed by the worker, after whatever runs: only then is the memory free for another session.
         self._machine.loop.executor.submit(self._close_cache, self._released)
@@ -223,11 +263,22 @@ class HopSession:
             return
         if fresh:
             want = effective_want(step, has_head=self.shape.has_head)
-            self._backlog.add(Pending(as_fill(step), from_client, want, load, arrived))
-            self._machine.loop.submit(self, step.number, step.inputs.rows)
+            pending = Pending(as_fill(step), from_client, want, load, arrived)
+            self._backlog.add(pending)
+            if not self._unpaged.holds(pending):
+                self._compute(pending)
         elif from_client and step.number < self._sender.emitted:
             self._backlog.hold(_REPEATED)
             self._outbox.send_nowait(_Again(step.number))
+
+    def _compute(self, pending: Pending) -> None:
+        self._machine.loop.submit(self, pending.step.number, pending.step.inputs.rows)
+
+    async def _compute_unpaged(self) -> None:
+        try:
+            await self._unpaged.run(self._compute)
+        except CacheFull as error:
+            self.fail(Error("busy", str(error), elsewhere=True, retry_after_s=RETRY_AFTER_S))
 
     # --- computing
 
@@ -239,6 +290,7 @@ class HopSession:
         if self._cache is None:
             self._cache = engine.new_cache(self.shape.span, self.shape.max_tokens)
         step = pending.step
+        self._history.note(step.number, step.position)
         inputs = step.inputs
         if piece.stop - piece.start < inputs.rows:
             inputs = inputs.row_slice(piece.start, piece.stop)
@@ -248,13 +300,13 @@ class HopSession:
             self._cache, step.position + piece.start, inputs, piece_want(pending.want, last=piece.last)
         )
 
-    def take(self, piece: Piece, outcome: Outcome) -> None:
+    def take(self, piece: Piece, outcome: Outcome[StepResult], *, alone: bool) -> None:
         """See `node.compute.loop.Runnable`. After its last piece, or a failure, a step goes to the sender."""
         if not self._life.happens(Event.RESULT):
             return
         pending = self._backlog.find(piece.number)
         assert pending is not None, "it waits until its last piece has run"
-        pending.add(outcome)
+        pending.add(outcome, alone=alone)
         if outcome.error is not None:
             pending.failure = explain(outcome.error, from_client=pending.from_client)
             if pending.failure.code == "engine":
@@ -265,8 +317,10 @@ class HopSession:
         else:
             self._computed = piece.number + 1
             rows, head = pending.step.inputs.rows, pending.want.kind == "candidates"
-            taken = StepTime(rows, self.shape.blocks, head, pending.queue_ms, pending.compute_ms)
-            self._machine.meter.observe(taken, outcome.ended)
+            self._machine.meter.observe(
+                StepTime(rows, self.shape.blocks, head, pending.queue_ms, pending.compute_ms, pending.alone),
+                outcome.ended,
+            )
         self._backlog.computed(pending)
         self._outbox.send_nowait(pending)
 
@@ -297,6 +351,16 @@ class HopSession:
         )
         self._backlog.let_go(pending.load)
 
+    def _take_cache(self, other: HopSession, fork: Fork) -> None:
+        """In the thread that computes. Raises: CannotFork, and whatever the cache raises."""
+        cache = other._cache
+        if cache is None or not 1 <= fork.position <= min(cache.length, self.shape.max_tokens):
+            raise CannotFork("that session has something else")
+        if not other._history.stands(fork.after, fork.position):
+            raise CannotFork("that session has gone back since")
+        self._cache = cache.fork(fork.position)
+        self._history = History(fork.after)
+
     # --- the end
 
     def _close_cache(self) -> None:
@@ -304,7 +368,7 @@ class HopSession:
         if cache is not None:
             cache.close()
 
-    def _released(self, outcome: Outcome) -> None:
-        self._machine.budget.release(self._seat)
+    def _released(self, outcome: Outcome[None]) -> None:
+        self._machine.growth.release(self._seat)
         if outcome.error is not None:
             logger.error("a cache could not be closed", exc_info=outcome.error)

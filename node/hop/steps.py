@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 
-from node.compute.call import BadOutput, StepResult
+from node.compute.call import BadOutput
+from node.compute.interfaces import StepResult
 from protocol import limits
 from protocol.candidates import NOTHING, Candidates, Want, join_candidates
-from protocol.errors import Malformed, UnsupportedModel
+from protocol.errors import CacheFull, Malformed, UnsupportedModel
 from protocol.messages import Error, Output, Step
 from protocol.model import Manifest, Span
 from protocol.tensors import ITEM_BYTES, Tensor, concat_rows
@@ -138,6 +139,10 @@ class Gate:
         self.received = 0  # the highest number plus one
         self._length = 0
 
+    def begin_at(self, number: int, length: int) -> None:
+        """The first `length` tokens are there, by steps below `number`."""
+        self.received, self._length = number, length
+
     def admit(self, step: Step) -> bool:
         """Whether the step is new; False for one that came before. Raises: Malformed."""
         if step.number < self.received:
@@ -180,6 +185,8 @@ def explain(error: Exception, *, from_client: bool) -> Error:
         return Error("bad_step" if from_client else "bad_hidden", str(error), elsewhere=not from_client)
     if isinstance(error, BadOutput):
         return Error("bad_output", str(error), elsewhere=True)
+    if isinstance(error, CacheFull):
+        return Error("busy", str(error), elsewhere=True)
     if isinstance(error, UnsupportedModel):
         return Error("unsupported", str(error), elsewhere=False)
     return Error("engine", f"the engine failed: {type(error).__name__}", elsewhere=True)

@@ -134,10 +134,12 @@ INLINE Running soften(float *scores, int width, int first, int stop) {
 
 INLINE void soften_all(const Visit *visit, const Part *part) {
     const int width = (part->high - part->low + LANES - 1) / LANES * LANES;
+    const float cap = visit->job->model->score_cap;
     for (int q = 0; q < visit->count; q++) {
         const int position = visit->positions[q / visit->group], first = first_seen(visit->job->layer, position);
-        visit->this_block[q] = soften(visit->scores + (size_t)q * BLOCK + part->low - part->base, width,
-                                      least(width, most(0, first - part->low)),
+        float *scores = visit->scores + (size_t)q * BLOCK + part->low - part->base;
+        for (int i = 0; cap > 0 && i < width; i += WIDTH) store(scores + i, bent(load(scores + i), cap));
+        visit->this_block[q] = soften(scores, width, least(width, most(0, first - part->low)),
                                       most(0, least(position + 1, part->high) - part->low));
     }
 }
@@ -167,7 +169,13 @@ INLINE void finish(const Visit *visit, int q) {
     const Attention *job = visit->job;
     const int row = visit->unit->row + q / visit->group, head = visit->head * visit->group + q % visit->group;
     const size_t at = ((size_t)row * job->model->heads + head) * visit->dim;
-    const float inverse = 1.0f / visit->all_blocks[q].sum;
+    const Running found = visit->all_blocks[q];
+    float inverse = 1.0f / found.sum;
+    if (job->layer->sinks) { /* one more numerator, with no value */
+        const float sink = job->layer->sinks[head], top = sink > found.top ? sink : found.top;
+        const float keep = exponential_of(found.top - top);
+        inverse = keep * (1.0f / __builtin_fmaf(found.sum, keep, exponential_of(sink - top)));
+    }
     /* + 0: what underflowed on its way has the sign of whoever was seen beside it */
     for (int d = 0; d < visit->dim; d += WIDTH)
         store(job->out.values + at + d, load(visit->sums + (size_t)q * visit->dim + d) * inverse + 0.0f);

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import psutil
-
+from node import memory
 from node.native.checkpoint import NativeCheckpoint
 from node.native.engine import NativeEngine
 from node.native.kernel import Kernel
 from node.native.load import load_kernel
-from node.native.precision import PRECISIONS
-from protocol.errors import ConfigError, UnsupportedModel
+from node.native.precision import F32, PRECISIONS
 from protocol.model import Span
+from protocol.numerics import Numerics
 
 
 @dataclass(frozen=True)
@@ -24,22 +23,23 @@ class NativeBackend:
 
     @classmethod
     def open(
-        cls, model: str, precision: str, *, cache_dir: str | None = None, threads: int | None = None
+        cls, model: str, quant: str | None, *, cache_dir: str | None = None, threads: int | None = None
     ) -> NativeBackend:
-        """Open a folder or a model of the hub.
+        """Open a folder or a model of the hub. quant: None keeps the weights as they are stored.
 
-        Raises: BadCheckpoint; ConfigError, also where the kernels do not know the model or are not there.
+        Raises: BadCheckpoint; UnsupportedModel, if the kernels do not know it whole; NoKernels; ConfigError.
         """
         kernel = load_kernel(threads)
-        try:
-            checkpoint = NativeCheckpoint.open(model, PRECISIONS[precision], cache_dir=cache_dir)
-        except UnsupportedModel as error:
-            raise ConfigError(f"{model} cannot be served in {precision}: {error}") from error
-        return cls(checkpoint, kernel)
+        precision = F32 if quant is None else PRECISIONS[quant]
+        return cls(NativeCheckpoint.open(model, precision, cache_dir=cache_dir), kernel)
 
-    def numerics(self) -> str:
+    def numerics(self) -> Numerics:
         """See `node.backend.Backend`."""
-        return f"{self.model.precision.name}, native {self._kernel.isa}"
+        return self.model.precision.numerics
+
+    def kernels(self) -> str:
+        """See `node.backend.Backend`."""
+        return f"native {self._kernel.isa}"
 
     def dtype(self) -> str:
         """See `node.backend.Backend`."""
@@ -51,4 +51,4 @@ class NativeBackend:
 
     def free_bytes(self) -> int:
         """See `node.backend.Backend`."""
-        return int(psutil.virtual_memory().available)
+        return memory.free_bytes()

@@ -1,10 +1,8 @@
 /* Rows of several sessions through consecutive blocks of a llama-like model, all threads of a team together. */
 #include "attention.h"
+#include "experts.h"
 #include "gemm.h"
 #include "maths.h"
-
-/* Numbers of a row that one task activates: a multiple of GROUP. */
-#define ACTIVATED 512
 
 typedef struct {
     const Model *model;
@@ -13,38 +11,26 @@ typedef struct {
     float *qkv;     /* [rows][qkv.outs] */
     float *gate_up; /* [rows][2 * intermediate] */
     float *beside;  /* [rows][hidden], before a post norm */
+    float *shared, *shares; /* [rows][hidden] and [rows][LANES], of the MLP beside experts */
+    Routing routing;
     float *turns;   /* [table][rows][cosines, sines] */
     float *own;     /* attention's, for each member */
     Unit *units;
     int unit_count;
 } Step;
 
-/* Takes pieces of one block of memory, each aligned to 64; counts only where there is no block yet. */
-typedef struct {
-    char *memory;
-    size_t used;
-} Arena;
-
-static void *take(Arena *arena, size_t size) {
-    void *piece = arena->memory ? arena->memory + arena->used : NULL;
-    arena->used += (size + 63) & ~(size_t)63;
-    return piece;
-}
-
 static void lay_out(Step *step, Arena *arena, int members) {
     const Model *m = step->model;
     const size_t rows = (size_t)step->batch->rows;
-    const size_t wide = (size_t)most(most(m->hidden, m->heads * m->head_dim), m->intermediate), groups = wide / GROUP + 1;
-    step->inner.values = take(arena, rows * wide * sizeof(float));
-    step->inner.codes = take(arena, rows * wide);
-    step->inner.scales = take(arena, rows * groups * sizeof(float));
-    step->inner.weighted = take(arena, rows * groups * sizeof(float));
-    step->inner.sums = take(arena, rows * groups * sizeof(int32_t));
+    step->inner = take_rows(arena, rows, (size_t)most(most(m->hidden, m->heads * m->head_dim), m->intermediate));
     step->qkv = take(arena, rows * (m->heads + 2 * m->kv_heads) * m->head_dim * sizeof(float));
     step->gate_up = take(arena, rows * 2 * m->intermediate * sizeof(float));
     step->beside = take(arena, rows * m->hidden * sizeof(float));
     step->turns = take(arena, 2 * rows * m->rotary_dims * sizeof(float));
     step->own = take(arena, attention_floats(m) * members * sizeof(float));
+    step->shared = take(arena, m->most_experts ? rows * m->hidden * sizeof(float) : 0);
+    step->shares = take(arena, m->most_experts ? rows * LANES * sizeof(float) : 0);
+    step->routing = take_routing(arena, m, step->batch->rows);
     step->units = take(arena, rows * sizeof(Unit));
 }
 
@@ -84,12 +70,13 @@ static void find_turns(Team *team, const Step *step) {
 }
 
 /* The states, normed where there is a norm, for a product with weights of this kind. */
-static void enter(Team *team, const Step *step, const float *norm, int kind) {
-    const int hidden = step->model->hidden;
+static void enter(Team *team, const Step *step, Norm norm, int kind) {
+    const Model *m = step->model;
+    const int hidden = m->hidden;
     for (int row; (row = team_next(team)) < step->batch->rows;) {
         const size_t at = (size_t)row * hidden;
-        if (norm)
-            rms_norm(step->inner.values + at, step->batch->states + at, norm, hidden, step->model->epsilon);
+        if (norm.weight)
+            normalise(step->inner.values + at, step->batch->states + at, norm, hidden, m->centred, m->epsilon);
         else
             memcpy(step->inner.values + at, step->batch->states + at, sizeof(float) * hidden);
         if (is_quantised(kind)) quantise(step->inner, at, hidden);
@@ -97,22 +84,29 @@ static void enter(Team *team, const Step *step, const float *norm, int kind) {
     team_wait(team);
 }
 
-/* The product, normed where there is a norm, times the residual's scale, is added to the states. */
-static void leave(Team *team, const Step *step, const Linear *weights, const float *norm) {
+/* What is in `beside`, normed where there is a norm, times the residual's scale, is added to the states. */
+static void join(Team *team, const Step *step, Norm norm) {
     const Model *m = step->model;
     const size_t hidden = (size_t)m->hidden;
-    if (!norm) {
-        linear(team, weights, step->inner, step->batch->rows, (Out){step->batch->states, hidden, 1, m->residual_scale});
-        return;
-    }
-    linear(team, weights, step->inner, step->batch->rows, (Out){step->beside, hidden, 0, 1});
     for (int row; (row = team_next(team)) < step->batch->rows;) {
         float *y = step->beside + row * hidden, *states = step->batch->states + row * hidden;
-        rms_norm(y, y, norm, m->hidden, m->epsilon);
+        if (norm.weight) normalise(y, y, norm, m->hidden, m->centred, m->epsilon);
         for (size_t i = 0; i < hidden; i += WIDTH)
             store(states + i, fused(load(y + i), all(m->residual_scale), load(states + i)));
     }
     team_wait(team);
+}
+
+/* The product, normed where there is a norm, times the residual's scale, is added to the states. */
+static void leave(Team *team, const Step *step, const Linear *weights, Norm norm) {
+    const Model *m = step->model;
+    const size_t hidden = (size_t)m->hidden;
+    if (!norm.weight) {
+        linear(team, weights, step->inner, step->batch->rows, (Out){step->batch->states, hidden, 1, m->residual_scale});
+        return;
+    }
+    linear(team, weights, step->inner, step->batch->rows, (Out){step->beside, hidden, 0, 1});
+    join(team, step, norm);
 }
 
 /* The first half of the rotated numbers turns against the second. */
@@ -132,25 +126,39 @@ INLINE void rotate(float *head, const float *cosines, int half) {
     }
 }
 
+/* One head of queries, keys or values: nothing beyond the model's bounds. */
+INLINE void clip(const Model *m, float *head) {
+    for (int d = 0; m->clip > 0 && d < m->head_dim; d += WIDTH)
+        store(head + d, greater(lesser(load(head + d), all(m->clip)), all(-m->clip)));
+}
+
 /* One head of queries or keys of one row: norm, rotation. */
-INLINE void turn(const Step *step, const Layer *layer, int row, float *head, const float *norm) {
+INLINE void turn(const Step *step, const Layer *layer, int row, float *head, Norm norm) {
     const Model *m = step->model;
-    if (norm && !m->wide_norms) rms_norm(head, head, norm, m->head_dim, m->epsilon);
+    const int normed = norm.weight && !m->wide_norms;
+    if (normed && !m->late_norms) normalise(head, head, norm, m->head_dim, m->centred, m->epsilon);
+    clip(m, head);
     if (layer->rotary >= 0) rotate(head, turns_of(step, layer->rotary, row), m->rotary_dims / 2);
+    if (normed && m->late_norms) normalise(head, head, norm, m->head_dim, m->centred, m->epsilon);
+}
+
+/* Norms over all heads of a row at once. */
+static void norm_wide(Team *team, const Step *step, const Layer *layer, size_t stride) {
+    const Model *m = step->model;
+    const int queries = m->heads * m->head_dim, keys = m->kv_heads * m->head_dim;
+    for (int row; (row = team_next(team)) < step->batch->rows;) {
+        float *q = step->qkv + row * stride, *k = q + queries;
+        if (layer->query_norm.weight) normalise(q, q, layer->query_norm, queries, m->centred, m->epsilon);
+        if (layer->key_norm.weight) normalise(k, k, layer->key_norm, keys, m->centred, m->epsilon);
+    }
+    team_wait(team);
 }
 
 /* Queries and keys are normed and turned, queries scaled, keys and values put into their pages. */
 static void prepare(Team *team, const Step *step, const Layer *layer, const Attention *attention) {
     const Model *m = step->model;
     const int dim = m->head_dim, group = m->heads / m->kv_heads;
-    if (m->wide_norms) {
-        for (int row; (row = team_next(team)) < step->batch->rows;) {
-            float *queries = step->qkv + row * attention->query_stride, *keys = queries + m->heads * dim;
-            if (layer->query_norm) rms_norm(queries, queries, layer->query_norm, m->heads * dim, m->epsilon);
-            if (layer->key_norm) rms_norm(keys, keys, layer->key_norm, m->kv_heads * dim, m->epsilon);
-        }
-        team_wait(team);
-    }
+    if (m->wide_norms) norm_wide(team, step, layer, attention->query_stride);
     for (int task; (task = team_next(team)) < step->batch->rows * m->kv_heads;) {
         const int row = task / m->kv_heads, head = task % m->kv_heads;
         float *queries = step->qkv + row * attention->query_stride + head * group * dim;
@@ -161,6 +169,7 @@ static void prepare(Team *team, const Step *step, const Layer *layer, const Atte
                 store(queries + q * dim + d, load(queries + q * dim + d) * m->query_scale);
         }
         turn(step, layer, row, key, layer->key_norm);
+        clip(m, key + m->kv_heads * dim);
         store_position(attention, row, head, key, key + m->kv_heads * dim);
     }
     team_wait(team);
@@ -173,25 +182,52 @@ static void attend_all(Team *team, const Step *step, const Attention *attention)
     team_wait(team);
 }
 
-/* activation(gate) * up, for the product that follows. */
-static void activate_all(Team *team, const Step *step, int kind) {
-    const int count = step->model->intermediate, pieces = (count + ACTIVATED - 1) / ACTIVATED;
-    for (int task; (task = team_next(team)) < step->batch->rows * pieces;) {
-        const size_t row = (size_t)(task / pieces);
-        const int first = task % pieces * ACTIVATED, width = least(ACTIVATED, count - first);
-        const float *gate = step->gate_up + row * 2 * count + first, *up = gate + count;
-        float *out = step->inner.values + row * count + first;
-        for (int i = 0; i < width; i += WIDTH)
-            store(out + i, activate(step->model->activation, load(gate + i)) * load(up + i));
-        if (is_quantised(kind)) quantise(step->inner, row * count + first, width);
+/* What enters the MLP's activation, of the normed states in `inner`. */
+static void open_mlp(Team *team, const Step *step, const Layer *layer) {
+    linear(team, &layer->gate_up, step->inner, step->batch->rows, (Out){step->gate_up, (size_t)layer->gate_up.outs, 0, 1});
+}
+
+static void close_mlp(Team *team, const Step *step, const Layer *layer) {
+    activate_rows(team, step->model, &layer->down, step->gate_up, step->inner, step->batch->rows);
+}
+
+/* What every row goes through is added to what the experts say, by its own gate where it has one. */
+static void add_shared(Team *team, const Step *step, const Layer *layer) {
+    const size_t hidden = (size_t)step->model->hidden, gates = (size_t)layer->shared_gate.outs;
+    const int rows = step->batch->rows;
+    if (gates) linear(team, &layer->shared_gate, step->inner, rows, (Out){step->shares, gates, 0, 1});
+    open_mlp(team, step, layer);
+    close_mlp(team, step, layer);
+    linear(team, &layer->down, step->inner, rows, (Out){step->shared, hidden, 0, 1});
+    for (int row; (row = team_next(team)) < rows;) {
+        const vec share = gates ? logistic(all(step->shares[row * gates])) : all(1.0f);
+        for (size_t i = row * hidden; i < (row + 1) * hidden; i += WIDTH)
+            store(step->beside + i, fused(load(step->shared + i), share, load(step->beside + i)));
     }
     team_wait(team);
 }
 
-static void run(Team *team, void *given, int member) {
-    const Step *step = given;
+static void run_mlp(Team *team, Step *step, const Layer *layer) {
     const Model *m = step->model;
-    const size_t qkv = (size_t)(m->heads + 2 * m->kv_heads) * m->head_dim, intermediate = (size_t)m->intermediate;
+    if (layer->expert_count) {
+        enter(team, step, layer->mlp_norm, layer->experts->gate_up.kind);
+        experts(team, m, layer, step->inner, step->batch->rows, &step->routing, step->beside);
+        if (layer->gate_up.outs) add_shared(team, step, layer);
+        join(team, step, layer->mlp_post_norm);
+        return;
+    }
+    if (!m->side_by_side) {
+        enter(team, step, layer->mlp_norm, layer->gate_up.kind);
+        open_mlp(team, step, layer);
+    }
+    close_mlp(team, step, layer);
+    leave(team, step, &layer->down, layer->mlp_post_norm);
+}
+
+static void run(Team *team, void *given, int member) {
+    Step *step = given;
+    const Model *m = step->model;
+    const size_t qkv = (size_t)(m->heads + 2 * m->kv_heads) * m->head_dim;
     find_turns(team, step);
     for (int index = 0; index < step->batch->layers; index++) {
         const Layer *layer = m->layers + index;
@@ -208,13 +244,11 @@ static void run(Team *team, void *given, int member) {
         };
         enter(team, step, layer->attention_norm, layer->qkv.kind);
         linear(team, &layer->qkv, step->inner, step->batch->rows, (Out){step->qkv, qkv, 0, 1});
+        if (m->side_by_side) open_mlp(team, step, layer);
         prepare(team, step, layer, &attention);
         attend_all(team, step, &attention);
         leave(team, step, &layer->out, layer->attention_post_norm);
-        enter(team, step, layer->mlp_norm, layer->gate_up.kind);
-        linear(team, &layer->gate_up, step->inner, step->batch->rows, (Out){step->gate_up, 2 * intermediate, 0, 1});
-        activate_all(team, step, layer->down.kind);
-        leave(team, step, &layer->down, layer->mlp_post_norm);
+        run_mlp(team, step, layer);
     }
 }
 

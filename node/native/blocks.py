@@ -5,13 +5,14 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
 from node.native.cache import PagedCache
-from node.native.kernel import Kernel, LayerStruct, ModelStruct
-from node.native.packed import Matrix, address
+from node.native.kernel import ExpertStruct, Kernel, LayerStruct, ModelStruct
+from node.native.packed import LinearStruct, Matrix, Norm, NormStruct, address
 from node.native.shape import Shape
 
 Vector = NDArray[np.float32]
@@ -19,26 +20,38 @@ Vector = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BlockWeights:
-    """One block. Norms that it has not are None."""
+    """One block. What it has not is None.
+
+    experts   of each gate_up and down; what a router chooses among
+    sinks     of each head the score of what is not there
+    """
 
     qkv: Matrix
     out: Matrix
-    gate_up: Matrix
-    down: Matrix
-    attention_norm: Vector | None
-    attention_post_norm: Vector | None
-    mlp_norm: Vector | None
-    mlp_post_norm: Vector | None
-    query_norm: Vector | None
-    key_norm: Vector | None
+    gate_up: Matrix | None = None
+    down: Matrix | None = None
+    router: Matrix | None = None
+    shared_gate: Matrix | None = None
+    experts: tuple[tuple[Matrix, Matrix], ...] = ()
+    sinks: Vector | None = None
+    attention_norm: Norm | None = None
+    attention_post_norm: Norm | None = None
+    mlp_norm: Norm | None = None
+    mlp_post_norm: Norm | None = None
+    query_norm: Norm | None = None
+    key_norm: Norm | None = None
 
     @property
     def nbytes(self) -> int:
         """Memory that it takes."""
-        norms = (vector.nbytes for vector in self.norms() if vector is not None)
-        return sum(matrix.nbytes for matrix in (self.qkv, self.out, self.gate_up, self.down)) + sum(norms)
+        parts = (*self.matrices(), *self.norms(), self.sinks)
+        return sum(part.nbytes for part in (*parts, *chain.from_iterable(self.experts)) if part is not None)
 
-    def norms(self) -> tuple[Vector | None, ...]:
+    def matrices(self) -> tuple[Matrix | None, ...]:
+        """All but those of experts, in the order of `LayerStruct`."""
+        return (self.qkv, self.out, self.gate_up, self.down, self.router, self.shared_gate)
+
+    def norms(self) -> tuple[Norm | None, ...]:
         """All norms, in the order of `LayerStruct`."""
         return (
             self.attention_norm,
@@ -62,8 +75,17 @@ class Blocks:
         self._shape = shape
         self._weights = tuple(weights)  # the structures hold addresses only
         self._tables = tuple(table.frequencies for table in shape.rotary_tables)
+        self._experts = tuple(
+            (ExpertStruct * len(block.experts))(
+                *(ExpertStruct(gate_up.struct(), down.struct()) for gate_up, down in block.experts)
+            )
+            for block in weights
+        )
         self._layers = (LayerStruct * len(weights))(
-            *(_layer(shape, first + index, block) for index, block in enumerate(weights))
+            *(
+                _layer(shape, first + index, block, experts)
+                for index, (block, experts) in enumerate(zip(weights, self._experts, strict=True))
+            )
         )
 
     def __len__(self) -> int:
@@ -84,7 +106,7 @@ class Blocks:
         """
         positions = np.concatenate([np.arange(at, at + n, dtype=np.int32) for _, at, n in rows])
         sessions = np.repeat(np.arange(len(rows), dtype=np.int32), [n for _, _, n in rows])
-        pages = [cache.pages for cache, _, _ in rows]
+        pages = [cache.table for cache, _, _ in rows]
         model = self._model(first)
         self._kernel.blocks(model, count, states, positions, sessions, pages)
 
@@ -92,26 +114,46 @@ class Blocks:
         shape = self._shape
         gains = [table.gain for table in shape.rotary_tables]
         missing = 2 - len(gains)
+        experts = shape.experts
         return ModelStruct(
             shape.hidden,
             shape.heads,
             shape.kv_heads,
             shape.head_dim,
-            shape.intermediate,
+            shape.intermediate if experts is None else max(shape.intermediate, experts.shared),
             shape.rotary_dims,
+            *(
+                (0, 0, 0, 0)
+                if experts is None
+                else (experts.intermediate, experts.count, experts.per_row, int(experts.whole_shares))
+            ),
             shape.activation,
+            int(shape.gated),
+            int(shape.centred),
             int(shape.wide_norms),
+            int(shape.late_norms),
+            int(shape.side_by_side),
             self.kv_bytes,
             shape.epsilon,
             shape.query_scale,
             shape.residual_scale,
+            shape.score_cap,
+            shape.clip,
             (ctypes.c_float * 2)(*gains, *[1.0] * missing),
             (ctypes.c_void_p * 2)(*(address(table) for table in self._tables), *[None] * missing),
             ctypes.addressof(self._layers) + (first - self.first) * ctypes.sizeof(LayerStruct),
         )
 
 
-def _layer(shape: Shape, index: int, block: BlockWeights) -> LayerStruct:
-    matrices = (matrix.struct() for matrix in (block.qkv, block.out, block.gate_up, block.down))
-    norms = (None if vector is None else address(vector) for vector in block.norms())
-    return LayerStruct(*matrices, *norms, shape.rotary_of[index], shape.windows[index])
+def _layer(shape: Shape, index: int, block: BlockWeights, experts: ctypes.Array[ExpertStruct]) -> LayerStruct:
+    matrices = (LinearStruct() if matrix is None else matrix.struct() for matrix in block.matrices())
+    norms = (NormStruct() if norm is None else norm.struct() for norm in block.norms())
+    return LayerStruct(
+        *matrices,
+        ctypes.addressof(experts) if experts else None,
+        None if block.sinks is None else address(block.sinks),
+        *norms,
+        shape.rotary_of[index],
+        len(block.experts),
+        shape.windows[index],
+    )

@@ -62,12 +62,12 @@ def object_path(isa: str, folder: Path = BUILT) -> Path:
 
 def build(folder: Path = BUILT, say: Callable[[str], object] = lambda line: None) -> list[str]:
     """Build what is not built yet; the names of what is there then. Says in a line what could not be built."""
-    compiler = _compiler()
+    using = compiler()
     found = []
     for isa in isas():
         path = object_path(isa, folder)
-        if not path.exists() and compiler is not None:
-            if error := _compile(compiler, isa, path):
+        if not path.exists() and using is not None:
+            if error := _compile(using, isa, path):
                 say(f"native kernels: {isa} does not build: {error}")
             else:
                 _remove_older(path, isa)
@@ -83,7 +83,8 @@ def _flags_by_isa() -> dict[str, tuple[str, ...]]:
     return _ISAS.get(_NAMES.get(machine, machine), {})
 
 
-def _compiler() -> str | None:
+def compiler() -> str | None:
+    """The C compiler of this machine, $CC before any other."""
     named = os.environ.get("CC")
     return next((path for name in (named, *_COMPILERS) if name and (path := shutil.which(name))), None)
 

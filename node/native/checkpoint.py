@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -65,23 +66,23 @@ class NativeCheckpoint:
         return needed <= set(self._files.tensors) and self._files.has(needed)
 
     def stage_bytes(self, stage: int, dtype: str) -> int:
-        """See `node.backend.Model`; whatever the dtype of the states, the precision decides."""
-        shape = self.plan.shape
+        """See `node.backend.Model`; whatever the dtype of the states, precision and stored dtype decide."""
+        shape, stored = self.plan.shape, self._stored(stage)
         if stage == 0:
-            return 4 * shape.vocabulary * shape.hidden
-        last = stage == self.manifest.stages - 1
-        return self.precision.head_bytes(shape) if last else self.precision.block_bytes(shape)
+            return (4 if stored == "F32" else 2) * shape.vocabulary * shape.hidden
+        kept = self.precision.kept(stored)
+        return kept.head_bytes(shape) if stage == self.manifest.stages - 1 else kept.block_bytes(shape)
 
     def stage_digests(self, span: Span) -> tuple[bytes, ...]:
-        """See `node.backend.Model`.
+        """See `node.backend.Model`; the same in every precision, for they are of the weights as stored."""
+        return tuple(self._files.stage_digest(self._stages[stage]) for stage in span)
 
-        Fewer bits are other weights: a client mixes no nodes that would continue an answer with other numbers.
-        """
-        stored = (self._files.stage_digest(self._stages[stage]) for stage in span)
-        return tuple(
-            self.precision.digest(digest) if stage else digest  # the embedding's rows are kept as they are
-            for stage, digest in zip(span, stored, strict=True)
-        )
+    def _stored(self, stage: int) -> str:
+        """The dtype of most of a stage: as its files say if they are here, else as config.json does."""
+        if not self.has(stage):
+            return self.plan.stored
+        largest = max(self._stages[stage].items(), key=lambda item: math.prod(item[1]))[0]
+        return self._files.stored(largest)[1].dtype
 
     def rows(self, stage: int, name: str) -> StoredRows:
         """A tensor of a stage. Raises: BadCheckpoint."""

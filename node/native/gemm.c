@@ -9,12 +9,6 @@
 /* How far ahead of the dots weights are asked for. */
 #define AHEAD 8192
 
-typedef struct {
-    const Linear *weights;
-    Rows in;
-    Out out;
-} Product;
-
 INLINE void emit(const Product *product, const vec *sums, int rows, int tiles, int row, int tile) {
     const float *bias = product->weights->bias;
     FOR_EACH(r, rows) FOR_EACH(c, tiles * PARTS) {
@@ -114,17 +108,38 @@ static void panel_of_kind(const Product *product, int row, int last, int tile, i
     }
 }
 
-void linear(Team *team, const Linear *weights, Rows in, int rows, Out out) {
-    const Product product = {weights, in, out};
-    const int tiles = weights->outs / LANES;
+/* How a product is shared out: so many tiles a task, so many tasks for each panel of rows. */
+typedef struct {
+    int share, panels, tasks;
+} Split;
+
+static Split split_of(const Team *team, const Product *product) {
+    const Linear *weights = product->weights;
+    const int tiles = weights->outs / LANES, members = team_members(team);
     const size_t tile_bytes = native_code_bytes(weights->kind, LANES, weights->ins);
-    const int fair = (tiles + team_members(team) * SHARES - 1) / (team_members(team) * SHARES);
-    int share = most(1, least(fair, (int)(TASK_BYTES / tile_bytes)));
-    if (fair >= PASS_TILES) share = (share + PASS_TILES - 1) / PASS_TILES * PASS_TILES;
-    const int shares = (tiles + share - 1) / share, panels = (rows + PANEL - 1) / PANEL;
-    for (int task; (task = team_next(team)) < shares * panels;) {
-        int tile = task / panels * share, row = task % panels * PANEL;
-        panel_of_kind(&product, row, least(rows, row + PANEL), tile, least(tiles, tile + share));
+    const int fair = (tiles + members * SHARES - 1) / (members * SHARES);
+    Split split = {.share = most(1, least(fair, (int)(TASK_BYTES / tile_bytes)))};
+    if (fair >= PASS_TILES) split.share = (split.share + PASS_TILES - 1) / PASS_TILES * PASS_TILES;
+    split.panels = (product->rows + PANEL - 1) / PANEL;
+    split.tasks = (tiles + split.share - 1) / split.share * split.panels;
+    return split;
+}
+
+void products(Team *team, const Product *all, int count) {
+    const Product *product = all, *end = all + count;
+    Split split = split_of(team, product);
+    int before = 0; /* tasks of the products that are through */
+    for (int task;;) {
+        task = team_next(team) - before;
+        while (task >= split.tasks && ++product < end) {
+            task -= split.tasks;
+            before += split.tasks;
+            split = split_of(team, product);
+        }
+        if (product >= end) break;
+        const int tiles = product->weights->outs / LANES;
+        const int tile = task / split.panels * split.share, row = task % split.panels * PANEL;
+        panel_of_kind(product, row, least(product->rows, row + PANEL), tile, least(tiles, tile + split.share));
     }
     team_wait(team);
 }

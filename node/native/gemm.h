@@ -57,7 +57,19 @@ typedef struct {
     float scale;
 } Out;
 
-/* y = W x for so many rows; every member of the team calls it, and it ends with `team_wait`. */
-void linear(Team *team, const Linear *weights, Rows in, int rows, Out out);
+typedef struct {
+    const Linear *weights;
+    Rows in;
+    int rows;
+    Out out;
+} Product;
+
+/* y = W x for the rows of each product; every member of the team calls it, and it ends with `team_wait`. */
+void products(Team *team, const Product *all, int count);
+
+static inline void linear(Team *team, const Linear *weights, Rows in, int rows, Out out) {
+    const Product one = {weights, in, rows, out};
+    products(team, &one, 1);
+}
 
 #endif

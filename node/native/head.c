@@ -2,38 +2,56 @@
 #include "gemm.h"
 #include "maths.h"
 
+/* What comes after the last block; `kernel.py` has the same structure. */
 typedef struct {
-    const Linear *weights;
-    const float *norm, *states;
-    float epsilon, *logits;
+    Linear weights;
+    Norm norm;
+    int32_t centred;
+    float epsilon;
+    float cap; /* logits are bent to stay within it; 0: none */
+} Head;
+
+typedef struct {
+    const Head *head;
+    const float *states;
+    float *logits;
     Rows inner;
     int rows;
 } Ending;
 
+static void bend(Team *team, const Ending *job) {
+    const size_t outs = (size_t)job->head->weights.outs;
+    for (int row; (row = team_next(team)) < job->rows;)
+        for (float *at = job->logits + row * outs, *end = at + outs; at < end; at += WIDTH)
+            store(at, bent(load(at), job->head->cap));
+    team_wait(team);
+}
+
 static void run(Team *team, void *given, int member) {
     (void)member;
     const Ending *job = given;
-    const int hidden = job->weights->ins;
+    const Head *head = job->head;
+    const int hidden = head->weights.ins;
     for (int row; (row = team_next(team)) < job->rows;) {
         const size_t at = (size_t)row * hidden;
-        rms_norm(job->inner.values + at, job->states + at, job->norm, hidden, job->epsilon);
-        if (is_quantised(job->weights->kind)) quantise(job->inner, at, hidden);
+        normalise(job->inner.values + at, job->states + at, head->norm, hidden, head->centred, head->epsilon);
+        if (is_quantised(head->weights.kind)) quantise(job->inner, at, hidden);
     }
     team_wait(team);
-    linear(team, job->weights, job->inner, job->rows, (Out){job->logits, (size_t)job->weights->outs, 0, 1});
+    linear(team, &head->weights, job->inner, job->rows, (Out){job->logits, (size_t)head->weights.outs, 0, 1});
+    if (head->cap > 0) bend(team, job);
 }
 
 /* logits [rows][outs] of states [rows][ins]. 0, or 1 where there is no memory. */
-int native_head(Team *team, const Linear *weights, const float *norm, float epsilon, const float *states, int32_t rows,
-                float *logits) {
-    const size_t numbers = (size_t)rows * weights->ins, groups = (numbers + GROUP - 1) / GROUP;
+int native_head(Team *team, const Head *head, const float *states, int32_t rows, float *logits) {
+    const size_t numbers = (size_t)rows * head->weights.ins, groups = (numbers + GROUP - 1) / GROUP;
     float *memory = team_scratch(team, numbers * (sizeof(float) + 1) + 3 * groups * sizeof(float));
     if (!memory) return 1;
     Rows inner = {.values = memory, .scales = memory + numbers};
     inner.weighted = inner.scales + groups;
     inner.sums = (int32_t *)(inner.weighted + groups);
     inner.codes = (int8_t *)(inner.sums + groups);
-    Ending job = {weights, norm, states, epsilon, logits, inner, rows};
+    Ending job = {head, states, logits, inner, rows};
     team_run(team, run, &job);
     return 0;
 }

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
-from node.native.kernel import Kernel
+from node.native.kernel import HeadStruct, Kernel
+from node.native.shape import Shape
 from node.native.weights import HeadWeights
 from protocol.candidates import Candidates, Want
 from protocol.errors import Malformed
@@ -15,37 +17,59 @@ from protocol.errors import Malformed
 # Rows whose logits are held at once: a quarter of a million tokens each, at most.
 _ROWS = 16
 
-
-def candidates(
-    kernel: Kernel,
-    head: HeadWeights,
-    epsilon: float,
-    divisor: float,
-    states: NDArray[np.float32],
-    want: Want,
-) -> Candidates:
-    """What `want` asks of states [rows, hidden]. Ties go to the lower id.
-
-    Raises: Malformed, if the states are so large that the logits overflow.
-    """
-    rows = [_pick(kernel, logits, want) for logits in _logits(kernel, head, epsilon, divisor, states)]
-    ids, best, normalisers, asked = zip(*rows, strict=True)
-    return Candidates(np.stack(ids), np.stack(best), np.array(normalisers, np.float32), np.stack(asked))
+Rows = NDArray[np.float32]
+_Picked = tuple[NDArray[np.int32], Rows, float, Rows]
 
 
-_Row = tuple[NDArray[np.int32], NDArray[np.float32], float, NDArray[np.float32]]
+class Head:
+    """The end of a model of this shape."""
+
+    def __init__(self, kernel: Kernel, shape: Shape, weights: HeadWeights) -> None:
+        self._kernel = kernel
+        self._shape = shape
+        self._weights = weights  # the structure holds addresses only
+        self._struct = HeadStruct(
+            weights.matrix.struct(),
+            weights.norm.struct(),
+            int(shape.centred),
+            shape.epsilon,
+            shape.logits_cap,
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the weights take."""
+        return self._weights.matrix.nbytes + self._weights.norm.nbytes
+
+    def candidates(self, asked: Sequence[tuple[Rows, Want]]) -> list[Candidates | Malformed]:
+        """What each asks of its states [rows, hidden], at least one row; all go through the head together.
+
+        Ties go to the lower id. Malformed, where states are so large that the logits overflow.
+        """
+        logits = self._logits(np.concatenate([states for states, _ in asked]))
+        return [self._answer(islice(logits, len(states)), want) for states, want in asked]
+
+    def _answer(self, logits: Iterator[Rows], want: Want) -> Candidates | Malformed:
+        found, failure = [], None
+        for row in logits:  # to the last, whatever one of them holds: the next call's follow
+            try:
+                found.append(_pick(self._kernel, row, want))
+            except Malformed as error:
+                failure = error
+        if failure is not None:
+            return failure
+        ids, best, normalisers, asked = zip(*found, strict=True)
+        return Candidates(np.stack(ids), np.stack(best), np.array(normalisers, np.float32), np.stack(asked))
+
+    def _logits(self, states: Rows) -> Iterator[Rows]:
+        outs, divisor = self._weights.matrix.outs, self._shape.logits_divisor
+        for start in range(0, len(states), _ROWS):
+            some = np.ascontiguousarray(states[start : start + _ROWS])
+            logits = self._kernel.head(self._struct, outs, some)
+            yield from logits if divisor == 1.0 else logits / np.float32(divisor)
 
 
-def _logits(
-    kernel: Kernel, head: HeadWeights, epsilon: float, divisor: float, states: NDArray[np.float32]
-) -> Iterator[NDArray[np.float32]]:
-    for start in range(0, len(states), _ROWS):
-        some = np.ascontiguousarray(states[start : start + _ROWS])
-        logits = kernel.head(head.matrix, head.norm, epsilon, some)
-        yield from logits if divisor == 1.0 else logits / np.float32(divisor)
-
-
-def _pick(kernel: Kernel, logits: NDArray[np.float32], want: Want) -> _Row:
+def _pick(kernel: Kernel, logits: Rows, want: Want) -> _Picked:
     normaliser = kernel.log_sum_exp(logits, want.temperature)
     if not np.isfinite(normaliser) or not np.isfinite(logits).all():
         raise Malformed("the hidden states lead to logits that are not finite")
@@ -53,7 +77,7 @@ def _pick(kernel: Kernel, logits: NDArray[np.float32], want: Want) -> _Row:
     return ids, logits[ids], normaliser, logits[list(want.ids)] if want.ids else logits[:0].copy()
 
 
-def _top(logits: NDArray[np.float32], top: int) -> NDArray[np.int32]:
+def _top(logits: Rows, top: int) -> NDArray[np.int32]:
     """The ids of the best logits, falling, of equal ones the lower first."""
     if top == 1:
         return np.array([logits.argmax()], np.int32)  # numpy: the first of equal ones

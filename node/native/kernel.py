@@ -11,8 +11,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from node.native.packed import Arena, Kind, LinearStruct, Matrix, address, padded
+from node.native.packed import Arena, Kind, LinearStruct, Matrix, NormStruct, address, padded
 from protocol.errors import BadCheckpoint
+
+
+class ExpertStruct(ctypes.Structure):
+    """`Expert` of `model.h`."""
+
+    _fields_ = (("gate_up", LinearStruct), ("down", LinearStruct))
 
 
 class LayerStruct(ctypes.Structure):
@@ -23,13 +29,18 @@ class LayerStruct(ctypes.Structure):
         ("out", LinearStruct),
         ("gate_up", LinearStruct),
         ("down", LinearStruct),
-        ("attention_norm", ctypes.c_void_p),
-        ("attention_post_norm", ctypes.c_void_p),
-        ("mlp_norm", ctypes.c_void_p),
-        ("mlp_post_norm", ctypes.c_void_p),
-        ("query_norm", ctypes.c_void_p),
-        ("key_norm", ctypes.c_void_p),
+        ("router", LinearStruct),
+        ("shared_gate", LinearStruct),
+        ("experts", ctypes.c_void_p),
+        ("sinks", ctypes.c_void_p),
+        ("attention_norm", NormStruct),
+        ("attention_post_norm", NormStruct),
+        ("mlp_norm", NormStruct),
+        ("mlp_post_norm", NormStruct),
+        ("query_norm", NormStruct),
+        ("key_norm", NormStruct),
         ("rotary", ctypes.c_int32),
+        ("expert_count", ctypes.c_int32),
         ("window", ctypes.c_int32),
     )
 
@@ -44,12 +55,22 @@ class ModelStruct(ctypes.Structure):
         ("head_dim", ctypes.c_int32),
         ("intermediate", ctypes.c_int32),
         ("rotary_dims", ctypes.c_int32),
+        ("expert_intermediate", ctypes.c_int32),
+        ("most_experts", ctypes.c_int32),
+        ("experts_per_row", ctypes.c_int32),
+        ("whole_shares", ctypes.c_int32),
         ("activation", ctypes.c_int32),
+        ("gated", ctypes.c_int32),
+        ("centred", ctypes.c_int32),
         ("wide_norms", ctypes.c_int32),
+        ("late_norms", ctypes.c_int32),
+        ("side_by_side", ctypes.c_int32),
         ("kv_bytes", ctypes.c_int32),
         ("epsilon", ctypes.c_float),
         ("query_scale", ctypes.c_float),
         ("residual_scale", ctypes.c_float),
+        ("score_cap", ctypes.c_float),
+        ("clip", ctypes.c_float),
         ("rotary_gain", ctypes.c_float * 2),
         ("frequencies", ctypes.c_void_p * 2),
         ("layers", ctypes.c_void_p),
@@ -67,6 +88,18 @@ class BatchStruct(ctypes.Structure):
         ("pages", ctypes.c_void_p),
         ("page_counts", ctypes.c_void_p),
         ("states", ctypes.c_void_p),
+    )
+
+
+class HeadStruct(ctypes.Structure):
+    """`Head` of `head.c`."""
+
+    _fields_ = (
+        ("weights", LinearStruct),
+        ("norm", NormStruct),
+        ("centred", ctypes.c_int32),
+        ("epsilon", ctypes.c_float),
+        ("cap", ctypes.c_float),
     )
 
 
@@ -142,23 +175,22 @@ class Kernel:
         if self._library.native_blocks(self._team, ctypes.byref(model), ctypes.byref(batch)):
             raise MemoryError(f"no memory for a step of {len(states)} rows")
 
-    def head(
-        self, matrix: Matrix, norm: NDArray[np.float32], epsilon: float, states: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
+    def head(self, head: HeadStruct, outs: int, states: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits [rows, outs] of states [rows, ins]."""
-        logits = np.empty((len(states), matrix.padded), np.float32)
-        failed = self._library.native_head(
-            self._team,
-            ctypes.byref(matrix.struct()),
-            address(norm),
-            epsilon,
-            address(states),
-            len(states),
-            address(logits),
-        )
-        if failed:
+        logits = np.empty((len(states), head.weights.outs), np.float32)
+        if self._library.native_head(
+            self._team, ctypes.byref(head), address(states), len(states), address(logits)
+        ):
             raise MemoryError(f"no memory for the logits of {len(states)} rows")
-        return logits[:, : matrix.outs]
+        return logits[:, :outs]
+
+    def product(self, matrix: Matrix, states: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The matrix times each row of states [rows, ins], contiguous, with its bias: [rows, padded outs]."""
+        out = np.empty((len(states), matrix.padded), np.float32)
+        weights = ctypes.byref(matrix.struct())
+        if self._library.native_linear(self._team, weights, address(states), len(states), address(out)):
+            raise MemoryError(f"no memory for a product of {len(states)} rows")
+        return out
 
     def log_sum_exp(self, logits: NDArray[np.float32], temperature: float) -> float:
         """The logarithm of the sum of e^(logit / temperature) over one row."""
@@ -181,7 +213,8 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     library.native_team_free.argtypes = [pointer]
     library.native_pack.argtypes = [pointer, ctypes.c_int, int32, int32, pointer, pointer, pointer]
     library.native_blocks.argtypes = [pointer] * 3
-    library.native_head.argtypes = [pointer] * 3 + [ctypes.c_float, pointer, int32, pointer]
+    library.native_head.argtypes = [pointer] * 3 + [int32, pointer]
+    library.native_linear.argtypes = [pointer] * 3 + [int32, pointer]
     library.native_read.argtypes = [pointer, pointer, ctypes.c_int64]
     library.native_normaliser.argtypes = [pointer, ctypes.c_int64, ctypes.c_float, pointer]
     library.native_normaliser.restype = ctypes.c_double

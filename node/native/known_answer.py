@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from node.native.blocks import Blocks, BlockWeights
 from node.native.cache import PagedCache
 from node.native.kernel import Kernel
-from node.native.packed import Kind, Matrix
+from node.native.packed import Kind, Matrix, Norm
 from node.native.shape import RotaryTable, Shape
 from protocol.model import Span
 
@@ -74,23 +74,36 @@ def made_up_shape(**changed: object) -> Shape:
 def made_up_block(
     kernel: Kernel, shape: Shape, kind: Kind, seed: int, *, every_norm: bool = False
 ) -> BlockWeights:
-    """A block with biases on queries, keys and values."""
+    """A block with biases on queries, keys and values, and in experts."""
     seeds = iter(range(seed * 100, seed * 100 + 100))
 
-    def matrix(outs: int, ins: int, bias: bool = False) -> Matrix:
+    def matrix(outs: int, ins: int, bias: bool = False, kind: Kind = kind) -> Matrix:
         rows = numbers(next(seeds), outs * ins, 2 / math.sqrt(ins)).reshape(outs, ins)
         return kernel.pack(kind, (outs, ins), [rows], numbers(next(seeds), outs, 0.1) if bias else None)
 
-    def norm(count: int) -> NDArray[np.float32]:
-        return 1 + numbers(next(seeds), count, 0.2)
+    def norm(count: int) -> Norm:
+        weight = 1 + numbers(next(seeds), count, 0.2)
+        return Norm(weight, numbers(next(seeds), count, 0.1) if shape.centred else None)
+
+    def mlp(intermediate: int, bias: bool = False) -> tuple[Matrix, Matrix]:
+        opening = matrix((1 + shape.gated) * intermediate, shape.hidden, bias)
+        return opening, matrix(shape.hidden, intermediate, bias)
 
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     heads = (queries, keys) if shape.wide_norms else (shape.head_dim, shape.head_dim)
+    routed = shape.experts if shape.experts and shape.experts.blocks[seed] else None
+    inside = shape.intermediate if routed is None else routed.shared
+    qkv, out = matrix(queries + 2 * keys, shape.hidden, bias=True), matrix(shape.hidden, queries)
+    gate_up, down = mlp(inside) if inside else (None, None)
     return BlockWeights(
-        matrix(queries + 2 * keys, shape.hidden, bias=True),
-        matrix(shape.hidden, queries),
-        matrix(2 * shape.intermediate, shape.hidden),
-        matrix(shape.hidden, shape.intermediate),
+        qkv,
+        out,
+        gate_up,
+        down,
+        matrix(routed.count, shape.hidden, bias=True, kind=Kind.F32) if routed else None,
+        matrix(1, shape.hidden, kind=Kind.F32) if routed and routed.shared else None,
+        tuple(mlp(routed.intermediate, bias=True) for _ in range(routed.count)) if routed else (),
+        numbers(next(seeds), shape.heads, 2.0) if shape.sinks else None,
         norm(shape.hidden),
         norm(shape.hidden) if every_norm else None,
         norm(shape.hidden),
@@ -107,7 +120,7 @@ def answer(kernel: Kernel, kind: Kind, kv_bytes: int) -> str:
         kernel, shape, 0, [made_up_block(kernel, shape, kind, seed) for seed in range(3)], kv_bytes
     )
     cache = PagedCache(Span(1, 4), len(blocks), shape.kv_row_bytes(kv_bytes))
-    cache.reserve(_TOKENS)
+    cache.reserve(0, _TOKENS)
     states = numbers(999, _TOKENS * shape.hidden).reshape(_TOKENS, shape.hidden)
     blocks.run(states[:-1], [(cache, 0, _TOKENS - 1)], 0, len(blocks))
     blocks.run(states[-1:], [(cache, _TOKENS - 1, 1)], 0, len(blocks))

@@ -1,4 +1,4 @@
-"""Which of the built objects this processor runs, and whether it computes as it should."""
+"""Which of the built objects this processor runs, and whether it computes as it should: python -m node.native.load"""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ctypes
 import functools
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -20,10 +21,14 @@ logger = logging.getLogger(__name__)
 ISA_VARIABLE: Final = "SWARM_ISA"
 
 
+class NoKernels(ConfigError):
+    """There are none on this machine that it runs and that compute what they should."""
+
+
 def load_kernel(threads: int | None = None) -> Kernel:
     """The fastest object that this processor runs, with so many threads; None: one for each core.
 
-    Raises: ConfigError, if there is none, or not the one that SWARM_ISA names.
+    Raises: NoKernels, if there is none; ConfigError, if not the one that SWARM_ISA names.
     """
     forced = os.environ.get(ISA_VARIABLE)
     for isa in (forced,) if forced else build.isas():
@@ -31,7 +36,7 @@ def load_kernel(threads: int | None = None) -> Kernel:
             return Kernel(path, isa, threads or cores())
     if forced:
         raise ConfigError(f"{ISA_VARIABLE} asks for {forced}, which is not built, or not for this processor")
-    raise ConfigError(
+    raise NoKernels(
         "there are no native kernels here: with a C compiler, `python -m node.native.build` makes them"
     )
 
@@ -60,3 +65,10 @@ def usable_object(isa: str, folder: Path) -> Path | None:
         logger.warning("a native kernel is left out: %s", wrong)
         return None
     return path
+
+
+if __name__ == "__main__":
+    try:
+        sys.stderr.write(f"native kernels: {load_kernel(1).isa}\n")
+    except ConfigError as error:
+        sys.exit(f"native kernels: {error}")

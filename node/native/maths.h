@@ -3,6 +3,7 @@
 #define MATHS_H
 
 #include "lanes.h"
+#include "model.h"
 
 /* e^x for |x| <= 86, beyond which x is taken as 86: Taylor's series of the remainder, powers of two by the exponent. */
 INLINE vec exponential(vec x) {
@@ -26,11 +27,39 @@ INLINE float exponential_of(float x) { return exponential(all(x))[0]; }
 
 INLINE vec logistic(vec x) { return 1.0f / (1.0f + exponential(0.0f - x)); }
 
-/* 0: SiLU. 1: GELU in its tanh form, which is x * logistic(2 * sqrt(2 / pi) * (x + 0.044715 x^3)). */
+/* Near 0 Taylor's series; elsewhere by e^(-2|x|), with the sign of x. */
+INLINE vec hyperbolic_tangent(vec x) {
+    vec size = magnitude(x), square = x * x, power = exponential(-2.0f * size);
+    vec series = all(-1382.0f / 155925);
+    series = fused(series, square, all(62.0f / 2835));
+    series = fused(series, square, all(-17.0f / 315));
+    series = fused(series, square, all(2.0f / 15));
+    series = fused(series, square, all(-1.0f / 3));
+    series = fused(series, square, all(1.0f));
+    vec far = (1.0f - power) / (1.0f + power);
+    vec signed_far = (vec)((uvec)far | ((uvec)x & 0x80000000));
+    return choose(size < all(0.25f), x * series, signed_far);
+}
+
+/* x bent to stay between -cap and cap. */
+INLINE vec bent(vec x, float cap) { return cap * hyperbolic_tangent(x / cap); }
+
+/* 0: SiLU. 1: GELU in its tanh form, which is x * logistic(2 * sqrt(2 / pi) * (x + 0.044715 x^3)). 2: squared ReLU. */
 INLINE vec activate(int kind, vec x) {
     if (kind == 0) return x * logistic(x);
+    if (kind == 2) {
+        vec positive = greater(x, all(0.0f));
+        return positive * positive;
+    }
     vec inner = fused((x * x) * x, all(0.044715f), x);
     return x * logistic(1.5957691216057308f * inner);
+}
+
+/* What a gate lets through. 3: SiLU with a factor; neither is beyond 7, and what is let through is one more. */
+INLINE vec let_through(int kind, vec gate, vec up) {
+    if (kind != 3) return activate(kind, gate) * up;
+    const vec low = lesser(gate, all(7.0f));
+    return low * logistic(1.702f * low) * (greater(lesser(up, all(7.0f)), all(-7.0f)) + 1.0f);
 }
 
 /* Sine and cosine of an angle below 2^20, in double precision without fused multiplications. */
@@ -54,16 +83,29 @@ INLINE void sine_cosine(double angle, float *sine, float *cosine) {
     *cosine = (float)(quarter == 1 || quarter == 2 ? -c : c);
 }
 
-/* out = row / sqrt(mean of squares + epsilon) * weight; `out` may be `row`. `count` is a multiple of 16. */
-INLINE void rms_norm(float *out, const float *row, const float *weight, int count, float epsilon) {
+/* The mean of `count` numbers, a multiple of 16. */
+INLINE float mean_of(const float *row, int count) {
+    vec sums[PARTS] = {{0}};
+    for (int i = 0; i < count; i += LANES)
+        for (int p = 0; p < PARTS; p++) sums[p] = sums[p] + load(row + i + p * WIDTH);
+    return fold_sum(sums) / (float)count;
+}
+
+/* out = (row - mean) / sqrt(mean of squares + epsilon) * weight + bias; the mean is 0 where rows are not centred.
+   `out` may be `row`; `count` is a multiple of 16. */
+INLINE void normalise(float *out, const float *row, Norm norm, int count, int centred, float epsilon) {
+    const float mean = centred ? mean_of(row, count) : 0.0f;
     vec squares[PARTS] = {{0}};
     for (int i = 0; i < count; i += LANES)
         for (int p = 0; p < PARTS; p++) {
-            vec x = load(row + i + p * WIDTH);
+            vec x = load(row + i + p * WIDTH) - mean;
             squares[p] = fused(x, x, squares[p]);
         }
     float scale = 1.0f / __builtin_sqrtf(fold_sum(squares) / (float)count + epsilon);
-    for (int i = 0; i < count; i += WIDTH) store(out + i, load(row + i) * scale * load(weight + i));
+    for (int i = 0; i < count; i += WIDTH) {
+        vec y = (load(row + i) - mean) * scale * load(norm.weight + i);
+        store(out + i, norm.bias ? y + load(norm.bias + i) : y);
+    }
 }
 
 #endif

@@ -9,6 +9,8 @@ enum { F32 = 0, BF16 = 1, INT8 = 2, INT4 = 3 };
 /* Numbers of a row that share a scale, and positions that share a page and a block of attention. */
 #define GROUP 32
 #define BLOCK 256
+/* Of one layer. */
+#define MOST_EXPERTS 512
 
 /* y = W x + bias. Rows lie in tiles of 16; see `quant.h` for the bytes. */
 typedef struct {
@@ -18,19 +20,42 @@ typedef struct {
     const float *bias; /* or NULL */
 } Linear;
 
-/* Norms that are NULL are not applied. */
+/* Not applied where there is no weight. */
 typedef struct {
-    Linear qkv, out, gate_up, down;
-    const float *attention_norm, *attention_post_norm, *mlp_norm, *mlp_post_norm, *query_norm, *key_norm;
+    const float *weight, *bias; /* the bias may be NULL */
+} Norm;
+
+typedef struct {
+    Linear gate_up, down;
+} Expert;
+
+/* Matrices without rows are not there. */
+typedef struct {
+    Linear qkv, out;
+    Linear gate_up, down; /* beside experts: what every row goes through as well */
+    Linear router, shared_gate; /* F32; the second says how much the MLP beside experts counts */
+    const Expert *experts;
+    const float *sinks; /* of each head the score of what is not there, or NULL */
+    Norm attention_norm, attention_post_norm, mlp_norm, mlp_post_norm, query_norm, key_norm;
     int32_t rotary; /* which table of frequencies; -1: this layer does not rotate */
+    int32_t expert_count; /* 0: this layer has none */
     int32_t window; /* positions seen, the own among them; 0: all */
 } Layer;
 
 typedef struct {
-    int32_t hidden, heads, kv_heads, head_dim, intermediate, rotary_dims, activation;
-    int32_t wide_norms; /* query_norm and key_norm are over all heads at once */
-    int32_t kv_bytes;   /* of a number in a page: 4 for fp32, 2 for fp16 */
+    int32_t hidden, heads, kv_heads, head_dim, intermediate, rotary_dims;
+    int32_t expert_intermediate, most_experts, experts_per_row;
+    int32_t whole_shares; /* the shares of a row's experts add up to 1 */
+    int32_t activation;  /* 0: SiLU, 1: GELU, 2: the square of what is positive, 3: as gpt-oss bounds it */
+    int32_t gated;       /* gate_up has gates before what they let through; else it has no gates */
+    int32_t centred;     /* norms take the mean away first */
+    int32_t wide_norms;  /* query_norm and key_norm are over all heads at once */
+    int32_t late_norms;  /* they come after the rotation */
+    int32_t side_by_side; /* the MLP reads what attention reads */
+    int32_t kv_bytes;    /* of a number in a page: 4 for fp32, 2 for fp16 */
     float epsilon, query_scale, residual_scale;
+    float score_cap; /* scores are bent to stay within it; 0: none */
+    float clip;      /* queries, keys and values are cut off there; 0: none */
     float rotary_gain[2];
     const float *frequencies[2];
     const Layer *layers;

@@ -49,6 +49,29 @@ class LinearStruct(ctypes.Structure):
     )
 
 
+class NormStruct(ctypes.Structure):
+    """`Norm` of `model.h`."""
+
+    _fields_ = (("weight", ctypes.c_void_p), ("bias", ctypes.c_void_p))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Norm:
+    """What a norm multiplies by, and what it adds."""
+
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes."""
+        return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
+
+    def struct(self) -> NormStruct:
+        """For the kernels; this object has to outlive it."""
+        return NormStruct(address(self.weight), None if self.bias is None else address(self.bias))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Matrix:
     """A packed matrix with `outs` rows that count; up to the next multiple of TILE, rows of zeros follow."""

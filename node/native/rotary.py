@@ -41,6 +41,14 @@ def rotary_table(parameters: Mapping[str, Any], head_dim: int, context: int) -> 
             scaled = _llama3(plain, fields, context)
         case "yarn":
             scaled, gain = _yarn(plain, fields, base, dims, context)
+        case "longrope":
+            scaled, gain = _longrope(plain, fields, context)
+        case "alpha":
+            stretch = _EXACT.power(
+                Decimal(fields.number("alpha")), _EXACT.divide(Decimal(dims), Decimal(dims - 2))
+            )
+            base = float(_EXACT.multiply(Decimal(base), stretch))
+            scaled = [float(_inverse_power(base, 2 * i, dims)) for i in range(dims // 2)]
         case _:
             raise UnsupportedModel(f"rotations scaled by {kind!r}")
     fields.close()
@@ -71,6 +79,21 @@ def _llama3(plain: list[float], fields: Fields, context: int) -> list[float]:
     return scaled
 
 
+def _longrope(plain: list[float], fields: Fields, context: int) -> tuple[list[float], float]:
+    """For sequences within the original context: each pair is stretched by a factor of its own."""
+    original = fields.number("original_max_position_embeddings")
+    factor = fields.number("factor", context / original if original > 0 else 0.0)
+    fields.any("long_factor")  # which longer sequences go by
+    stretches = fields.any("short_factor")
+    if not isinstance(stretches, list) or len(stretches) != len(plain) or original <= 1:
+        raise UnsupportedModel(f"rope_parameters has short_factor {str(stretches)[:80]}")
+    if not all(type(stretch) in (int, float) and 0 < stretch < 1e9 for stretch in stretches):
+        raise UnsupportedModel(f"rope_parameters has short_factor {str(stretches)[:80]}")
+    usual = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    gain = fields.number("attention_factor", usual)
+    return [frequency / stretch for frequency, stretch in zip(plain, stretches, strict=True)], gain
+
+
 def _yarn(
     plain: list[float], fields: Fields, base: float, dims: int, context: int
 ) -> tuple[list[float], float]:
@@ -83,7 +106,10 @@ def _yarn(
     def pair_that_turns(times: float) -> float:
         return dims * math.log(original / (times * 2 * math.pi)) / (2 * math.log(base))
 
-    first, last = max(math.floor(pair_that_turns(fast)), 0), min(math.ceil(pair_that_turns(slow)), dims - 1)
+    ends = pair_that_turns(fast), pair_that_turns(slow)
+    if fields.flag("truncate", True):
+        ends = math.floor(ends[0]), math.ceil(ends[1])
+    first, last = max(ends[0], 0), min(ends[1], dims - 1)
     width = last - first if last != first else 0.001
     ramp = [min(max((i - first) / width, 0.0), 1.0) for i in range(len(plain))]
     scaled = [f / factor * share + f * (1 - share) for f, share in zip(plain, ramp, strict=True)]

@@ -16,15 +16,41 @@ class RotaryTable:
     gain: float = 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Experts:
+    """MLPs of which each row goes through the few that a router chooses.
+
+    per_row        so many
+    whole_shares   what they count adds up to 1; else it is what is left of 1 with all the others
+    blocks         of each block whether it has them, or one MLP for all
+    shared         numbers inside the MLP that every row goes through as well, 0 for none
+    """
+
+    count: int
+    per_row: int
+    intermediate: int
+    whole_shares: bool
+    blocks: tuple[bool, ...]
+    shared: int = 0
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Shape:
     """One model.
 
-    activation     0 SiLU, 1 GELU in its tanh form
+    activation     0 SiLU, 1 GELU in its tanh form, 2 the square of what is positive, 3 SiLU as gpt-oss bounds it
     rotary_dims    numbers of a head that turn, from the first on
     rotary_of      of each block the table, -1 where nothing turns
     windows        of each block the positions that it sees, 0 for all
     wide_norms     norms of queries and keys are over all heads at once
+    late_norms     they come after the rotation
+    gated          gates are multiplied by what they let through; else there are none
+    centred        norms take the mean away first
+    side_by_side   the MLP reads what attention reads
+    score_cap      scores are bent to stay within it, 0 for none; logits_cap alike
+    reach          the longest sequence of which positions alone say how far things turn, 0 for any
+    sinks          heads have a score of what is not there
+    clip           queries, keys and values are cut off there, 0 for none
     """
 
     blocks: int
@@ -44,7 +70,17 @@ class Shape:
     rotary_tables: tuple[RotaryTable, ...]
     rotary_of: tuple[int, ...]
     windows: tuple[int, ...]
-    wide_norms: bool
+    wide_norms: bool = False
+    late_norms: bool = False
+    gated: bool = True
+    centred: bool = False
+    side_by_side: bool = False
+    score_cap: float = 0.0
+    logits_cap: float = 0.0
+    clip: float = 0.0
+    experts: Experts | None = None
+    sinks: bool = False
+    reach: int = 0
 
     def kv_row_bytes(self, kv_bytes: int) -> int:
         """Memory that one position takes in one block."""

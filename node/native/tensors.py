@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +19,8 @@ _DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "F16": np.dtype("<f2"),
     "BF16": np.dtype("<u2"),
 }
+# Of each row or column that is wanted where it is stored, -1 for zeros.
+Order = NDArray[np.intp]
 # Floats that are widened at once while a matrix is packed: some MiB.
 _PIECE: Final = 1 << 20
 
@@ -39,34 +42,83 @@ class StoredRows:
             self._array: NDArray[Any] = np.memmap(path, dtype, "r", tensor.start, shape)
         except OSError as error:
             raise BadCheckpoint(f"{path}: cannot be read: {error.strerror}") from error
-        self._name = name
+        self.name = name
+        self.stored = tensor.dtype  # as safetensors names it
+        self._rows: Order | None = None
+        self._columns: Order | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes in the file."""
         return self._array.nbytes
 
+    def at(self, index: int) -> StoredRows:
+        """One of those that lie in this tensor."""
+        other = copy.copy(self)
+        other._array = self._array[index]
+        return other
+
+    def transposed(self) -> StoredRows:
+        """This, with its columns as rows."""
+        other = copy.copy(self)
+        other._array = self._array.T
+        return other
+
+    def ordered(self, rows: Order | None, columns: Order | None = None) -> StoredRows:
+        """This, with its rows and columns in another order; zeros where that says -1."""
+        other = copy.copy(self)
+        other._rows, other._columns = rows, columns
+        return other
+
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the whole."""
-        return self._array.shape
+        """Of the whole, in its order."""
+        orders = (self._rows, self._columns)
+        stored = self._array.shape
+        return tuple(
+            size if order is None else len(order) for size, order in zip(stored, orders, strict=False)
+        )
 
     def vector(self) -> NDArray[np.float32]:
         """All of it. Raises: BadCheckpoint, if it is not finite."""
-        values = self._widen(self._array[:])
-        if not np.isfinite(values).all():
-            raise BadCheckpoint(f"{self._name} holds NaN or infinite values")
+        values = self._some(0, self.shape[0])
+        self._require(np.isfinite(values))
         return values
+
+    def check(self) -> None:
+        """All of it is finite, in whatever order. Raises: BadCheckpoint, which names it."""
+        rows = max(1, _PIECE // max(1, self._array[:1].size))
+        for row in range(0, len(self._array), rows):
+            some = self._array[row : row + rows]
+            upper_halves = some.dtype == np.uint16
+            self._require((some & 0x7F80) != 0x7F80 if upper_halves else np.isfinite(some))
+
+    def _require(self, finite: NDArray[np.bool_]) -> None:
+        if not finite.all():
+            raise BadCheckpoint(f"{self.name} holds NaN or infinite values")
 
     def pieces(self) -> Iterator[NDArray[np.float32]]:
         """Its rows in order, some at a time: whole tiles, but for the last."""
         step = max(TILE, _PIECE // self._array.shape[1] // TILE * TILE)
-        for row in range(0, len(self._array), step):
-            yield self._widen(self._array[row : row + step])
+        for row in range(0, self.shape[0], step):
+            yield self._some(row, row + step)
 
     def pick(self, rows: NDArray[np.int32]) -> NDArray[np.float32]:
         """These rows."""
         return self._widen(self._array[rows])
+
+    def _some(self, first: int, stop: int) -> NDArray[np.float32]:
+        """Rows first:stop of those that are asked for."""
+        if self._rows is None:
+            values = self._widen(self._array[first:stop])
+        else:
+            rows = self._rows[first:stop]
+            values = self._widen(self._array[rows])
+            values[rows < 0] = 0
+        if self._columns is not None:
+            values = values[:, self._columns]
+            values[:, self._columns < 0] = 0
+        return values
 
     @staticmethod
     def _widen(stored: NDArray[Any]) -> NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -11,16 +12,28 @@ from numpy.typing import NDArray
 from node.native.blocks import BlockWeights
 from node.native.checkpoint import NativeCheckpoint
 from node.native.kernel import Kernel
-from node.native.names import block_prefix, gate_up_names, head_name, norm_names, qkv_names
-from node.native.packed import Kind, Matrix
+from node.native.names import (
+    SINKS,
+    Part,
+    block_matrices,
+    block_prefix,
+    expert_matrices,
+    has_experts,
+    head_name,
+    norm_names,
+    norm_tensors,
+)
+from node.native.packed import Kind, Matrix, Norm
+from node.native.precision import kept_kind
 from node.native.tensors import StoredRows
+from protocol.errors import BadCheckpoint
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeadWeights:
     """The last norm and the matrix to logits."""
 
-    norm: NDArray[np.float32]
+    norm: Norm
     matrix: Matrix
 
 
@@ -34,7 +47,9 @@ class Loader:
 
     def embedding(self) -> StoredRows:
         """The embedding, as it is stored: its rows are read as they are looked up."""
-        return self._checkpoint.rows(0, "model.embed_tokens.weight")
+        name = "model.embed_tokens.weight"
+        self._checkpoint.rows(0, name).check()  # by a mapping of its own, which goes with all that it touched
+        return self._checkpoint.rows(0, name)
 
     def head(self) -> HeadWeights:
         """The head, packed."""
@@ -42,21 +57,38 @@ class Loader:
         shape = self._plan.shape
         rows = self._checkpoint.rows(stage, head_name(self._plan))
         size = shape.vocabulary, shape.hidden
-        matrix = self._kernel.pack(self._checkpoint.precision.head, size, rows.pieces())
-        return HeadWeights(self._norm(stage, "model.norm.weight"), matrix)
+        matrix = self._pack(self._checkpoint.precision.head, size, [rows])
+        return HeadWeights(self._norm(stage, "model.norm", shape.hidden), matrix)
 
     def block(self, index: int) -> BlockWeights:
         """A block, packed."""
-        plan, precision = self._plan, self._checkpoint.precision
-        norms = {
-            field: self._norm(1 + index, f"{block_prefix(index)}{name}.weight")
-            for field, (name, _) in norm_names(plan).items()
+        plan, precision, prefix = self._plan, self._checkpoint.precision, block_prefix(index)
+        kinds = {"qkv": precision.attention, "out": precision.attention}
+        # What routes is small, and a change of it is another choice.
+        kinds |= {
+            "gate_up": precision.mlp,
+            "down": precision.mlp,
+            "router": Kind.F32,
+            "shared_gate": Kind.F32,
         }
+        packed = {
+            field: self._matrix(kinds[field], index, parts)
+            for field, parts in block_matrices(plan, index).items()
+        }
+        norms = {
+            field: self._norm(1 + index, f"{prefix}{name}", size)
+            for field, (name, size) in norm_names(plan).items()
+        }
+        sinks = self._checkpoint.rows(1 + index, prefix + SINKS).vector() if plan.shape.sinks else None
         return BlockWeights(
-            qkv=self._matrix(precision.attention, index, qkv_names(plan), plan.query_bias),
-            out=self._matrix(precision.attention, index, ("self_attn.o_proj",), plan.out_bias),
-            gate_up=self._matrix(precision.mlp, index, gate_up_names(plan), plan.mlp_bias),
-            down=self._matrix(precision.mlp, index, ("mlp.down_proj",), plan.mlp_bias),
+            qkv=packed["qkv"],
+            out=packed["out"],
+            gate_up=packed.get("gate_up"),
+            down=packed.get("down"),
+            router=packed.get("router"),
+            shared_gate=packed.get("shared_gate"),
+            experts=self._experts(index),
+            sinks=sinks,
             attention_norm=norms.get("attention_norm"),
             attention_post_norm=norms.get("attention_post_norm"),
             mlp_norm=norms.get("mlp_norm"),
@@ -65,16 +97,53 @@ class Loader:
             key_norm=norms.get("key_norm"),
         )
 
-    def _matrix(self, kind: Kind, index: int, names: tuple[str, ...], biased: bool) -> Matrix:
-        """Projections below one another as one matrix."""
-        prefix, stage = block_prefix(index), 1 + index
-        parts = [self._checkpoint.rows(stage, f"{prefix}{name}.weight") for name in names]
-        bias = None
-        if biased:
-            biases = [self._checkpoint.rows(stage, f"{prefix}{name}.bias").vector() for name in names]
-            bias = np.concatenate(biases)
-        size = sum(part.shape[0] for part in parts), parts[0].shape[1]
-        return self._kernel.pack(kind, size, chain.from_iterable(part.pieces() for part in parts), bias)
+    def _experts(self, index: int) -> tuple[tuple[Matrix, Matrix], ...]:
+        experts, kind = self._plan.shape.experts, self._checkpoint.precision.mlp
+        if experts is None or not has_experts(self._plan, index):
+            return ()
+        parts = (expert_matrices(self._plan, expert) for expert in range(experts.count))
+        return tuple(
+            (self._matrix(kind, index, gate_up), self._matrix(kind, index, down)) for gate_up, down in parts
+        )
 
-    def _norm(self, stage: int, name: str) -> NDArray[np.float32]:
-        return self._checkpoint.rows(stage, name).vector() + np.float32(self._plan.family.norm_offset)
+    def _matrix(self, kind: Kind, index: int, parts: Sequence[Part]) -> Matrix:
+        """Parts below one another as one matrix."""
+        stage, prefix = 1 + index, block_prefix(index)
+        weights, biases = [], []
+        for part in parts:
+            stored = self._checkpoint.rows(stage, prefix + part.weight)
+            if part.stacked:
+                stored = stored.at(part.index)
+            if part.transposed:
+                stored = stored.transposed()
+            weights.append(stored.ordered(part.rows, part.columns))
+            if part.bias:
+                bias = self._checkpoint.rows(stage, prefix + part.bias)
+                biases.append((bias.at(part.index) if part.stacked else bias).ordered(part.rows).vector())
+        size = sum(rows.shape[0] for rows in weights), weights[0].shape[1]
+        return self._pack(kind, size, weights, np.concatenate(biases) if biases else None)
+
+    def _pack(
+        self,
+        kind: Kind,
+        size: tuple[int, int],
+        parts: Sequence[StoredRows],
+        bias: NDArray[np.float32] | None = None,
+    ) -> Matrix:
+        kind = kept_kind(kind, {part.stored for part in parts})
+        try:
+            return self._kernel.pack(kind, size, chain.from_iterable(part.pieces() for part in parts), bias)
+        except BadCheckpoint as error:
+            for part in parts:
+                part.check()
+            raise BadCheckpoint(f"{' or '.join(part.name for part in parts)}: {error}") from error
+
+    def _norm(self, stage: int, name: str, size: int) -> Norm:
+        tensors = norm_tensors(self._plan, name, size)
+        weight, bias = (
+            self._checkpoint.rows(stage, f"{name}.{what}").vector() if f"{name}.{what}" in tensors else None
+            for what in ("weight", "bias")
+        )
+        if weight is None:
+            return Norm(np.ones(size, np.float32))
+        return Norm(weight + np.float32(self._plan.family.norm_offset), bias)

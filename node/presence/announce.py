@@ -18,6 +18,7 @@ from protocol.errors import Busy
 from protocol.identity import Identity
 from protocol.messages import MAP_PROTOCOL, MapReply, MapRequest
 from protocol.model import Span
+from protocol.numerics import Numerics
 from protocol.records import Announcement, Record, RoundTrip, sign_record
 from protocol.strangers import Source
 from protocol.talk.channel import Channel
@@ -59,6 +60,7 @@ class Served:
     hidden_size: int
     span: Span
     dtype: str
+    numerics: Numerics
     weights: tuple[bytes, ...]  # one digest per stage
 
 
@@ -131,6 +133,7 @@ class Announcer:
             hidden_size=served.hidden_size,
             span=served.span,
             dtype=served.dtype,
+            numerics=served.numerics,
             weights=served.weights,
             state=state,
             decode_ms=load.decode_ms,

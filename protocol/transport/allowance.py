@@ -65,12 +65,12 @@ class PeerAllowance:
     def __len__(self) -> int:
         return sum(map(len, self._origins.values()))
 
-    def take(self, origin: str, peer: str, now: float) -> bool:
-        """Whether `peer`, seen at `origin`, may ask once more."""
+    def take(self, origin: str, peer: str, now: float, cost: float = 1.0) -> bool:
+        """Whether `peer`, seen at `origin`, may have `cost` more, which is then taken."""
         peers = self._origins.get(origin)
         if peers is None:
             peers = self._origins[origin] = Allowance(self._per_s, self._burst, REMEMBERED_PEERS)
         self._origins.move_to_end(origin)
         if len(self._origins) > REMEMBERED_ORIGINS:
             self._origins.popitem(last=False)
-        return peers.take(peer, now)
+        return peers.take(peer, now, cost)

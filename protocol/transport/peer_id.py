@@ -6,6 +6,7 @@ A peer id is a multihash of the protobuf PublicKey {1: type, 2: bytes} (libp2p s
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from typing import Final
 
 import base58
@@ -38,6 +39,7 @@ def peer_id_of(key: Ed25519PublicKey) -> str:
     return peer_id(encode_key(key))
 
 
+@lru_cache(maxsize=4096)  # as many as a map names: maps come again and again, and base58 is slow
 def public_key(peer: str) -> bytes:
     """The 32 bytes of the Ed25519 key that a peer id holds. Raises: Malformed, if `peer` is anything else."""
     if len(peer) != _CHARS:  # decoding base58 takes quadratic time

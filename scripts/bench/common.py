@@ -8,7 +8,8 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,6 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
+from plots import require_matplotlib
+
 from tests.support.local_swarm import LocalSwarm
 from tests.support.models import write_tokenizer
 from tests.support.processes import Processes
@@ -28,7 +31,7 @@ from tests.support.processes import Processes
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama of this shape, random weights, fp32."""
+    """A Llama of this shape, random weights."""
 
     layers: int
     hidden: int
@@ -37,8 +40,8 @@ class Shape:
     intermediate: int
     vocabulary: int
 
-    def write(self, folder: Path) -> None:
-        """A checkpoint with a byte-level tokenizer."""
+    def write(self, folder: Path, dtype: str = "float32", device: str = "cpu") -> None:
+        """A checkpoint in this dtype, made up on the device, with a byte-level tokenizer."""
         import torch
         from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -53,7 +56,9 @@ class Shape:
             eos_token_id=None,
         )
         torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+        with torch.device(device):
+            model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+        model.save_pretrained(folder)
         write_tokenizer(folder)
 
 
@@ -86,12 +91,27 @@ def forget_torch() -> None:
     gc.freeze()
 
 
-def arguments(description: str) -> argparse.ArgumentParser:
-    """--quick and --json, as every benchmark has them."""
+def seconds(run: Callable[[], object]) -> float:
+    """How long it takes."""
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
+def arguments(description: str, *, plot: bool = False) -> argparse.ArgumentParser:
+    """--quick and --json, as every benchmark has them, and --plot, as those have that draw."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer turns, under a minute")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write summary and rows there")
+    if plot:
+        parser.add_argument("--plot", type=picture, metavar="FILE.png", help="draw what was measured there")
     return parser
+
+
+def picture(name: str) -> Path:
+    """The file to draw into, where there is something to draw with: nobody measures for half an hour in vain."""
+    require_matplotlib()
+    return Path(name)
 
 
 def report(summary: Mapping[str, float], rows: Sequence[Mapping[str, Any]], json_file: Path | None) -> None:

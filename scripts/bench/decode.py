@@ -1,8 +1,9 @@
 """Tokens per second of a swarm over those of transformers' generate in one process, interleaved, same threads.
 
-    python scripts/bench/decode.py [--quick] [--json FILE]
+    python scripts/bench/decode.py [--quick] [--quant int8] [--json FILE]
 
-A random 0.5B-shaped Llama in fp32 is served by 1, 2 and 4 node processes on loopback. In each turn a thin client
+A random 0.5B-shaped Llama is served by 1, 2 and 4 node processes on loopback, in fp32 or as `--quant` says; generate
+computes in fp32 either way. In each turn a thin client
 decodes greedily through each of them, and generate does in this process, one after the other; ratios are medians over
 the turns. `--quick` uses the same shape with fewer layers: those ratios say less, as there is less to compute.
 """
@@ -65,6 +66,7 @@ def main() -> None:
     """Measure and print."""
     parser = arguments(__doc__ or "")
     parser.add_argument("--threads", type=int, default=2, help="of each node, and of generate (default: 2)")
+    parser.add_argument("--quant", choices=("int8", "int4"), help="of the nodes (default: fp32)")
     options = parser.parse_args()
     import torch
     from transformers import AutoModelForCausalLM
@@ -77,7 +79,11 @@ def main() -> None:
         shape.write(path)
         runs: dict[str, Callable[[], float]] = {}
         for nodes in NODES:
-            extra = ["--threads", str(options.threads)]
+            extra = [
+                "--threads",
+                str(options.threads),
+                *(["--quant", options.quant] if options.quant else []),
+            ]
             running = stack.enter_context(local_swarm(path, spans(shape.layers, nodes), extra))
             runs[f"{nodes} node{'s' * (nodes > 1)}"] = partial(trio.run, decode, running.join, nodes, tokens)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)

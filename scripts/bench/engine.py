@@ -1,6 +1,6 @@
 """Both engines against transformers' generate, in one process, with the same threads, turn by turn.
 
-    python scripts/bench/engine.py [--quick] [--native] [--json FILE]
+    python scripts/bench/engine.py [--quick] [--native] [--json FILE] [--plot FILE.png]
 
 Tokens per second of greedy decoding through one span and through several, of prefill, and what a step costs beside
 arithmetic (a model so small that only calls are left). The weights are random, transformers and torch compute in
@@ -15,8 +15,7 @@ import itertools
 import os
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,10 +23,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import HALF_BILLION, Shape, arguments, report  # sets the environment that OpenMP reads
+from common import HALF_BILLION, Shape, arguments, report, seconds  # sets the environment that OpenMP reads
+from plots import draw_bars
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
+from node.compute.call import run_alone
 from node.compute.interfaces import Engine
 from node.engine.checkpoint import Checkpoint
 from node.engine.span import SpanEngine
@@ -72,19 +73,12 @@ class Chain:
         while True:
             out: Any = given
             for engine, cache in zip(self._engines, caches, strict=True):
-                out = engine.step(cache, cache.length, out, Want(top=1))
+                out = run_alone(engine, cache, cache.length, out, Want(top=1))
             assert isinstance(out, Candidates)
             found.append(int(out.ids[0, 0]))
             if len(found) == tokens:
                 return found
             given = from_numpy(out.ids[0])
-
-
-def seconds(run: Callable[[], object]) -> float:
-    """How long it takes."""
-    begin = time.perf_counter()
-    run()
-    return time.perf_counter() - begin
 
 
 def compare(
@@ -193,14 +187,14 @@ def native(
 def step_seconds(engine: Engine) -> float:
     """The best of some single steps after a short prompt, head included."""
     cache = engine.new_cache(engine.span)
-    engine.step(cache, 0, from_numpy(np.arange(1, 1 + PROMPT, dtype=np.int32)), Want(top=1))
+    run_alone(engine, cache, 0, from_numpy(np.arange(1, 1 + PROMPT, dtype=np.int32)), Want(top=1))
     token = from_numpy(np.ones(1, np.int32))
-    return min(seconds(lambda: engine.step(cache, cache.length, token, Want(top=1))) for _ in range(8))
+    return min(seconds(lambda: run_alone(engine, cache, cache.length, token, Want(top=1))) for _ in range(8))
 
 
 def main() -> None:
     """Measure, print the table, write the JSON."""
-    parser = arguments(__doc__ or "")
+    parser = arguments(__doc__ or "", plot=True)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--native", action="store_true", help="the native kernels alone")
     options = parser.parse_args()
@@ -221,6 +215,17 @@ def main() -> None:
             summary["ratio_engine"] = whole["ratio"]
         more, shares = native(large, shape, tokens, turns // 2, options.threads)
     report(summary | shares, rows + more, options.json)
+    if options.plot is not None:
+        title = f"{shape.layers} layers of a 0.5B shape, {options.threads} threads"
+        draw_bars(options.plot, title, "tokens per second, times transformers' generate", ratios(more))
+
+
+def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """By what was measured, each engine's."""
+    found: dict[str, dict[str, float]] = {}
+    for row in rows:
+        found.setdefault(row["what"], {})[row["engine"]] = row["ratio"]
+    return found
 
 
 if __name__ == "__main__":

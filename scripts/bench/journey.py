@@ -115,11 +115,11 @@ class Log:
         self.before(Sender, "emit", "sending", lambda sender, done, *_: done.number)
         inner = HopSession.take
 
-        def noted(session: HopSession, piece: Any, outcome: Any) -> None:
+        def noted(session: HopSession, piece: Any, outcome: Any, *, alone: bool) -> None:
             self.moments.append(("begun", piece.number, round(1e9 * outcome.started)))
             self.moments.append(("ended", piece.number, round(1e9 * outcome.ended)))
             self.note("taken", piece.number)
-            inner(session, piece, outcome)
+            inner(session, piece, outcome, alone=alone)
 
         HopSession.take = noted  # type: ignore[method-assign]
 

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import sys
-from importlib import metadata
-from typing import Annotated
+from importlib import import_module, metadata
+from typing import Annotated, Final
 
 import typer
 
 from protocol.errors import ConfigError, SwarmError, leaves, unwrapped
-from swarm.cli import chat, demo, generate, node, route, status
 from swarm.cli.logs import traceback_lines, wants_tracebacks
 from swarm.cli.options import Verbose
 from swarm.cli.streams import OutputLost, own_streams
 from swarm.cli.terminal import open_terminal
 
-app = typer.Typer(
-    name="swarm",
-    add_completion=False,
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["--help", "-h"]},
-)
-for _command in (chat.chat, demo.demo, generate.generate, node.node, route.route, status.status):
-    app.command()(_command)
+# Each is a function in the module of its name.
+COMMANDS: Final = ("chat", "demo", "generate", "node", "route", "status")
+
+
+def app_of(*commands: str) -> typer.Typer:
+    """The command line with these commands, the modules of no others imported: a node holds nothing of a client."""
+    app = typer.Typer(
+        name="swarm",
+        add_completion=False,
+        no_args_is_help=True,
+        rich_markup_mode="markdown",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["--help", "-h"]},
+    )
+    app.callback()(swarm)
+    for name in commands:
+        app.command()(getattr(import_module(f"swarm.cli.{name}"), name))
+    return app
 
 
 def _show_version(wanted: bool) -> None:
@@ -33,7 +40,6 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def swarm(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
@@ -74,8 +80,10 @@ def main() -> int:
 
 
 def _run() -> int:
+    # What is no command, or comes after an option of the whole, is told with all of them.
+    asked = [word for word in sys.argv[1:2] if word in COMMANDS]
     try:
-        app(prog_name="swarm")
+        app_of(*(asked or COMMANDS))(prog_name="swarm")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1
     return 0

@@ -21,6 +21,7 @@ from swarm.cli.options import (
     Join,
     MaxNewTokens,
     Model,
+    Precision,
     RepetitionPenalty,
     Seed,
     Temperature,
@@ -53,6 +54,7 @@ def chat(
     join: Join = None,
     model: Model = None,
     weights: Weights = None,
+    precision: Precision = "any",
     wait: Wait = 10.0,
     system: Annotated[
         str | None,
@@ -78,7 +80,7 @@ def chat(
     """
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
     screen = Screen(open_terminal())
-    where = Where(tuple(join or ()), model, wait, weights)
+    where = Where(tuple(join or ()), model, wait, weights, precision)
     with open_client(where, screen.terminal, screen.event) as client:
         talk = client.conversation(
             system=readable(system or "") or None, sampling=sampling, max_new_tokens=max_new_tokens
@@ -132,7 +134,7 @@ class _Chat:
         said = [a for a in self.client.nodes if a.digest == self.client.model.digest]
         terminal = self.screen.terminal
         weights = {self.client.model.digest: self.client.weights}
-        for coverage in by_model(said, self.client.rtt_ms, weights):
+        for coverage in by_model(said, self.client.rtt_ms, weights, self.client.precisions):
             terminal.show(*render(coverage, terminal, a_door(self.client), self.screen.news.names))
 
     def reset(self) -> None:

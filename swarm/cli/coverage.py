@@ -16,6 +16,7 @@ from protocol.plain import plain
 from protocol.records import Announcement
 from swarm.cli.terminal import Terminal
 from swarm.cli.words import Names, count, name_of, span_fields
+from swarm.routing.precision import ANYTHING, Precisions
 from swarm.routing.route import missing_stages, serve_command
 from swarm.routing.weights import PIN_DIGITS
 
@@ -31,6 +32,7 @@ class Coverage:
     nodes: tuple[Announcement, ...]
     rtt_ms: Mapping[str, float]
     weights: str | None = None  # the digest of the weights of the whole, where every stage is served
+    precisions: Precisions = ANYTHING  # a node that computes otherwise is drawn, but counts for nothing
 
     @property
     def one(self) -> Announcement:
@@ -44,8 +46,8 @@ class Coverage:
 
     @property
     def spans(self) -> list[Span]:
-        """What is served now, by nodes that answer."""
-        return [node.span for node in self.nodes if self.state(node) == "serving"]
+        """What is served now, by nodes that answer and are taken."""
+        return [node.span for node in self.nodes if self.serves(node)]
 
     @property
     def missing(self) -> list[Span]:
@@ -56,15 +58,26 @@ class Coverage:
         """What the node says it does; "silent" if it does not answer."""
         return node.state if node.peer in self.rtt_ms else "silent"
 
+    def serves(self, node: Announcement) -> bool:
+        """Whether a client that takes these precisions would use the node now."""
+        return self.state(node) == "serving" and self.precisions.take(node.numerics)
+
+    def hole(self, hole: Span) -> str:
+        """That nobody serves some stages, in words."""
+        asked = f" in {self.precisions}" if self.precisions.taken is not None else ""
+        return f"nobody serves {describe_stages(hole, self.one.blocks)}{asked}"
+
     def fill(self, hole: Span, join: str) -> str:
         """The command that fills a hole."""
-        return serve_command(hole, self.one.blocks, shlex.quote(self.name), shlex.quote(join))
+        name, option = shlex.quote(self.name), self.precisions.node_option
+        return serve_command(hole, self.one.blocks, name, shlex.quote(join), option)
 
 
 def by_model(
     announcements: Sequence[Announcement],
     rtt_ms: Mapping[str, float],
     weights: Mapping[bytes, str | None] | None = None,
+    precisions: Precisions = ANYTHING,
 ) -> list[Coverage]:
     """The models of a swarm, the one with the most nodes first; `weights` by model digest, where they are known."""
     digests = dict.fromkeys(a.digest for a in announcements)
@@ -73,7 +86,7 @@ def by_model(
     ]
     groups.sort(key=lambda group: (-len(group), group[0].model))
     known = weights or {}
-    return [Coverage(tuple(group), rtt_ms, known.get(group[0].digest)) for group in groups]
+    return [Coverage(tuple(group), rtt_ms, known.get(group[0].digest), precisions) for group in groups]
 
 
 def render(
@@ -83,18 +96,18 @@ def render(
     one, width = coverage.one, terminal.out.width
     names_of = [terminal.glyphs(name_of(node.peer, names)) for node in coverage.nodes]
     serves = [describe_stages(node.span, one.blocks) for node in coverage.nodes]
-    details = _HEADERS if width >= _DETAILS_FROM else ()
-    headers = ("serves", *details) if width >= _SERVES_FROM else ()
-    # What the other columns leave; each has a blank on both sides.
-    taken = max(map(len, names_of)) + 2 + (max(map(len, serves)) + 2 if headers else 0) + 48 * bool(details)
-    scale = _Scale(one.stages, max(10, width - taken - 2))
+    headers, taken = _columns(coverage, width, max(map(len, names_of)), max(map(len, serves)))
+    scale = _Scale(one.stages, max(_LEAST_BAR, width - taken))
     table = Table(box=None, padding=(0, 1), show_edge=False, header_style="dim")
-    for header in ("node", Text(scale.axis(), style="dim"), *headers):
+    table.add_column("node", no_wrap=True)
+    table.add_column(Text(scale.axis(), style="dim"), no_wrap=True)
+    for header in headers:
         table.add_column(header, no_wrap=True)
     for name, node, what in zip(names_of, coverage.nodes, serves, strict=True):
-        style = {"serving": "green", "joining": "yellow"}.get(coverage.state(node), "dim")
+        used = coverage.precisions.take(node.numerics)
+        style = {"serving": "green", "joining": "yellow"}.get(coverage.state(node), "dim") if used else "dim"
         bar = scale.bar(node.span)
-        if coverage.state(node) != "serving":
+        if not coverage.serves(node):
             bar = bar.replace("█", "▒")
         cells: list[str | Text] = [name, Text(terminal.glyphs(bar), style=style)]
         cells += [what, *_details(coverage, node)][: len(headers)]
@@ -108,23 +121,38 @@ def render(
     if coverage.weights is not None:
         lines.append(Text(f"weights {coverage.weights[:PIN_DIGITS]}", style="dim"))
     for hole in coverage.missing:
-        what = terminal.glyphs(f"nobody serves {describe_stages(hole, one.blocks)} — to fill it: ")
+        what = terminal.glyphs(f"{coverage.hole(hole)} — to fill it: ")
         lines.append(Text.assemble((what, "red"), coverage.fill(hole, join)))
     return lines
 
 
 # Widths of a terminal from which there is room for more columns.
 _SERVES_FROM, _DETAILS_FROM = 60, 100
+_LEAST_BAR = 10  # cells, without which those columns are left out
 # Layers between two numbers on the axis.
 _EVERY = (1, 2, 4, 5, 8, 10, 16, 20, 32, 50, 100)
-_HEADERS = ("dtype", "ms/layer", "free KV", "RTT", "state")
+_HEADERS = ("numerics", "ms/layer", "free KV", "RTT", "state")
+_OTHER_DETAILS = 41  # cells of all but the first
+
+
+def _columns(coverage: Coverage, width: int, name: int, serves: int) -> tuple[tuple[str, ...], int]:
+    """The columns behind the bar for which there is room, and the cells that are not the bar's.
+
+    `name`, `serves`: cells of the widest. Each column has a blank on both sides.
+    """
+    bare, with_serves = name + 4, name + serves + 6
+    numerics = max(len(word) for word in [_HEADERS[0], *(str(node.numerics) for node in coverage.nodes)])
+    with_details = with_serves + numerics + 2 + _OTHER_DETAILS
+    if width >= max(_DETAILS_FROM, with_details + _LEAST_BAR):
+        return ("serves", *_HEADERS), with_details
+    return (("serves",), with_serves) if width >= _SERVES_FROM else ((), bare)
 
 
 def _details(coverage: Coverage, node: Announcement) -> tuple[str, ...]:
     kv = f"{_thousands(node.kv_tokens)}/{_thousands(node.kv_tokens_total)}"
     rtt_ms = coverage.rtt_ms.get(node.peer)
     rtt = "?" if rtt_ms is None else f"{rtt_ms:.1f} ms"
-    return node.dtype, f"{node.decode_ms:.2f}", kv, rtt, coverage.state(node)
+    return str(node.numerics), f"{node.decode_ms:.2f}", kv, rtt, coverage.state(node)
 
 
 def _thousands(number: int) -> str:
@@ -181,6 +209,7 @@ def coverage_fields(coverage: Coverage, join: str) -> dict[str, Any]:
         "model": coverage.name,
         "digest": one.digest.hex(),
         "weights": coverage.weights,
+        "precision": str(coverage.precisions),
         "layers": one.blocks,
         "complete": not coverage.missing,
         "missing": [
@@ -203,6 +232,7 @@ def _node_fields(coverage: Coverage, node: Announcement) -> dict[str, Any]:
         "stages": span_fields(node.span),
         "serves": describe_stages(node.span, node.blocks),
         "dtype": node.dtype,
+        "numerics": str(node.numerics),
         "state": coverage.state(node),
         "decode_ms": node.decode_ms,
         "prefill_ms": node.prefill_ms,

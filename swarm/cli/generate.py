@@ -15,6 +15,7 @@ from swarm.cli.options import (
     Json,
     MaxNewTokens,
     Model,
+    Precision,
     RepetitionPenalty,
     Seed,
     Temperature,
@@ -40,6 +41,7 @@ def generate(
     join: Join = None,
     model: Model = None,
     weights: Weights = None,
+    precision: Precision = "any",
     wait: Wait = 10.0,
     max_new_tokens: MaxNewTokens = 256,
     temperature: Temperature = 0.0,
@@ -78,7 +80,7 @@ def generate(
     if not text:
         raise ConfigError("the prompt is empty: there is nothing to answer")
     terminal, printer = screen.terminal, screen.printer
-    where = Where(tuple(join or ()), model, wait, weights)
+    where = Where(tuple(join or ()), model, wait, weights, precision)
     with open_client(where, terminal, screen.event) as client:
         screen.news.blocks = client.model.blocks
         generation = client.generate(

@@ -1,6 +1,6 @@
 """The one bridge to the node's side: starts the daemon, or runs both ends of a model for a full client.
 
-Everything of `node` is imported inside functions, so that a client without torch never notices.
+Everything of `node` is imported inside functions, so that a client without its dependencies never notices.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from swarm.cli.node_process import Told
 if TYPE_CHECKING:
     from swarm.session.session import Ends
 
-_INSTALL: Final = 'pip install "inference-swarm[node]"'
-_NEEDED: Final = ("torch", "transformers", "safetensors", "huggingface_hub", "psutil")
+# What the two extras of the package bring.
+_NODE: Final = ("huggingface_hub", "psutil")
+_TORCH: Final = ("torch", "transformers", "safetensors")
 
 
 def serve(options: dict[str, Any], tell: Callable[[Told], None]) -> None:
@@ -24,7 +25,7 @@ def serve(options: dict[str, Any], tell: Callable[[Told], None]) -> None:
 
     Raises: ConfigError, also where the node's half is not installed; what `node.process.serve` raises.
     """
-    _require("serving layers")
+    _require("serving layers", _NODE, "node")
     from node import process
     from node.config import NodeConfig
 
@@ -33,14 +34,14 @@ def serve(options: dict[str, Any], tell: Callable[[Told], None]) -> None:
 
 def load_ends(folder: str) -> Ends:
     """Both ends of the checkpoint in `folder`. Raises: ConfigError, BadCheckpoint, UnsupportedModel."""
-    _require("running both ends of a model")
+    _require("running both ends of a model", (*_NODE, *_TORCH), "node,torch")
     from node.engine.checkpoint import Checkpoint
     from node.engine.ends import LocalEnds
 
     return LocalEnds.load(Checkpoint.open(folder))
 
 
-def _require(what: str) -> None:
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+def _require(what: str, names: tuple[str, ...], extras: str) -> None:
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
-        raise ConfigError(f"{what} needs {', '.join(missing)}: {_INSTALL}")
+        raise ConfigError(f'{what} needs {", ".join(missing)}: pip install "inference-swarm[{extras}]"')

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Final
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from typing import Annotated, Any, Final, TypeVar, get_type_hints
 
 import typer
 
 from swarm.cli.logs import show_logs
+
+T = TypeVar("T")
 
 NETWORK: Final = "Where"
 ANSWER: Final = "The answer"
@@ -80,6 +84,16 @@ Weights = Annotated[
         rich_help_panel=NETWORK,
     ),
 ]
+Precision = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        metavar="any|exact|LIST",
+        help="What nodes may compute in: exact is without quantised weights; a list is as int8/1,f32, or int8 for "
+        "all its versions. One with a version, alone, makes the answer the same whoever computes it.",
+        rich_help_panel=NETWORK,
+    ),
+]
 Temperature = Annotated[
     float,
     typer.Option("--temperature", "-t", help="0 takes the best token always.", rich_help_panel=ANSWER),
@@ -117,3 +131,25 @@ class Where:
     model: str | None = None
     wait_s: float = 0.0
     weights: str | None = None
+    precision: str = "any"
+
+
+def taking(options: type[T], command: Callable[[T], None]) -> Callable[..., None]:
+    """A command as typer wants it, with an option for each field of the dataclass that `command` takes."""
+
+    def run(**given: Any) -> None:
+        command(options(**given))
+
+    hints = get_type_hints(options, include_extras=True)
+    parameters = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.default is MISSING else field.default,
+            annotation=hints[field.name],
+        )
+        for field in fields(options)  # type: ignore[arg-type]  # a dataclass, which no type variable can say
+    ]
+    run.__name__, run.__doc__ = command.__name__.lstrip("_"), command.__doc__
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return run

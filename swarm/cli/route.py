@@ -10,7 +10,7 @@ from protocol.model import describe_stages
 from protocol.plain import plain
 from swarm.blocking import Client
 from swarm.cli.connection import open_client
-from swarm.cli.options import Join, Json, Model, Verbose, Wait, Weights, Where
+from swarm.cli.options import Join, Json, Model, Precision, Verbose, Wait, Weights, Where
 from swarm.cli.screen import Screen
 from swarm.cli.terminal import Terminal, open_terminal
 from swarm.cli.words import Names, hop_fields, name_of
@@ -21,6 +21,7 @@ def route(
     join: Join = None,
     model: Model = None,
     weights: Weights = None,
+    precision: Precision = "any",
     wait: Wait = 0.0,
     as_json: Json = False,
     verbose: Verbose = 0,
@@ -33,7 +34,7 @@ def route(
     """
     screen = Screen(open_terminal())
     terminal = screen.terminal
-    where = Where(tuple(join or ()), model, wait, weights)
+    where = Where(tuple(join or ()), model, wait, weights, precision)
     with open_client(where, terminal, screen.event) as client:
         planned = client.plan_route()
         if as_json:
@@ -49,14 +50,15 @@ def route_table(planned: Route, client: Client, terminal: Terminal, names: Names
     table = Table(
         box=None, padding=(0, 1), show_edge=False, header_style="dim", title=title, title_justify="left"
     )
-    for header in ("hop", "peer", "serves", "ms", "RTT"):
+    for header in ("hop", "peer", "serves", "numerics", "ms", "RTT"):
         table.add_column(header, no_wrap=True)
     for number, hop in enumerate(planned.hops, 1):
         rtt_ms = client.rtt_ms.get(hop.peer)
         rtt = "?" if rtt_ms is None else f"{rtt_ms:.1f} ms"
         short = names is not None or terminal.out.width < 100
         peer = terminal.glyphs(name_of(hop.peer, names)) if short else hop.peer
-        table.add_row(str(number), peer, describe_stages(hop.span, blocks), f"{hop.expected_ms:.1f}", rtt)
+        serves, numerics = describe_stages(hop.span, blocks), str(hop.numerics or "?")
+        table.add_row(str(number), peer, serves, numerics, f"{hop.expected_ms:.1f}", rtt)
     return table
 
 

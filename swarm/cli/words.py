@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from protocol.model import Span, describe_stages
-from swarm.events import Bridged, Event, Noticed, Rerouted, Waiting
+from swarm.events import Altered, Bridged, Event, Noticed, Rerouted, Waiting
 from swarm.generation import Answer
 from swarm.routing.route import Hop
 
@@ -38,6 +38,11 @@ def describe_event(event: Event, blocks: int | None = None, names: Names | None 
             lost = name_of(event.lost, names)
             reason = with_names(event.reason, names)
             return f"↻ lost {lost} ({reason}); {what} now at {by}, after {event.seconds:.2f} s"
+        case Altered():
+            what = describe_stages(event.stages, blocks) if blocks else f"stages {event.stages}"
+            return (
+                f"↻ {what} now in {event.after}, before in {event.before}: the answer may differ from here on"
+            )
         case Bridged():
             first, second = (name_of(peer, names) for peer in event.peers)
             reason = with_names(event.reason, names)
@@ -85,6 +90,7 @@ def hop_fields(hop: Hop, blocks: int) -> dict[str, Any]:
         "peer": hop.peer,
         "stages": span_fields(hop.span),
         "serves": describe_stages(hop.span, blocks),
+        "numerics": str(hop.numerics) if hop.numerics is not None else None,
         "expected_ms": round(hop.expected_ms, 3),
     }
 
@@ -111,6 +117,14 @@ def answer_fields(answer: Answer, model: str, blocks: int) -> dict[str, Any]:
                 "seconds": round(rerouted.seconds, 4),
             }
             for rerouted in answer.reroutes
+        ],
+        "altered": [
+            {
+                "stages": span_fields(altered.stages),
+                "before": str(altered.before),
+                "after": str(altered.after),
+            }
+            for altered in answer.altered
         ],
     }
 

@@ -54,8 +54,11 @@ def choose_sampled(row: Row, sampling: Sampling, u: float) -> Choice | None:
 
 def _top_k(row: Row, k: int) -> int | None:
     """How many entries top-k leaves: all that score as the k-th does, as in transformers."""
+    whole = row.bound == -np.inf
+    if k > len(row.scores) and not whole:
+        return None
     kth = row.scores[min(k, len(row.scores)) - 1]
-    if not (kth > row.bound or row.bound == -np.inf):
+    if not (kth > row.bound or whole):
         return None
     return int(np.searchsorted(-row.scores, -kth, side="right"))
 
@@ -64,7 +67,12 @@ def _reaching(
     mass: NDArray[np.float64], targets: list[float], certain: int, side: Literal["left", "right"]
 ) -> int | None:
     """The first entry where the running mass reaches ("left") or passes ("right") the targets; or None."""
-    last = int(np.searchsorted(mass, mass[-1]))  # rounding must not lead to an entry of no weight behind it
-    found = {min(int(np.searchsorted(mass, target, side)), last) for target in targets}
+    end = float(mass[-1])
+    last = int(np.searchsorted(mass, end))  # rounding must not lead to an entry of no weight behind it
+    # What lies past all entries is an unseen id's, also where every entry stands before those.
+    found = {
+        min(int(np.searchsorted(mass, target, side)), last) if target <= end else len(mass)
+        for target in targets
+    }
     at = found.pop()
     return at if not found and at < certain else None

@@ -1,8 +1,13 @@
 """From a map of the swarm to a route: pure, so `rng` and every measurement are arguments.
 
-The route is the least expected time per token, found by Dijkstra's algorithm over states (stage, peer): a peer
-computes some of its stages, then either goes on or hands over to another that serves the next one. Costs are linear
-in the stages used, so an optimal hand-over lies where some span starts or ends; only those stages are states.
+The route is the least cost per token, found by Dijkstra's algorithm over states (stage, peer): a peer computes some
+of its stages, then either goes on or hands over to another that serves the next one. Costs are linear in the stages
+used, so an optimal hand-over lies where some span starts or ends; only those stages are states.
+
+A cost is an expected time and what a client would rather not have, as the time that it would wait instead: fewer
+bits, a change of numerics along the way, and most of all stages of an answer under way that would be computed
+otherwise than so far. So of equally fast routes the one of one numerics and of the most bits is taken, and a route
+that is faster by far whatever it is of.
 """
 
 from __future__ import annotations
@@ -10,13 +15,15 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Final
 
 from protocol.errors import NoRoute
 from protocol.model import Span, describe_stages
+from protocol.numerics import Numerics
 from protocol.records import Announcement
+from swarm.routing.precision import loss
 
 # What one more hop costs besides distance: framing, wake-ups and thread hand-over at the hop.
 HOP_MS: Final = 1.0
@@ -24,6 +31,17 @@ HOP_MS: Final = 1.0
 UNKNOWN_ONE_WAY_MS: Final = 100.0
 # Costs are scattered by up to this share, so that clients with one map do not all herd to one peer.
 SCATTER: Final = 0.05
+# A node costs this share more for each step of `loss`: of nodes that are equally fast, also by the scatter, the one
+# that gives up less is taken. Fewer bits are there to be faster by far, or they are worth nothing.
+LOSS: Final = SCATTER
+# A change of numerics from one hop to the next: ten hops more would cost as much. A mix is no worse than its worst
+# part, but a route of one kind is repaired by its kind and gives the same answer another time.
+CHANGE_MS: Final = 10.0
+# Each stage that would be computed otherwise than so far in the session: a stage at a distant, slow node costs less.
+OTHERWISE_MS: Final = 100.0
+# A session takes room as it grows, and most end long before they are as long as they might be: where nobody has all
+# that it may need, who has this much is asked.
+BEGIN_TOKENS: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +49,7 @@ class Hop:
     """One peer's part of a route. `expected_ms` per token: the way to it, its queue and its computing.
 
     What it announces of itself, by which it is judged: `token_ms` for a token through its span, `row_ms` for each
-    row of many, `queue_ms` until it begins, and the `dtype` of its hidden states ("": not known).
+    row of many, `queue_ms` until it begins, the `dtype` of its hidden states ("": not known) and its `numerics`.
     """
 
     peer: str
@@ -42,6 +60,20 @@ class Hop:
     row_ms: float = 0.0
     queue_ms: float = 0.0
     dtype: str = ""
+    numerics: Numerics | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a route is for: `stages` of a model of `blocks`, with room for `tokens` at each hop.
+
+    `so_far` has what stages of the session were computed in up to now, those beside the route's as well.
+    """
+
+    stages: Span
+    blocks: int
+    tokens: int
+    so_far: Mapping[int, Numerics] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +90,11 @@ class Route:
         return tuple(dict.fromkeys(hop.peer for hop in self.hops))
 
     def __str__(self) -> str:
-        rows = [("hop", "peer", "layers", "ms")]
+        rows = [("hop", "peer", "layers", "numerics", "ms")]
         for number, hop in enumerate(self.hops, 1):
-            stages = describe_stages(hop.span, self.blocks)
-            rows.append((str(number), hop.peer, stages, f"{hop.expected_ms:.1f}"))
-        widths = [max(len(row[column]) for row in rows) for column in range(4)]
+            stages, numerics = describe_stages(hop.span, self.blocks), str(hop.numerics or "?")
+            rows.append((str(number), hop.peer, stages, numerics, f"{hop.expected_ms:.1f}"))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows
         ]
@@ -102,34 +134,37 @@ def missing_stages(wanted: Span, spans: Iterable[Span]) -> list[Span]:
     return missing
 
 
-def plan_route(
-    wanted: Span,
-    nodes: Sequence[Announcement],
-    network: Network,
-    *,
-    blocks: int,
-    tokens: int,
-    rng: random.Random,
-) -> Route:
-    """The quickest route over `wanted` of a model of `blocks`; nodes need room for `tokens` in their KV caches.
+def plan_route(need: Need, nodes: Sequence[Announcement], network: Network, rng: random.Random) -> Route:
+    """The route of the least cost for `need` along nodes that have room for its tokens in their KV caches.
 
     Raises: NoRoute, naming the stages that nobody (or nobody with room) serves.
     """
-    able = [n for n in nodes if n.state == "serving" and n.kv_tokens >= tokens]
-    missing = missing_stages(wanted, (n.span for n in able))
+    able = [n for n in nodes if n.state == "serving" and n.kv_tokens >= need.tokens]
+    missing = missing_stages(need.stages, (n.span for n in able))
     if missing:
-        raise _no_route(missing, nodes, tokens, blocks)
-    search = _Search(wanted, able, network, rng)
-    return search.run()
+        able += _beginners(nodes, missing, need.tokens)
+        missing = missing_stages(need.stages, (n.span for n in able))
+    if missing:
+        raise _no_route(missing, nodes, need)
+    return _Search(need, able, network, rng).run()
 
 
-def _no_route(missing: list[Span], nodes: Sequence[Announcement], tokens: int, blocks: int) -> NoRoute:
-    names = [describe_stages(span, blocks) for span in missing]
-    full = [n for n in nodes if n.kv_tokens < tokens and any(s in n.span for span in missing for s in span)]
+def _beginners(nodes: Sequence[Announcement], missing: list[Span], tokens: int) -> list[Announcement]:
+    """Nodes with room for the beginning of a session, as if they served no more than what is missing of it."""
+    able = (n for n in nodes if n.state == "serving" and n.kv_tokens >= min(tokens, BEGIN_TOKENS))
+    parts = ((n, max(n.span.start, s.start), min(n.span.stop, s.stop)) for n in able for s in missing)
+    return [replace(n, span=Span(start, stop)) for n, start, stop in parts if start < stop]
+
+
+def _no_route(missing: list[Span], nodes: Sequence[Announcement], need: Need) -> NoRoute:
+    names = [describe_stages(span, need.blocks) for span in missing]
+    full = [
+        n for n in nodes if n.kv_tokens < need.tokens and any(s in n.span for span in missing for s in span)
+    ]
     what = " and ".join(names)
     if full:
         room = max(n.kv_tokens for n in full)
-        text = f"nobody who serves {what} has room for {tokens} tokens (at most {room} are free)"
+        text = f"nobody who serves {what} has room for {need.tokens} tokens (at most {room} are free)"
     else:
         text = f"nobody serves {what}"
     return NoRoute(text, [(span.start, span.stop) for span in missing])
@@ -142,14 +177,16 @@ class _Search:
     """Dijkstra's algorithm from the client through the nodes and back."""
 
     def __init__(
-        self, wanted: Span, nodes: Sequence[Announcement], network: Network, rng: random.Random
+        self, need: Need, nodes: Sequence[Announcement], network: Network, rng: random.Random
     ) -> None:
-        self.wanted, self.nodes, self.network = wanted, nodes, network
+        self.wanted, self.so_far, self.nodes, self.network = need.stages, need.so_far, nodes, network
+        wanted, so_far = need.stages, need.so_far
         edges = {wanted.start, wanted.stop}
         edges.update(stage for n in nodes for stage in (n.span.start, n.span.stop))
+        edges.update(stage for stage in wanted if so_far.get(stage) != so_far.get(stage - 1))
         self.stops = sorted(stage for stage in edges if wanted.start <= stage <= wanted.stop)
         self.following = dict(pairwise(self.stops))
-        self.scatter = [1.0 + rng.uniform(0.0, SCATTER) for _ in nodes]
+        self.scatter = [(1.0 + rng.uniform(0.0, SCATTER)) * (1.0 + LOSS) ** loss(n.numerics) for n in nodes]
         self.serving: dict[int, list[int]] = {
             stage: [i for i, n in enumerate(nodes) if stage in n.span] for stage in self.stops
         }
@@ -168,48 +205,65 @@ class _Search:
             stage, at = state
             if stage == self.wanted.stop:
                 back = cost + self.network.one_way_ms(self.nodes[at], None)
+                back += self._change_ms(self.nodes[at].numerics, self.so_far.get(stage))
                 if back < goal_cost:
                     goal, goal_cost = state, back
                 continue
             for follower in self.serving[stage]:
                 reached = (self.following[stage], follower)
-                total = cost + self._edge_ms(stage, at, follower)
+                total = cost + self._edge_cost(stage, at, follower)
                 if total < best.get(reached, float("inf")):
                     best[reached], came[reached] = total, state
                     heapq.heappush(queue, (total, reached))
-        return self._route(goal, goal_cost, best, came)
+        return self._route(goal, came)
 
     def _edge_ms(self, stage: int, at: int, follower: int) -> float:
         """Time to compute from `stage` to the next stop at `follower`, coming from node `at`."""
         node = self.nodes[follower]
-        cost = compute_ms(node, Span(stage, self.following[stage]))
+        time_ms = compute_ms(node, Span(stage, self.following[stage]))
         if follower != at:
             came_from = self.nodes[at] if at >= 0 else None
-            cost += HOP_MS + node.queue_ms + self.network.one_way_ms(came_from, node)
-        return cost * self.scatter[follower]
+            time_ms += HOP_MS + node.queue_ms + self.network.one_way_ms(came_from, node)
+        return time_ms
 
-    def _route(
-        self, goal: _State, cost: float, best: Mapping[_State, float], came: Mapping[_State, _State]
-    ) -> Route:
+    def _edge_cost(self, stage: int, at: int, follower: int) -> float:
+        """The same, and what is disliked about it."""
+        numerics = self.nodes[follower].numerics
+        cost = self._edge_ms(stage, at, follower) * self.scatter[follower]
+        if self.so_far.get(stage, numerics) != numerics:
+            cost += OTHERWISE_MS * (self.following[stage] - stage)
+        if follower != at:
+            before = self.nodes[at].numerics if at >= 0 else self.so_far.get(stage - 1)
+            cost += self._change_ms(before, numerics)
+        return cost
+
+    def _change_ms(self, before: Numerics | None, after: Numerics | None) -> float:
+        return CHANGE_MS if before is not None and after is not None and before != after else 0.0
+
+    def _route(self, goal: _State, came: Mapping[_State, _State]) -> Route:
         states = [goal]
         while states[-1] in came:
             states.append(came[states[-1]])
         states.reverse()
         hops: list[Hop] = []
         for before, after in pairwise(states):
-            node, start, spent = self.nodes[after[1]], before[0], best[after] - best[before]
+            node, start, spent = self.nodes[after[1]], before[0], self._edge_ms(*before, after[1])
             if hops and before[1] == after[1]:
                 last = hops.pop()
                 start, spent = last.span.start, last.expected_ms + spent
             hops.append(_hop(node, Span(start, after[0]), spent))
-        return Route(tuple(hops), self.nodes[goal[1]].blocks, cost)
+        last_node = self.nodes[goal[1]]
+        expected_ms = sum(hop.expected_ms for hop in hops) + self.network.one_way_ms(last_node, None)
+        return Route(tuple(hops), last_node.blocks, expected_ms)
 
 
 def _hop(node: Announcement, span: Span, expected_ms: float) -> Hop:
     token_ms = compute_ms(node, span)
     # many rows at once are never slower than each alone, whatever a node says of them
     row_ms = min(len(span) * node.prefill_ms, token_ms)
-    return Hop(node.peer, node.addrs, span, expected_ms, token_ms, row_ms, node.queue_ms, node.dtype)
+    return Hop(
+        node.peer, node.addrs, span, expected_ms, token_ms, row_ms, node.queue_ms, node.dtype, node.numerics
+    )
 
 
 def compute_ms(node: Announcement, span: Span) -> float:
@@ -219,9 +273,11 @@ def compute_ms(node: Announcement, span: Span) -> float:
     return max(blocks, 0) * node.decode_ms + head
 
 
-def serve_command(span: Span, blocks: int, model: str = "MODEL", join: str = "ADDRESS") -> str:
-    """The command by which somebody serves `span`."""
+def serve_command(
+    span: Span, blocks: int, model: str = "MODEL", join: str = "ADDRESS", option: str = ""
+) -> str:
+    """The command by which somebody serves `span`; `option` has a blank before it."""
     first, last = max(span.start, 1) - 1, min(span.stop, blocks + 1) - 1
     if first >= last:  # an end alone: serve it with the block beside it
         first, last = (0, 1) if span.start == 0 else (blocks - 1, blocks)
-    return f"swarm node --model {model} --layers {first}:{last} --join {join}"
+    return f"swarm node --model {model} --layers {first}:{last}{option} --join {join}"

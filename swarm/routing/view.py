@@ -25,8 +25,9 @@ from protocol.transport.base import PeerAddrs, Transport
 from swarm.events import Noticed, OnEvent
 from swarm.routing.bans import Bans
 from swarm.routing.models import choose_model, is_called
+from swarm.routing.precision import ANYTHING, Precisions
 from swarm.routing.probes import PROBE_ROUND_S, Probes
-from swarm.routing.route import Hop, Network, Route, missing_stages, plan_route
+from swarm.routing.route import BEGIN_TOKENS, Hop, Need, Network, Route, missing_stages, plan_route
 from swarm.routing.weights import Trust, Verdict, Witness
 from swarm.routing.weightstore import WeightStore
 
@@ -54,10 +55,12 @@ class View:
         notify: OnEvent | None = None,
         store: WeightStore | None = None,
         bans: Bans | None = None,
+        precisions: Precisions = ANYTHING,
     ) -> None:
         self.transport = transport
         self.book = RecordBook()
         self.bans = bans if bans is not None else Bans()
+        self.precisions = precisions  # that this client takes
         self.nursery = nursery
         self.trusts: dict[bytes, Trust] = {}  # by model digest
         self._notify = notify
@@ -177,10 +180,8 @@ class View:
         return list(islice(said, most))
 
     def nodes(self, digest: bytes) -> list[Announcement]:
-        """Nodes of the model that answered, are not banned and say nothing else of its weights than what counts."""
-        now, verdict = trio.current_time(), self.verdict(digest)
-        said = (a for a in self.answered() if self._is_of(digest, a) and not self.bans.banned(a.peer, now))
-        return [a for a in said if verdict.accepts(a.span, a.weights)]
+        """Nodes of the model that answered, are not banned, and whose numerics and weights are taken here."""
+        return [a for a in self._sound(digest) if self.precisions.take(a.numerics)]
 
     def verdict(self, digest: bytes) -> Verdict:
         """Which weights of the model count now, by the word of those who have answered."""
@@ -198,25 +199,24 @@ class View:
             anew, trust.anew = trust.anew, False
             self.nursery.start_soon(trio.to_thread.run_sync, self._store.save, digest, dict(trust.used), anew)
 
-    def plan(
-        self, digest: bytes, blocks: int, wanted: Span, tokens: int, tried: Collection[str] | None = None
-    ) -> Route:
-        """The best route now for a session of `tokens` with a model of `blocks`.
+    def plan(self, digest: bytes, need: Need, tried: Collection[str] | None = None) -> Route:
+        """The best route now for what is needed of a model.
 
         Where only banned peers serve some stages, those stages are theirs, the least guilty first, as soon as their
         pause is over. With `tried` this is the last chance: not for those in it, nor for who fails again and again.
         Raises: NoRoute.
         """
         network, nodes, verdict = Network(self.rtt_ms), self.nodes(digest), self.verdict(digest)
-        self._tell(verdict, blocks)
-        spares = [a for wait_s, a in self._spares(digest, tokens, tried) if wait_s == 0]
+        self._tell(verdict, need.blocks)
+        spares = [a for wait_s, a in self._spares(digest, need.tokens, tried) if wait_s == 0]
         while True:
             try:
-                return plan_route(wanted, nodes, network, blocks=blocks, tokens=tokens, rng=self._rng)
+                return plan_route(need, nodes, network, self._rng)
             except NoRoute as error:
                 parts = next(filter(None, (_parts(a, error) for a in spares)), None)
                 if parts is None:
-                    raise verdict.explain(error, blocks) from None
+                    others = (a for a in self._sound(digest) if not self.precisions.take(a.numerics))
+                    raise verdict.explain(self.precisions.explain(error, others), need.blocks) from None
                 nodes = [*nodes, *parts]
 
     def pause_s(
@@ -250,6 +250,12 @@ class View:
         """Whether a node is of the model: with as many stages as its manifest says, once that is known."""
         return said.digest == digest and self._trust(digest).stages in (0, said.stages)
 
+    def _sound(self, digest: bytes) -> list[Announcement]:
+        """Nodes of the model that answered, are not banned and say nothing else of its weights than what counts."""
+        now, verdict = trio.current_time(), self.verdict(digest)
+        said = (a for a in self.answered() if self._is_of(digest, a) and not self.bans.banned(a.peer, now))
+        return [a for a in said if verdict.accepts(a.span, a.weights)]
+
     def _strangers(self, digest: bytes) -> list[Announcement]:
         """Nodes of the model that others speak of, but that have yet to answer; not those that failed to."""
         now, met = trio.current_time(), {a.peer for a in self._met()}
@@ -267,10 +273,12 @@ class View:
             if (
                 wait_s is None
                 or not self._is_of(digest, a)
+                or not self.precisions.take(a.numerics)
                 or (tried is not None and (a.peer in tried or self.bans.is_hopeless(a.peer, now)))
             ):
                 continue
-            if a.state == "serving" and a.kv_tokens >= tokens and verdict.accepts(a.span, a.weights):
+            has_room = a.kv_tokens >= min(tokens, BEGIN_TOKENS)
+            if a.state == "serving" and has_room and verdict.accepts(a.span, a.weights):
                 spares.append((wait_s, a))
         return sorted(spares, key=lambda spare: self.bans.guilt(spare[1].peer, now))
 

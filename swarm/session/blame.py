@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Final
 
 import trio
 
 from swarm.routing.bans import PAUSE_S, Bans
-from swarm.session.chain import Chain
+from swarm.session.chain import MOST_DOUBLINGS, Chain
 from swarm.session.hop_stream import HopStream
 
 # So many of those whom a hop feeds may fail over it, until we carry what it sends them and so see it ourselves, ...
@@ -24,6 +25,7 @@ class Blame:
     def __init__(self, chain: Chain, bans: Bans) -> None:
         self._chain = chain
         self._bans = bans
+        self._full: Counter[str] = Counter()  # how often each peer had no room to go on
 
     def lose(self, hop: HopStream, reason: str, *, honest: bool) -> None:
         """A hop failed: end it and ban its peer."""
@@ -51,6 +53,14 @@ class Blame:
             if before.accused == ACCUSED_REPLACED:
                 self.lose(before, "those whom it feeds fail", honest=True)
         self.lose(hop, reason, honest=True)
+
+    def leave_full(self, hop: HopStream, reason: str, retry_after_s: float) -> None:
+        """A hop has no room to go on: it is asked again after a while, each time a longer one."""
+        self._full[hop.peer] += 1
+        seconds = max(retry_after_s, PAUSE_S) * 2.0 ** min(self._full[hop.peer] - 1, MOST_DOUBLINGS)
+        self._bans.pause(hop.peer, trio.current_time(), seconds)
+        hop.fail(reason)
+        self._chain.notify()
 
     def leave_slow(self, hop: HopStream, reason: str, *, honest: bool) -> None:
         """A hop that answers does not get on. That it answers is no sign that it would if it were asked again."""

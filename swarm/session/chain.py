@@ -35,6 +35,7 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -45,6 +46,7 @@ from protocol.errors import Malformed
 from protocol.journal import Journal
 from protocol.messages import Output, Step
 from protocol.model import Span
+from protocol.numerics import Numerics
 from swarm.session.hop_stream import HopStream
 from swarm.session.outputs import Misfit, check_hidden, fit_rows
 from swarm.session.recovery import Gap, Place, find_gaps
@@ -72,12 +74,16 @@ class SessionSpec:
 class Chain:
     """A session's hops and boundaries; `id` is the session's, for its user. Begins without hops."""
 
-    def __init__(self, spec: SessionSpec) -> None:
+    def __init__(self, spec: SessionSpec, journal: Journal | None = None) -> None:
+        """journal: what it begins with, all of which is through; without: nothing."""
         self.spec = spec
         self.id = secrets.token_hex(8)
-        self.journal = Journal(spec.max_tokens)
+        self.journal = journal or Journal(spec.max_tokens)
         self._hops: list[HopStream] = []
-        self._done = 0
+        self._lost_feeds: dict[
+            int, Journal
+        ] = {}  # of hops that could not be forked, by the stage they begin at
+        self._done = self.sent
         self._rounds = 1  # how often hops may have been sent the same steps
         self._slow: Counter[str] = Counter()  # how often each peer was too slow
         self._changed = trio.Event()
@@ -96,6 +102,14 @@ class Chain:
     def broken(self) -> bool:
         """Whether there is something to mend."""
         return not self._hops or any(hop.failure or hop.link_down for hop in self._hops)
+
+    @property
+    def numerics(self) -> dict[int, Numerics]:
+        """What stages were computed in so far, also by hops that failed; empty until a step is through."""
+        if not self.done:
+            return {}
+        hops = (hop.planned for hop in self._hops)
+        return {stage: hop.numerics for hop in hops if hop.numerics is not None for stage in hop.span}
 
     @property
     def sent(self) -> int:
@@ -175,10 +189,17 @@ class Chain:
 
     # -- what changes
 
+    def begin_with(self, hops: Sequence[HopStream], lost_feeds: Mapping[int, Journal]) -> None:
+        """Have hops that were forked from another session's; where some are missing there is a gap.
+
+        lost_feeds: of those that are missing and were fed by the client, what they were fed, by their first stage.
+        """
+        self._hops, self._lost_feeds = list(hops), dict(lost_feeds)
+
     def splice(self, gap: Gap, opened: list[HopStream]) -> list[HopStream]:
         """Put new hops in a gap, to be filled by whoever fed the first of those they replace; returns these."""
         behind, dead = self.behind_gap(gap), self._hops[gap.first : gap.last]
-        feed = self.journal if gap.first == 0 else dead[0].feed
+        feed = self._feed_of(gap, dead)
         for hop in dead:
             hop.fail("was being filled by a hop that died")
         settled = self.settled
@@ -194,6 +215,13 @@ class Chain:
             hop.begin_fill(settled, opened[-1].span.stop, 1 << min(self._slow[hop.peer], MOST_DOUBLINGS))
         self._rounds += 1
         return dead
+
+    def _feed_of(self, gap: Gap, dead: Sequence[HopStream]) -> Journal | None:
+        """What the client has fed into a gap, if it does."""
+        lost = self._lost_feeds.pop(gap.stages.start, None)
+        if gap.first == 0:
+            return self.journal
+        return dead[0].feed if dead and dead[0].span.start == gap.stages.start else lost
 
     def bridge(self, before: HopStream, behind: HopStream, fed_from: int) -> None:
         """Carry from now on what passes between two neighbours; `fed_from` steps may have passed directly."""

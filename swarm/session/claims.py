@@ -50,6 +50,10 @@ class Claims:
         """When the oldest ping was sent that waits for its answer."""
         return self._pings[0].at if self._pings else None
 
+    def begin_at(self, number: int) -> None:
+        """It begins with all that another session's steps below `number` gave."""
+        self.sent = self.received = self.computed = self.acked = self.owes_from = number
+
     def ping(self, now: float) -> Ping:
         """The next ping, which is to be sent behind the steps that `sent` counts."""
         self._nonce += 1

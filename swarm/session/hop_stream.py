@@ -9,7 +9,7 @@ from typing import Final
 import trio
 
 from protocol import limits
-from protocol.errors import Busy, LocalProtocolError, Lost, Malformed, PeerUnavailable, TimedOut
+from protocol.errors import Busy, LocalProtocolError, Lost, Malformed, PeerUnavailable, SwarmError, TimedOut
 from protocol.journal import Journal
 from protocol.messages import (
     SESSION_PROTOCOL,
@@ -35,6 +35,12 @@ from swarm.session.watch import Watched
 
 # A reason that a peer gives, as users see it; some hops may give one in a row.
 QUOTE_CHARACTERS: Final = 200
+# A fork waits for the steps it comes after, and for what the hop is computing just then.
+FORK_TIMEOUT_S: Final = limits.FORK_WAIT_S + 6.0
+
+
+class NotForked(SwarmError):
+    """A hop lets no session begin with what the other one has; it may begin without."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +159,15 @@ class HopStream:
             self.claims.owe_results(0 if passes_on else settled, trio.current_time())
             self.allow(hidden_bytes(self._hidden_size))
 
+    def begin_forked(self, after: int) -> None:
+        """It has all that steps below `after` gave to the session that it was forked from."""
+        self.claims.begin_at(after)
+        self._filled_at = after
+        if self._bridged_from is not None:
+            self._bridged_from = after
+            self.claims.owe_results(after, trio.current_time())
+            self.allow(hidden_bytes(self._hidden_size))
+
     def replay(self) -> None:
         """Send it all that its feed holds: what fills it first."""
         assert self._feed is not None
@@ -269,35 +284,40 @@ class HopStream:
 async def open_hop(transport: Transport, planned: Hop, request: Open, hidden_size: int) -> HopStream:
     """Open a session at one hop.
 
-    Raises: Busy, when it refuses for now; Unreachable, TimedOut or Lost; Malformed, when it refuses what it
-    announces or answers nonsense.
+    Raises: Busy, when it refuses for now; NotForked; Unreachable, TimedOut or Lost; Malformed, when it refuses what
+    it announces or answers nonsense.
     """
-    within_s = limits.LINK_TIMEOUT_S + limits.OPEN_TIMEOUT_S
+    answer_s = limits.OPEN_TIMEOUT_S if request.fork is None else FORK_TIMEOUT_S
+    within_s = limits.LINK_TIMEOUT_S + answer_s
     with trio.move_on_after(within_s):
         stream = await transport.open_stream(planned.peer, planned.addrs, SESSION_PROTOCOL)
         try:
             channel = Channel(stream, state=StreamState(Side.OPENER), frame_limit=FRAME_EXTRA_BYTES)
             await channel.send(request)
-            with trio.move_on_after(limits.OPEN_TIMEOUT_S):
-                opened = _check_opened(await channel.receive(), planned)
+            with trio.move_on_after(answer_s):
+                opened = _check_opened(await channel.receive(), planned, is_fork=request.fork is not None)
                 return HopStream(planned, request, hidden_size, opened.dtype, channel)
         except BaseException:
             stream.reset()
             raise
         stream.reset()
-        raise TimedOut(f"no answer within {limits.OPEN_TIMEOUT_S:g} s")
+        raise TimedOut(f"no answer within {answer_s:g} s")
     raise TimedOut(f"no session within {within_s:g} s")
 
 
-def _check_opened(reply: Message | None, planned: Hop) -> Opened:
+def _check_opened(reply: Message | None, planned: Hop, *, is_fork: bool) -> Opened:
     match reply:
-        case Opened(dtype=dtype):
+        case Opened(dtype=dtype, numerics=numerics):
+            if planned.numerics not in (None, numerics):  # begun anew since we heard of it, as its owner may
+                raise Lost(f"computes in {numerics} now, no longer in {planned.numerics}")
             if planned.dtype not in ("", dtype):
                 raise Malformed(f"computes in {dtype} and announces {planned.dtype}")
             return reply
         case None:
             raise Lost("closed the stream when asked to serve")
-        case Refused(code="model" | "span", reason=reason):
+        case Refused(code="fork", reason=reason) if is_fork:
+            raise NotForked(quoted(reason))
+        case Refused(code="model" | "span" | "fork", reason=reason):
             raise Malformed(f"announces what it refuses: {quoted(reason)}")
         case Refused(reason=reason, retry_after_s=retry_after_s):
             raise Busy(quoted(reason), retry_after_s)

@@ -138,7 +138,9 @@ class Inbox:
     def _take_error(self, hop: HopStream, error: Error) -> None:
         """A hop ends its session. Nobody else is lost by its word alone."""
         said = quoted(error.message)
-        if error.code in HONEST_ENDS:
+        if error.code == "busy":
+            self._blame.leave_full(hop, said, error.retry_after_s)
+        elif error.code in HONEST_ENDS:
             self._blame.lose(hop, said, honest=True)
         elif not hop.fed_by_us or (error.code == "bad_output" and self._chain.before(hop) is not None):
             self._blame.doubt(hop, said)

@@ -7,14 +7,17 @@ Opening a session is mending a chain that has no hops yet.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import trio
 
 from protocol.errors import NoRoute
-from swarm.events import Bridged, Event, OnEvent, Rerouted, Waiting
+from protocol.model import Span
+from protocol.numerics import Numerics
+from swarm.events import Altered, Bridged, Event, OnEvent, Rerouted, Waiting
 from swarm.routing.route import Route
 from swarm.routing.view import View
+from swarm.session.beside import open_beside
 from swarm.session.blame import ACCUSED_BRIDGED, Blame
 from swarm.session.chain import Chain
 from swarm.session.hop_stream import HopStream
@@ -42,10 +45,20 @@ class Mender:
         self._on_open = on_open
         self._waits_for: str | None = None  # as told last, in this mending
 
+    async def fork(self, other: Chain, position: int) -> None:
+        """Begin with what the hops of another session have at `position`; `mend` does what is lacking then."""
+        view = self._view
+        search = Search(self._chain, view, self._tell_of_wait)
+        beside = await open_beside(self._chain, other, position, view.transport, search.note_failure)
+        self._chain.begin_with(beside.hops, beside.lost_feeds)
+        view.used(self._chain.spec.digest, [hop.planned for hop in beside.hops])
+        for hop in beside.hops:
+            self._on_open(hop)
+
     async def mend(self, route: Route | None = None) -> None:
         """Return when all hops live; `route` is tried first. Raises: NoRoute."""
         chain = self._chain
-        search = Search(chain.spec, self._view, self._tell_of_wait)
+        search = Search(chain, self._view, self._tell_of_wait)
         self._waits_for = None
         while True:
             await self._bridge_broken_links()
@@ -64,7 +77,7 @@ class Mender:
 
     def _put_in(self, gap: Gap, opened: list[HopStream], began: float) -> None:
         """Put new hops in the gap and have them filled: by the hop before, or by us where we feed them."""
-        chain, first = self._chain, opened[0]
+        chain, first, numerics = self._chain, opened[0], self._chain.numerics
         dead = chain.splice(gap, opened)
         self._view.used(chain.spec.digest, [hop.planned for hop in opened])
         for hop in opened:
@@ -78,6 +91,8 @@ class Mender:
             chain.bridge(before, first, fed_from=0)
             self._tell_of_bridge(before, first, "what the first one sends is in doubt")
         self._tell_of_reroutes(dead, opened, trio.current_time() - began)
+        for stages, was, now in changes(numerics, chain.numerics):
+            self._tell(Altered(chain.id, stages, was, now))
 
     async def _bridge_broken_links(self) -> None:
         """Where a living hop cannot reach the next living one, carry what passes between them."""
@@ -124,3 +139,19 @@ class Mender:
         if keep:
             self.events.append(event)
         self._on_event(event)
+
+
+def changes(
+    before: Mapping[int, Numerics], after: Mapping[int, Numerics]
+) -> list[tuple[Span, Numerics, Numerics]]:
+    """Spans of stages whose numerics are other ones than before, with both; in order."""
+    found: list[tuple[Span, Numerics, Numerics]] = []
+    for stage in sorted(before.keys() & after.keys()):
+        was, now = before[stage], after[stage]
+        if was == now:
+            continue
+        if found and found[-1][0].stop == stage and found[-1][1:] == (was, now):
+            found[-1] = Span(found[-1][0].start, stage + 1), was, now
+        else:
+            found.append((Span(stage, stage + 1), was, now))
+    return found

@@ -19,7 +19,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Stages without a living hop: hops `first` to `last` (exclusive) are to be replaced."""
+    """Stages without a living hop: hops `first` to `last` (exclusive), if there are such, are to be replaced."""
 
     first: int
     last: int
@@ -27,23 +27,22 @@ class Gap:
 
 
 def find_gaps(wanted: Span, places: Sequence[Place]) -> list[Gap]:
-    """Maximal runs of dead hops, left to right; a session without hops is one gap over all of `wanted`.
+    """Maximal runs of stages whose hops are dead or missing, left to right; without any hops, all of `wanted`.
 
     A hop that was being filled through a hop that died belongs to the gap: it holds nothing worth keeping.
 
     Since every hop keeps the journal of the boundary after it, a living hop before a gap can fill it, whatever
-    died further on; where the client feeds the first dead hop, the client can. So each gap has a living keeper.
+    died further on; where the client feeds the first hop of the gap, the client can. So each gap has a living keeper.
     """
-    if not places:
-        return [Gap(0, 0, wanted)]
-    gaps, index = [], 0
-    while index < len(places):
-        if places[index].alive:
+    gaps, index, at = [], 0, wanted.start
+    while at < wanted.stop:
+        if index < len(places) and places[index].span.start == at and places[index].alive:
+            at = places[index].span.stop
             index += 1
             continue
-        first = index
+        first, start = index, at
         while index < len(places) and not (places[index].alive and places[index].filled):
             index += 1
-        stages = Span(places[first].span.start, places[index - 1].span.stop)
-        gaps.append(Gap(first, index, stages))
+        at = places[index].span.start if index < len(places) else wanted.stop
+        gaps.append(Gap(first, index, Span(start, at)))
     return gaps

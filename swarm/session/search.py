@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,9 +13,9 @@ from protocol.errors import Busy, NoRoute, PeerUnavailable, RemoteProtocolError,
 from protocol.messages import NextHop, Open
 from protocol.model import Span
 from swarm.routing.bans import PAUSE_S
-from swarm.routing.route import Hop, Route, serve_command
+from swarm.routing.route import Hop, Need, Route, serve_command
 from swarm.routing.view import View
-from swarm.session.chain import SessionSpec
+from swarm.session.chain import Chain
 from swarm.session.hop_stream import HopStream, open_hop
 
 # Between looks at the map while nobody serves some stages.
@@ -39,9 +39,10 @@ class _Refusal:
 class Search:
     """Of one mending, from now on. `on_wait` is told, again and again, while there is nothing but to wait."""
 
-    def __init__(self, spec: SessionSpec, view: View, on_wait: Callable[[NoRoute, float], None]) -> None:
+    def __init__(self, chain: Chain, view: View, on_wait: Callable[[NoRoute, float], None]) -> None:
         self.began = trio.current_time()
-        self._spec = spec
+        self._chain = chain
+        self._spec = chain.spec
         self._view = view
         self._on_wait = on_wait
         self._refusals: dict[str, _Refusal] = {}
@@ -97,11 +98,12 @@ class Search:
             await trio.sleep(min(pause_s, LAST_PAUSE_S))
         error = self._no_route(stages, tried)
         if error is not None:
-            raise explained(error, self._refusals, spec.blocks)
+            raise self._explained(error)
 
     def _plan(self, stages: Span, tried: Collection[str] | None) -> Route:
         spec = self._spec
-        return self._view.plan(spec.digest, spec.blocks, stages, spec.max_tokens, tried)
+        need = Need(stages, spec.blocks, spec.max_tokens, self._chain.numerics)
+        return self._view.plan(spec.digest, need, tried)
 
     def _no_route(self, stages: Span, tried: Collection[str] | None) -> NoRoute | None:
         try:
@@ -119,6 +121,10 @@ class Search:
             return None
         return {peer for peer, refusal in self._refusals.items() if refusal.final}
 
+    def note_failure(self, hop: HopStream, error: SwarmError) -> None:
+        """A hop of another session let none begin beside it."""
+        self._note_refusal(hop.planned, error)
+
     def _note_refusal(self, hop: Hop, error: SwarmError) -> None:
         again = isinstance(error, Busy) and hop.peer not in self._refusals
         self._refusals[hop.peer] = _Refusal(str(error), final=not again)
@@ -128,12 +134,14 @@ class Search:
         else:
             self._view.bans.ban(hop.peer, now, honest=isinstance(error, PeerUnavailable))
 
-
-def explained(error: NoRoute, refusals: Mapping[str, _Refusal], blocks: int) -> NoRoute:
-    """The error with what nodes said when asked, and the commands that would help."""
-    shown = list(refusals.items())[:REASONS_SHOWN]
-    reasons = "".join(f"; {peer}: {refusal.why}" for peer, refusal in shown)
-    if len(refusals) > len(shown):
-        reasons += f"; and {len(refusals) - len(shown)} more"
-    commands = " and ".join(serve_command(Span(*pair), blocks) for pair in error.missing)
-    return NoRoute(f"{error}{reasons}. To serve them, run on another machine: {commands}", error.missing)
+    def _explained(self, error: NoRoute) -> NoRoute:
+        """The error with what nodes said when asked, and the commands that would help."""
+        shown = list(self._refusals.items())[:REASONS_SHOWN]
+        reasons = "".join(f"; {peer}: {refusal.why}" for peer, refusal in shown)
+        if len(self._refusals) > len(shown):
+            reasons += f"; and {len(self._refusals) - len(shown)} more"
+        option = self._view.precisions.node_option
+        commands = " and ".join(
+            serve_command(Span(*pair), self._spec.blocks, option=option) for pair in error.missing
+        )
+        return NoRoute(f"{error}{reasons}. To serve them, run on another machine: {commands}", error.missing)

@@ -59,19 +59,28 @@ class Ends(Protocol):
 class Session:
     """A sequence and its KV caches along a route. One task steps at a time."""
 
-    def __init__(self, view: View, spec: SessionSpec, on_event: OnEvent, ends: Ends | None = None) -> None:
+    def __init__(
+        self,
+        view: View,
+        spec: SessionSpec,
+        on_event: OnEvent,
+        ends: Ends | None = None,
+        chain: Chain | None = None,
+    ) -> None:
+        """chain: one without hops; without it the session begins with nothing."""
         self.spec = spec
         self.tokens: list[int] = []  # what the caches hold, by position
         self._view = view
         self._ends = ends
-        self._chain = Chain(spec)
+        self._on_event = on_event
+        self._chain = chain or Chain(spec)
         self._blame = Blame(self._chain, view.bans)
         self._inbox = Inbox(self._chain, self._blame)
         self._mender = Mender(self._chain, view, self._blame, on_event, self._serve)
         self._watch = Watch(self._chain.journal)
         self._watching = trio.CancelScope()
         self._opened = False
-        self._next_number = 0
+        self._next_number = self._chain.sent
         self._waiting_since: float | None = None  # of the step that is out
         self._tried: set[str] = set()  # peers that failed within this step
         self._mended = 0  # repairs within this step that left nobody new
@@ -118,8 +127,31 @@ class Session:
             return
         await self._view.measure(self.spec.digest, self.spec.wanted)
         await self._mender.mend(route)
-        self._opened = True
-        self._view.nursery.start_soon(self._watch_hops)
+        self._begin()
+
+    async def fork(self, position: int | None = None) -> Session:
+        """Another open session that begins with the first `position` tokens (default: all), computed by nobody again.
+
+        Each goes its own way from there, and is closed by itself. What a hop cannot share is replayed, as after a
+        failure. Raises: ConfigError, beyond the end; NoRoute; LocalProtocolError, while a step is out.
+        """
+        position = self.length if position is None else position
+        if self._waiting_since is not None or not self._opened:
+            raise LocalProtocolError("a session is forked between its steps")
+        if not 0 <= position <= self.length:
+            raise ConfigError(f"position {position} is beyond the {self.length} tokens of the session")
+        journal = self._chain.journal.fork(position, self._next_number) if position else None
+        other = Session(self._view, self.spec, self._on_event, self._ends, Chain(self.spec, journal))
+        other.tokens = self.tokens[:position]
+        try:
+            if position:
+                await other._mender.fork(self._chain, position)
+            await other._mender.mend()
+        except BaseException:
+            await other.aclose()
+            raise
+        other._begin()
+        return other
 
     async def aclose(self) -> None:
         """Tell the hops that the session is over, and forget them. Safe to call twice."""
@@ -261,6 +293,10 @@ class Session:
         return found
 
     # -- what runs beside the steps
+
+    def _begin(self) -> None:
+        self._opened = True
+        self._view.nursery.start_soon(self._watch_hops)
 
     def _serve(self, hop: HopStream) -> None:
         """Send a new hop what is posted, and take what it says."""

@@ -11,12 +11,14 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from protocol.model import Span
+from protocol.numerics import Numerics
 from protocol.records import Announcement
 from swarm.cli.coverage import by_model, coverage_fields, render
 from swarm.cli.terminal import Terminal
 from swarm.cli.words import News, answer_fields, describe_answer, describe_event
-from swarm.events import Bridged, Event, Noticed, Rerouted, Waiting
+from swarm.events import Altered, Bridged, Event, Noticed, Rerouted, Waiting
 from swarm.generation import Answer
+from swarm.routing.precision import ANYTHING, Precisions, parse_precisions
 from swarm.routing.route import Hop, Route
 
 A, B = "12D3KooWaaaaaa", "12D3KooWbbbbbb"
@@ -26,16 +28,18 @@ RTT_MS = {A: 3.25, B: 1.0, B[:-1] + "c": 1.0}
 def node(peer: str, start: int, stop: int, blocks: int = 8, state: str = "serving") -> Announcement:
     return Announcement(
         peer, ("/ip4/192.0.2.1/udp/1/quic-v1",), "org/model", b"\1" * 32, blocks, 64, Span(start, stop), "f32",
-        (b"\0" * 8,) * (stop - start), state, 1.5, 0.1, 0.5, 0.0, 900, 16_384, (), 1, 0.0, 1e10,
+        Numerics("f32"), (b"\0" * 8,) * (stop - start), state, 1.5, 0.1, 0.5, 0.0, 900, 16_384, (), 1, 0.0, 1e10,
     )  # fmt: skip
 
 
-def drawn(nodes: list[Announcement], width: int, encoding: str = "utf-8") -> str:
+def drawn(
+    nodes: list[Announcement], width: int, encoding: str = "utf-8", precisions: Precisions = ANYTHING
+) -> str:
     file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     console = Console(file=file, width=width, force_terminal=True, no_color=True, highlight=False)
     terminal = Terminal(console, console)
     with console.capture() as capture:
-        terminal.show(*render(by_model(nodes, RTT_MS)[0], terminal, "ADDR"))
+        terminal.show(*render(by_model(nodes, RTT_MS, None, precisions)[0], terminal, "ADDR"))
     return capture.get().replace("\x1b[1m", "").replace("\x1b[2m", "").replace("\x1b[0m", "")
 
 
@@ -82,9 +86,33 @@ def test_a_silent_node_counts_for_nothing() -> None:
     assert dead.missing == [Span(0, 10)]
 
 
+def test_who_is_not_taken_counts_for_nothing() -> None:
+    """Drawn, with what it computes in; holes are those in the precision asked for, and so are their commands."""
+    nodes = [replace(node(A, 0, 10), numerics=Numerics("int4", 1)), node(B, 0, 4)]
+    text = drawn(nodes, 120, precisions=parse_precisions("f32"))
+    assert "int4/1" in text
+    assert ("▒" * 10 in text, "█" * 10 in text) == (True, False)
+    assert text.splitlines()[-1].split()[:6] == ["nobody", "serves", "layers", "3:8", "+", "head"]
+    assert text.splitlines()[-1].endswith(
+        "in f32 — to fill it: swarm node --model org/model --layers 3:8 --dtype f32 --join ADDR"
+    )
+    assert "nobody" not in drawn(nodes, 120, precisions=parse_precisions("exact,int4"))
+
+
+def test_the_longest_word_costs_details_and_not_the_bar() -> None:
+    """A stranger's word for its numerics is up to 16 cells wide."""
+    wide = replace(node(A, 0, 10), numerics=Numerics("x" * 12, 999))
+    assert "xxxxxxxxxxxx/999" in drawn([wide], 120)
+    for width in (100, 110, 120, 140):
+        text = drawn([wide], width)
+        assert "█" * 10 in text
+        assert all(cell_len(line) <= width for line in text.splitlines())
+
+
 def test_json_of_coverage() -> None:
     """It is JSON, and says what is missing and how to fill it."""
     fields = json.loads(json.dumps(coverage_fields(by_model([node(A, 0, 4)], RTT_MS)[0], "ADDR")))
+    assert (fields["precision"], fields["nodes"][0]["numerics"]) == ("any", "f32")
     assert (fields["complete"], fields["layers"], fields["nodes"][0]["rtt_ms"]) == (False, 8, 3.25)
     assert fields["missing"][0]["command"] == "swarm node --model org/model --layers 3:8 --join ADDR"
     assert fields["missing"][0]["stages"] == [4, 10]
@@ -119,9 +147,14 @@ def test_events_are_one_line_each() -> None:
         == "↻ lost …aaaaaa (gone); embedding + layers 0:4 now at …bbbbbb, after 0.31 s"
     )
     assert describe_event(LOST, 8, {B: "node 2"}).count("node 2") == 1
+    altered = Altered(SESSION, Span(5, 8), Numerics("int8", 1), Numerics("f32"))
+    assert describe_event(altered, 8) == (
+        "↻ layers 4:7 now in f32, before in int8/1: the answer may differ from here on"
+    )
     assert "(…pXG3Vk left)" in describe_event(replace(LOST, reason=f"{FULL_ID} left"))
     for event in (
         LOST,
+        altered,
         Bridged(SESSION, (A, B), "no way"),
         Waiting(None, (), "nobody serves it", 5),
         Noticed("hm"),
@@ -148,4 +181,5 @@ def test_json_of_an_answer() -> None:
     fields = json.loads(json.dumps(answer_fields(ANSWER, "model", 8)))
     assert fields["tokens"] == [5, 6, 7]
     assert fields["reroutes"][0]["lost"] == A
+    assert fields["altered"] == []
     assert [hop["serves"] for hop in fields["route"]] == ["embedding + layers 0:4", "layers 4:8 + head"]

@@ -11,18 +11,17 @@ from typer.testing import CliRunner
 
 from protocol.errors import ConfigError
 from swarm.cli import local
-from swarm.cli.app import app, main
-from swarm.cli.node import parse_layers, parse_size
+from swarm.cli.app import COMMANDS, app_of, main
+from swarm.cli.node_options import parse_layers, parse_size
 from tests.support.commands import run, run_afresh
 
-COMMANDS = ["chat", "demo", "generate", "node", "route", "status"]
 NOBODY = "/ip4/127.0.0.1/udp/9/quic-v1/p2p/12D3KooWL6mTvFXi9JSMNbz6Q1PG2sgCYaqje8mdbLGWmYpXG3Vk"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_teaches_by_example(command: str) -> None:
     """Every command shows at least one command line."""
-    result = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "120"})
+    result = CliRunner().invoke(app_of(*COMMANDS), [command, "--help"], env={"COLUMNS": "120"})
     assert result.exit_code == 0
     assert f"swarm {command} -" in result.output or f'swarm {command} "' in result.output
 
@@ -30,7 +29,7 @@ def test_help_teaches_by_example(command: str) -> None:
 def test_the_first_help_has_the_recipe_for_two_machines() -> None:
     """Without arguments too."""
     for args in ([], ["--help"], ["-h"]):
-        result = CliRunner().invoke(app, args, env={"COLUMNS": "120"})
+        result = CliRunner().invoke(app_of(*COMMANDS), args, env={"COLUMNS": "120"})
         for line in (
             "swarm demo",
             "swarm node --model MODEL --layers 16:32 --join ADDRESS",
@@ -42,7 +41,8 @@ def test_the_first_help_has_the_recipe_for_two_machines() -> None:
 def test_the_client_does_not_load_torch(tmp_path: Path) -> None:
     """Importing the command line takes no part of the node and no libp2p."""
     code = (
-        "import sys, swarm.cli, swarm.blocking\n"
+        "import sys, swarm.cli.app, swarm.blocking\n"
+        "swarm.cli.app.app_of(*swarm.cli.app.COMMANDS)\n"
         "print([m for m in ('torch', 'transformers', 'node', 'libp2p') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -60,6 +60,8 @@ def test_version(tmp_path: Path) -> None:
     [
         (["chat"], "--join"),
         (["status", "--join", "nonsense"], "nonsense"),
+        (["status", "--join", NOBODY, "--precision", "int9"], "any, exact, or some of f32"),
+        (["generate", "hi", "--join", NOBODY, "--precision", "q3/9"], "any, exact, or some of f32"),
         (["generate", "hi", "--temperature", "-1"], "temperature"),
         (["generate", "hi", "--top-p", "7"], "top_p"),
         (["generate", "", "--join", NOBODY], "empty"),
@@ -69,6 +71,7 @@ def test_version(tmp_path: Path) -> None:
         (["node", "--model", "x", "--max-memory", "lots"], "6G"),
         (["node", "--model", "x", "--dtype", "f8"], "f8"),
         (["node", "--model", "x", "--quant", "int3"], "int8, int4"),
+        (["node", "--model", "x", "--engine", "abacus"], "native, torch"),
         (["node", "--model", "x", "--join", "nonsense"], "nonsense"),
         (["demo", "--kill", "--nodes", "1"], "2 nodes"),
     ],
@@ -120,12 +123,13 @@ def test_addresses_are_taken_from_the_environment_and_from_memory(tmp_path: Path
     assert "entered last (1 address tried)" in done.stderr
 
 
-def test_without_torch_the_node_command_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_what_a_node_needs_a_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """One line with the command to run."""
-    monkeypatch.setattr(local, "_NEEDED", ("torch_that_is_not_there",))
-    for call in (lambda: local.serve({"model": "x"}, print), lambda: local.load_ends("x")):
-        with pytest.raises(ConfigError, match=r'pip install "inference-swarm\[node\]"'):
-            call()
+    monkeypatch.setattr(local, "_NODE", ("psutil_that_is_not_there",))
+    with pytest.raises(ConfigError, match=r'pip install "inference-swarm\[node\]"'):
+        local.serve({"model": "x"}, print)
+    with pytest.raises(ConfigError, match=r'pip install "inference-swarm\[node,torch\]"'):
+        local.load_ends("x")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """The engine on a CUDA device: split or not, and there or on the CPU, it computes the same within rounding."""
 
+import contextlib
 import itertools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,11 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from node.compute.call import run_alone
+from node.compute.interfaces import Call, KvCache
 from node.compute.measure import measure
 from node.engine.checkpoint import Checkpoint
 from node.engine.ends import LocalEnds
 from node.engine.span import SpanEngine
-from protocol.candidates import HIDDEN, Candidates, Want
+from protocol.candidates import HIDDEN, NOTHING, Candidates, Want
+from protocol.errors import CacheFull, ConfigError
 from protocol.model import Span
 from protocol.tensors import Tensor, from_numpy
 from tests.support.models import make_model
@@ -43,7 +48,7 @@ def run(checkpoint: Checkpoint, cuts: list[int], dtype: str, device: str) -> lis
         given: Tensor | Candidates | None = from_numpy(chunk)
         for engine, cache in zip(engines, caches, strict=True):
             assert isinstance(given, Tensor)
-            given = engine.step(cache, cache.length, given, ALL)
+            given = run_alone(engine, cache, cache.length, given, ALL)
         assert isinstance(given, Candidates)
         found.append(given)
     return found
@@ -83,12 +88,104 @@ def test_both_ends_run_on_the_device(tmp_path: Path) -> None:
     engine = SpanEngine.load(checkpoint, Span(1, 5), device="cuda")
     assert engine.dtype == ends.dtype == "f32"
     cache = engine.new_cache(engine.span)
-    first = engine.step(cache, 0, ends.embed(from_numpy(PROMPT), 0), HIDDEN)
-    again = engine.step(cache, 0, ends.embed(from_numpy(PROMPT), 0), HIDDEN)
+    first = run_alone(engine, cache, 0, ends.embed(from_numpy(PROMPT), 0), HIDDEN)
+    again = run_alone(engine, cache, 0, ends.embed(from_numpy(PROMPT), 0), HIDDEN)
     assert isinstance(first, Tensor)
     assert isinstance(again, Tensor)
     assert bytes(first.data) == bytes(again.data)
     assert ends.head(first, Want(top=3), 0).ids.shape == (1, 3)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_oss", "qwen3_moe", "mistral"])
+def test_sessions_decode_together_on_the_device(family: str, tmp_path: Path) -> None:
+    """Each gets what it gets alone, within rounding, whatever the lengths of the others."""
+    checkpoint = Checkpoint.open(str(make_model(family, tmp_path / family, seed=7)))
+    for dtype, most in (("f32", 1e-3), ("bf16", 0.1)):
+        engine = SpanEngine.load(checkpoint, Span(0, 6), dtype=dtype, device="cuda")
+        assert engine.batches
+        together, alone = (caches_of(engine, (1, 6, 9, 30)) for _ in range(2))
+        for token in (7, 99, 3):
+            inputs = from_numpy(np.array([token], np.int32))
+            found = engine.run([Call(cache, cache.length, inputs, ALL) for cache in together])
+            for given, cache in zip(found, alone, strict=True):
+                expected = run_alone(engine, cache, cache.length, inputs, ALL)
+                assert isinstance(given, Candidates)
+                assert isinstance(expected, Candidates)
+                ours, theirs = logits_of(given), logits_of(expected)
+                assert np.linalg.norm(ours - theirs) <= most * np.linalg.norm(theirs)
+
+
+def caches_of(engine: SpanEngine, lengths: tuple[int, ...]) -> list[KvCache]:
+    """Caches that hold so many tokens."""
+    caches: list[KvCache] = []
+    for length in lengths:
+        caches.append(engine.new_cache(engine.span))
+        run_alone(engine, caches[-1], 0, from_numpy(np.arange(length, dtype=np.int32)), NOTHING)
+    return caches
+
+
+@contextlib.contextmanager
+def no_memory_left() -> Iterator[None]:
+    """All memory of the device that this process may take is taken."""
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + (64 << 20)) / total)
+    taken = []
+    size_bytes = 32 << 20
+    while size_bytes >= 512:
+        try:
+            taken.append(torch.empty(size_bytes, dtype=torch.uint8, device="cuda"))
+        except torch.OutOfMemoryError:
+            size_bytes //= 2
+    try:
+        yield
+    finally:
+        taken.clear()
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def test_a_full_device_turns_a_session_away_and_the_engine_lives_on(tmp_path: Path) -> None:
+    """Who asks is told that there is no memory for now; with room again the very same steps are computed."""
+    checkpoint = Checkpoint.open(str(make_model("llama", tmp_path / "llama", seed=7)))
+    engine = SpanEngine.load(checkpoint, Span(0, 6), dtype="f32", device="cuda")
+    prompt = from_numpy(np.arange(512, dtype=np.int32) % 256)
+    caches = caches_of(engine, (64, 64))
+    token = from_numpy(np.array([7], np.int32))
+    calls = [
+        *(Call(cache, 64, token, ALL) for cache in caches),
+        Call(engine.new_cache(engine.span), 0, prompt, ALL),
+    ]
+    expected = engine.run(calls)
+    for cache in caches:
+        cache.close()
+    caches = caches_of(engine, (64, 64))
+    calls = [
+        *(Call(cache, 64, token, ALL) for cache in caches),
+        Call(engine.new_cache(engine.span), 0, prompt, ALL),
+    ]
+    with no_memory_left():
+        assert isinstance(engine.run(calls)[2], CacheFull)
+    found = engine.run(calls)
+    for given, wanted in zip(found, expected, strict=True):
+        assert isinstance(given, Candidates)
+        assert isinstance(wanted, Candidates)
+        np.testing.assert_allclose(logits_of(given), logits_of(wanted), atol=2e-3)
+
+
+def test_a_model_that_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> None:
+    """With the memory that it needs, before anything is served."""
+    checkpoint = Checkpoint.open(str(make_model("llama", tmp_path / "llama", seed=7)))
+    SpanEngine.load(checkpoint, Span(0, 6), device="cuda")
+    with no_memory_left(), pytest.raises(ConfigError, match="no memory for stages 0:6"):
+        SpanEngine.load(checkpoint, Span(0, 6), device="cuda")
+
+
+def test_weights_stored_in_bf16_are_computed_in_bf16(tmp_path: Path) -> None:
+    """As they are, with nothing said."""
+    folder = make_model("llama", tmp_path / "llama", seed=7)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    assert SpanEngine.load(Checkpoint.open(str(folder)), Span(0, 6), device="cuda").dtype == "bf16"
 
 
 def test_speed_is_measured_on_the_device(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import trio
 
+from node.compute.call import run_alone
 from node.engine.checkpoint import Checkpoint
 from node.engine.span import SpanEngine
 from protocol.candidates import Candidates, Want
@@ -79,7 +80,7 @@ def local_ids(model: Path) -> list[int]:
     span = Span(0, STAGES)
     engine = SpanEngine.load(Checkpoint.open(str(model), span=span), span)
     rows = from_numpy(np.array(TOKENS, np.int32))
-    found = engine.step(engine.new_cache(span), 0, rows, Want(every=True))
+    found = run_alone(engine, engine.new_cache(span), 0, rows, Want(every=True))
     assert isinstance(found, Candidates)
     return [int(row[0]) for row in found.ids]
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import swarm
+from node.compute.call import run_alone
 from node.native import build
 from node.native.checkpoint import NativeCheckpoint
 from node.native.engine import NativeEngine
@@ -39,7 +40,7 @@ def continued(ids: list[int], quant: str, tokens: int) -> list[int]:
     engine = NativeEngine.load(checkpoint, whole, load_kernel(1))
     cache, given, found = engine.new_cache(whole), np.array(ids, np.int32), list[int]()
     while len(found) < tokens:
-        out = engine.step(cache, cache.length, from_numpy(given), Want(top=1))
+        out = run_alone(engine, cache, cache.length, from_numpy(given), Want(top=1))
         assert isinstance(out, Candidates)
         given = out.ids[0]
         found.append(int(given[0]))

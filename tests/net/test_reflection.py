@@ -18,6 +18,7 @@ from protocol.hints import RecordRule
 from protocol.identity import Identity, generate
 from protocol.messages import MAP_PROTOCOL, MapReply, MapRequest
 from protocol.model import Span
+from protocol.numerics import Numerics
 from protocol.records import Announcement, sign_record
 from protocol.talk.channel import Channel
 from protocol.talk.exchange import exchange_maps
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.net
 
 LISTEN = ["/ip4/127.0.0.1/udp/0/quic-v1"]
 DATAGRAM = 1200
-SERVED = Served("tiny", bytes(32), 6, 8, Span(0, 8), "f32", (bytes(8),) * 8)
+SERVED = Served("tiny", bytes(32), 6, 8, Span(0, 8), "f32", Numerics("f32"), (bytes(8),) * 8)
 
 
 class Victim:
@@ -71,8 +72,8 @@ def aimed(addrs: list[str], count: int) -> tuple[bytes, ...]:
     for n in range(count):
         me: Identity = generate()
         said = Announcement(
-            me.peer, (addrs[n % len(addrs)],) * 2, "tiny", bytes(32), 6, 8, Span(0, 8), "f32", (bytes(8),) * 8,
-            "serving", 1.0, 1.0, 1.0, 0.0, 9, 9, (), 1, now, now + limits.RECORD_LIFE_S,
+            me.peer, (addrs[n % len(addrs)],) * 2, "tiny", bytes(32), 6, 8, Span(0, 8), "f32", Numerics("f32"),
+            (bytes(8),) * 8, "serving", 1.0, 1.0, 1.0, 0.0, 9, 9, (), 1, now, now + limits.RECORD_LIFE_S,
         )  # fmt: skip
         words.append(sign_record(me, said).data)
     return tuple(words)

@@ -9,8 +9,9 @@ import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from node.compute.loop import Executor
-from node.hop.admission import Admission, Room
+from node.hop.admission import Admission
 from node.hop.neighbours import AddressesOf, Neighbours
+from node.hop.seats import Room
 from node.hop.server import HopServer
 from protocol.messages import NextHop
 from protocol.model import Span

@@ -5,19 +5,22 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, TypeVar
 
 import numpy as np
 import trio
 from numpy.typing import NDArray
 
-from node.compute.interfaces import KvCache
-from node.compute.loop import Done, Work, attempt
+from node.compute.call import run_alone
+from node.compute.interfaces import Call, StepResult
+from node.compute.loop import Outcome, attempt
 from protocol.candidates import NOTHING, Candidates, Want
-from protocol.errors import Malformed
+from protocol.errors import Malformed, SwarmError
 from protocol.messages import SESSION_PROTOCOL, Ack, Attach, Message, NextHop, Open, Opened, Output, Step
 from protocol.model import Manifest, Span
+from protocol.numerics import Numerics
 from protocol.session import Side, StreamState
 from protocol.talk.channel import Channel
 from protocol.tensors import Tensor, check_finite, from_numpy
@@ -29,20 +32,24 @@ BLOCKS = 6
 STAGES = BLOCKS + 2
 MANIFEST = Manifest(BLOCKS, HIDDEN, VOCAB, 1024, hashlib.sha256(b"fake").digest(), ())
 M = TypeVar("M", bound=Message)
+T = TypeVar("T")
 
 Rows = NDArray[np.float32]
 
 
+@cache
 def _weights(name: str, *shape: int) -> Rows:
     seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 class FakeCache:
-    """A state per position and block."""
+    """A state per position and block; forks are `made` known like the caches that an engine makes."""
 
-    def __init__(self, span: Span) -> None:
+    def __init__(self, span: Span, made: list[FakeCache]) -> None:
         self.span = span
+        self.made = made
+        made.append(self)
         self.closed = False
         self.states: dict[int, list[Rows]] = {stage: [] for stage in span if 1 <= stage <= BLOCKS}
         self._length = 0
@@ -62,15 +69,26 @@ class FakeCache:
         """Rows were added."""
         self._length += rows
 
+    def fork(self, position: int) -> FakeCache:
+        """A copy of the first positions."""
+        assert not self.closed
+        other = FakeCache(self.span, self.made)
+        other.states = {stage: states[:position] for stage, states in self.states.items()}
+        other.grow(position)
+        return other
+
     def close(self) -> None:
         """Give the memory back."""
         self.closed = True
 
 
 class FakeEngine:
-    """Blocks are leaky sums over the positions, exact under any cut into steps; `steps` records every call."""
+    """Blocks are leaky sums over the positions, exact under any cut into steps; `steps` records every call, `batches`
+    how many came together.
+    """
 
     dtype = "f32"
+    numerics = Numerics("f32")
     hidden_size = HIDDEN
     manifest = MANIFEST
     weight_bytes = 1000
@@ -78,7 +96,9 @@ class FakeEngine:
     def __init__(self, span: Span) -> None:
         self.span = span
         self.steps: list[tuple[int, int]] = []  # (position, rows)
+        self.batches: list[int] = []
         self.caches: list[FakeCache] = []
+        self.poison: int | None = None  # rows at this position make all fail that is computed with them
         self.error: Exception | None = None  # raised by the next step
         self.spoil = False  # the next result is NaN
 
@@ -88,12 +108,24 @@ class FakeEngine:
 
     def new_cache(self, span: Span, max_tokens: int | None = None) -> FakeCache:
         """An empty cache."""
-        cache = FakeCache(span)
-        self.caches.append(cache)
-        return cache
+        return FakeCache(span, self.caches)
 
-    def step(self, cache: KvCache, position: int, inputs: Tensor, want: Want) -> Tensor | Candidates | None:
+    def run(self, calls: Sequence[Call]) -> list[StepResult | Exception]:
         """See `node.compute.interfaces.Engine`."""
+        self.batches.append(len(calls))
+        results = [self._attempt(call) for call in calls]
+        if any(call.position == self.poison for call in calls):
+            raise ZeroDivisionError("deliberate, after all were computed")
+        return results
+
+    def _attempt(self, call: Call) -> StepResult | Exception:
+        try:
+            return self._call(call)
+        except SwarmError as error:
+            return error
+
+    def _call(self, call: Call) -> StepResult:
+        cache, position, inputs, want = call.cache, call.position, call.inputs, call.want
         assert isinstance(cache, FakeCache)
         assert not cache.closed
         assert position <= cache.length
@@ -140,7 +172,7 @@ def run_whole(tokens: list[int], stop: int, want: Want) -> Any:
     """What the stages 0:stop give for `tokens` in one step."""
     span = Span(0, stop)
     engine = FakeEngine(span)
-    return engine.step(engine.new_cache(span), 0, token_rows(tokens), want)
+    return run_alone(engine, engine.new_cache(span), 0, token_rows(tokens), want)
 
 
 def token_rows(tokens: list[int]) -> Tensor:
@@ -160,9 +192,9 @@ class InlineExecutor:
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds = seconds
-        self._queue: deque[tuple[Work, Done]] = deque()
+        self._queue: deque[tuple[Callable[[], Any], Callable[[Any], None]]] = deque()
 
-    def submit(self, work: Work, done: Done) -> None:
+    def submit(self, work: Callable[[], T], done: Callable[[Outcome[T]], None]) -> None:
         """See `node.compute.loop.Executor`."""
         self._queue.append((work, done))
         if len(self._queue) == 1:
@@ -180,10 +212,10 @@ class ManualExecutor:
     """Computes when told to."""
 
     def __init__(self) -> None:
-        self.queue: deque[tuple[Work, Done]] = deque()
+        self.queue: deque[tuple[Callable[[], Any], Callable[[Any], None]]] = deque()
         self.held = True
 
-    def submit(self, work: Work, done: Done) -> None:
+    def submit(self, work: Callable[[], T], done: Callable[[Outcome[T]], None]) -> None:
         """See `node.compute.loop.Executor`."""
         self.queue.append((work, done))
         if not self.held:

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import random
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from node.hop.admission import (
+    GROW_MOST_S,
+    GROW_WAIT_S,
     IDLE_CROWDED_S,
     IDLE_S,
     NEW_CROWDED_S,
     NEW_OF_ORIGIN,
     NEW_S,
     PAUSE_S,
-    USABLE_TOKENS,
     Admission,
-    Held,
-    Room,
-    Seat,
 )
+from node.hop.seats import USABLE_TOKENS, Held, Room, Seat
 from protocol import limits
 from protocol.errors import CacheFull
 
@@ -205,6 +206,149 @@ def test_who_has_more_gives_way_to_who_has_less() -> None:
     # none is left that has twice as much as the next one asks for
     assert refused(admission, seat("another", "here", 3000), NOW + PAUSE_S)
     assert 1000 < admission.offer(lambda _: 1, NOW + PAUSE_S) < 4096
+
+
+def growing(peer: str, origin: str = "here", most: int = 2048, tokens: int = 256) -> Seat:
+    """One that begins with a page."""
+    return Seat(peer, origin, tokens, 1, most=most)
+
+
+def grown(admission: Admission, asked: Seat, tokens: int, now: float = NOW) -> bool:
+    """Whether it holds so many now."""
+    try:
+        admission.grow(asked, tokens, now)
+    except CacheFull:
+        return False
+    return asked.tokens == tokens
+
+
+def test_a_new_session_leaves_room_for_those_that_grow() -> None:
+    """An eighth, as far as they may; sessions that cannot grow leave none, and a lone one has everything."""
+    admission = Admission(Room(16_384, 10**6))
+    seats = [growing(f"p{n}", f"o{n % 4}") for n in range(56)]
+    for taken in seats:
+        assert admission.take(taken, NOW) == []
+        taken.waiting = 1
+    assert refused(admission, growing("one more", "elsewhere"))
+    assert all(grown(admission, seats[n], 512) for n in range(8))
+    assert not grown(admission, seats[8], 512)
+    admission = Admission(Room(16_384, 10**6))
+    for number in range(64):
+        assert admission.take(growing(f"p{number}", f"o{number % 4}", most=256), NOW) == []
+    admission = Admission(Room(5000, 10**6))
+    lone = growing("lone", most=4096)
+    admission.take(lone, NOW)
+    assert grown(admission, lone, 4096)
+
+
+def test_who_does_not_use_a_seat_gives_way_to_who_grows() -> None:
+    """As to a newcomer: never who computes, and not soon who has less."""
+    admission = Admission(Room(4096, 10**6))
+    one, idle, busy = growing("one"), growing("idle", tokens=1600), growing("busy", tokens=1600)
+    for taken in (one, idle, busy):
+        admission.take(taken, NOW)
+        taken.used_at = NOW
+    one.waiting = busy.waiting = 1
+    assert not grown(admission, one, 1024, NOW)
+    assert not grown(admission, one, 1024, NOW + IDLE_S - 0.1)
+    assert admission.grow(one, 1024, NOW + IDLE_S) == [idle]
+    assert not grown(admission, one, 2560, NOW + 10 * IDLE_S)
+
+
+def test_one_peer_that_takes_all_it_can_leaves_others_their_share() -> None:
+    """It grows to half, and waits for no more than its own; the other one grows beside it."""
+    admission = Admission(Room(16_384, 10**6))
+    hoard = [growing("hoarder") for _ in range(20)]
+    for taken in hoard:
+        admission.take(taken, NOW)
+        taken.waiting = 1
+    other = growing("other", most=8192)
+    admission.take(other, NOW)
+    other.waiting = 1
+    for _ in range(8):
+        for taken in hoard:
+            grown(admission, taken, min(taken.tokens + 256, taken.most))
+    assert sum(taken.tokens for taken in hoard) == 8192
+    assert all(
+        grown(admission, other, tokens) for tokens in range(512, 4097, 256)
+    )  # an origin has three quarters
+    assert not grown(admission, hoard[0], hoard[0].tokens + 256)
+
+
+def test_the_line_is_kept() -> None:
+    """Who waits first gets what comes free, before who is younger or of a peer with more sessions."""
+    admission = Admission(Room(2048, 10**6))
+    crowd = [growing("crowd", most=512), growing("crowd", most=512)]
+    first, second, last = growing("a"), growing("b"), growing("c", most=256)
+    for taken in (*crowd, first, second, last):
+        admission.take(taken, NOW)
+        taken.waiting = 1
+    assert all(grown(admission, taken, 512) for taken in crowd)
+    assert grown(admission, first, 512)
+    assert not grown(admission, second, 768)
+    assert not grown(admission, first, 1024)
+    admission.release(crowd[0])
+    assert grown(admission, first, 1024)
+    assert not grown(admission, second, 768)
+    admission.release(crowd[1])
+    assert grown(admission, second, 768)
+
+
+def test_where_nobody_gets_on_the_last_in_line_goes() -> None:
+    """Not who computes, nor the first; where others compute, later; and in no case later than a client waits."""
+    admission = Admission(Room(1024, 10**6))
+    first, second, busy = growing("a"), growing("b"), growing("c", most=512)
+    for taken in (first, second, busy):
+        admission.take(taken, NOW)
+        taken.waiting = 1
+    assert grown(admission, busy, 512)
+
+    def who_goes(now: float) -> list[Seat]:
+        return [taken for taken in (first, second) if not grown(admission, taken, 512, now) and
+                admission.must_yield(taken, now)]  # fmt: skip
+
+    assert who_goes(NOW) == who_goes(NOW + GROW_WAIT_S - 0.1) == []
+    assert who_goes(NOW + GROW_WAIT_S) == [second]
+    busy.waiting, busy.used_at = 0, NOW + GROW_WAIT_S  # it rests between two steps, or for longer
+    assert who_goes(NOW + GROW_WAIT_S + 0.1) == []
+    admission.release(second)
+    assert grown(admission, first, 512, NOW + GROW_WAIT_S)
+    assert not grown(admission, first, 1024, NOW + GROW_WAIT_S)
+    assert not admission.must_yield(first, NOW + GROW_WAIT_S)
+    busy.waiting = 1
+    assert not grown(admission, first, 1024, NOW + 2 * GROW_WAIT_S + GROW_MOST_S)
+    assert admission.must_yield(first, NOW + 2 * GROW_WAIT_S + GROW_MOST_S)
+
+
+@given(st.integers(0, 2**32), st.integers(1, 30), st.integers(512, 4096))
+def test_all_that_grow_come_to_their_end(seed: int, count: int, tokens: int) -> None:
+    """Whatever each needs, of few peers or many, with room for one at least: nobody is turned away for ever."""
+    rng = random.Random(seed)
+    admission, now = Admission(Room(tokens, 10**9)), NOW
+    most = min(admission.room.of_peer.tokens, 2048)
+    needs = [rng.randint(1, most) for _ in range(count)]
+    peers = [f"p{rng.randrange(8)}" for _ in needs]
+    waiting, seats = list(range(count)), dict[int, Seat]()
+    for _ in range(4000):
+        now += 0.1
+        for number in rng.sample(waiting, len(waiting)):
+            asked = growing(peers[number], most=needs[number], tokens=min(256, needs[number]))
+            if not refused(admission, asked, now):
+                waiting.remove(number)
+                seats[number] = asked
+                asked.waiting = 1
+        for number, held in rng.sample(sorted(seats.items()), len(seats)):
+            if held.tokens == needs[number]:
+                admission.release(seats.pop(number))
+                continue
+            is_grown = grown(admission, held, min(held.tokens + 256, needs[number]), now)
+            if not is_grown and admission.must_yield(held, now):
+                admission.release(seats.pop(number))
+                waiting.append(number)
+        assert within(admission.room, list(seats.values()))
+        if not waiting and not seats:
+            return
+    raise AssertionError(f"{len(waiting)} wait, {len(seats)} are open")
 
 
 TIMES = st.floats(0.0, 100.0)

@@ -18,6 +18,7 @@ from protocol.hints import RecordRule
 from protocol.identity import generate
 from protocol.messages import Error, NextHop, Output, Refused
 from protocol.model import Manifest, Span, weights_digest
+from protocol.numerics import Numerics
 from protocol.talk.exchange import exchange_maps, fetch_model
 from protocol.transport.memory import Network
 from protocol.transport.memory.transport import MemoryTransport
@@ -80,9 +81,13 @@ class FakeBackend:
         self.model = model or FakeModel()
         self._free_bytes = free_bytes
 
-    def numerics(self) -> str:
+    def numerics(self) -> Numerics:
         """See `node.backend.Backend`."""
-        return "f32"
+        return Numerics("f32")
+
+    def kernels(self) -> str:
+        """See `node.backend.Backend`."""
+        return "fake"
 
     def dtype(self) -> str:
         """See `node.backend.Backend`."""
@@ -178,7 +183,7 @@ async def test_two_nodes_serve_a_model_together(house: House) -> None:
     second = await house.node(NodeConfig("fake", layers=(3, 6), join=first.transport.addrs))
     (serving,) = first.said("serving")
     assert re.sub(r"\d+\.\d\d ms", "… ms", serving) == (
-        f"serving embedding + layers 0:3 of fake ({MANIFEST.digest.hex()[:12]}); weights 1000 B (f32), "
+        f"serving embedding + layers 0:3 of fake ({MANIFEST.digest.hex()[:12]}); weights 1000 B (f32, fake), "
         "room for 222 tokens (13.9 KiB), … ms per block and token"
     )
     me = await house.client()

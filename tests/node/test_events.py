@@ -13,8 +13,8 @@ from swarm.cli.node_process import told
 EVERY = [
     events.Opening("tiny"),
     events.Joining(("/one", "/two")),
-    events.Loading("tiny", 8, Span(0, 4), 3 << 20, "f32"),
-    events.Serving("tiny", bytes(32), 8, Span(0, 4), "f32", 3 << 20, 100, 6400, 0.25),
+    events.Loading("tiny", 8, Span(0, 4), 3 << 20, "f32", "native avx2"),
+    events.Serving("tiny", bytes(32), 8, Span(0, 4), "f32", "native avx2", 3 << 20, 100, 6400, 0.25),
     events.Weights("ab" * 16),
     events.Address("/one"),
     events.Invitation("join", "swarm node --join /one"),
@@ -45,7 +45,9 @@ def test_what_is_written_is_read(event: events.Event) -> None:
 
 def test_fields_are_numbers_and_words() -> None:
     """Stages as everywhere in JSON, digests in hex."""
-    said = events.Serving("tiny", bytes(32), 8, Span(0, 4), "f32", 3 << 20, 100, 6400, 0.25).as_json()
+    said = events.Serving(
+        "tiny", bytes(32), 8, Span(0, 4), "f32", "torch", 3 << 20, 100, 6400, 0.25
+    ).as_json()
     assert (said["stages"], said["digest"], said["kv_tokens"]) == ([0, 4], "00" * 32, 100)
 
 

@@ -20,6 +20,7 @@ from protocol.hints import RecordRule, model_key, record_key
 from protocol.identity import Identity, generate
 from protocol.messages import MAP_PROTOCOL, MapReply, MapRequest
 from protocol.model import Span
+from protocol.numerics import Numerics
 from protocol.records import Announcement, Record, parse_record, sign_record
 from protocol.strangers import OURS
 from protocol.talk.channel import Channel
@@ -30,7 +31,9 @@ from protocol.transport.memory.transport import MemoryTransport
 
 NOWHERE = "/ip4/192.0.2.9/udp/9/quic-v1"
 EPOCH = 1_700_000_000.0
-SERVED = Served("tiny", bytes(32), 6, 8, Span(0, 4), "f32", tuple(bytes([n] * 8) for n in range(4)))
+SERVED = Served(
+    "tiny", bytes(32), 6, 8, Span(0, 4), "f32", Numerics("f32"), tuple(bytes([n] * 8) for n in range(4))
+)
 
 
 def clock() -> float:
@@ -108,8 +111,8 @@ def crowd(nursery: trio.Nursery) -> Crowd:
 def strangers_word(identity: Identity, **changes: Any) -> Announcement:
     """A valid announcement of a peer that is nowhere, with changes."""
     said = Announcement(
-        identity.peer, (NOWHERE,), "tiny", bytes(32), 6, 8, Span(0, 1), "f32", (bytes(8),), "serving",
-        1.0, 1.0, 1.0, 0.0, 5, 9, (), 1, clock(), clock() + 60,
+        identity.peer, (NOWHERE,), "tiny", bytes(32), 6, 8, Span(0, 1), "f32", Numerics("f32"), (bytes(8),),
+        "serving", 1.0, 1.0, 1.0, 0.0, 5, 9, (), 1, clock(), clock() + 60,
     )  # fmt: skip
     return replace(said, **changes)
 

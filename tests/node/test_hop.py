@@ -8,6 +8,7 @@ import trio
 
 from node.compute.casting import cast_hidden
 from node.compute.loop import WorkerThread
+from node.compute.scheduler import Budget
 from protocol.candidates import HIDDEN, NOTHING, Want
 from protocol.errors import Lost
 from protocol.messages import (
@@ -207,7 +208,7 @@ async def test_short_steps_of_others_go_between_the_pieces_of_a_prefill(swarm: S
     """A long step in pieces gives what it gives whole."""
     executor = ManualExecutor()
     node = await swarm.node(WHOLE, executor=executor)
-    node.hop.scheduler.piece_rows = 16
+    node.hop.scheduler.budget = Budget(beside=16)
     slow, quick = await opened(await swarm.client(node), WHOLE), await opened(await swarm.client(node), WHOLE)
     tokens = [i % 32 for i in range(40)]
     await quick.step(0, 0, token_rows([1]), LAST)

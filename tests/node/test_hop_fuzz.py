@@ -16,6 +16,7 @@ from protocol.messages import (
     Attach,
     Close,
     Error,
+    Fork,
     LinkDown,
     MapRequest,
     Message,
@@ -74,7 +75,10 @@ class Stranger:
         self._span = span
         digest = MANIFEST.digest if rng.random() < 0.9 else bytes(32)
         tokens = rng.choice([8, 64, 64, 2000])
-        return Open(rng.choice(IDS), digest, span, tokens, self._next(), rng.random() < 0.3)
+        fork = Fork(rng.choice(IDS), rng.randrange(9), rng.randrange(6)) if rng.random() < 0.3 else None
+        if fork is not None:
+            self._number, self._length = fork.after, fork.position
+        return Open(rng.choice(IDS), digest, span, tokens, self._next(), rng.random() < 0.3, fork)
 
     def _next(self) -> NextHop | None:
         me = self._node.transport
@@ -142,14 +146,16 @@ async def test_strangers_do_no_harm(
 ) -> None:
     """No traceback, nothing left behind, and an honest session beside them is served to its end."""
     monkeypatch.setattr("protocol.limits.ATTACH_WAIT_S", 0.02)
+    monkeypatch.setattr("protocol.limits.FORK_WAIT_S", 0.02)
     rng = random.Random(seed)
     node = await swarm.node(WHOLE)
+    crowd = [await swarm.transport() for _ in range(2)]
     honest = await opened(await swarm.client(node), WHOLE)
     with caplog.at_level(logging.WARNING):
         for number in range(ROUNDS):
             async with trio.open_nursery() as nursery:
                 for _ in range(4):
-                    client = await swarm.client(node)
+                    client = await Client.to(rng.choice([*crowd, await swarm.transport()]), node.transport)
                     nursery.start_soon(say_things, Stranger(rng, node), client, rng)
                 await honest.step(number, number, token_rows([number]), Want(top=3))
                 output = (await honest.gather(lambda message: isinstance(message, Output)))[-1]

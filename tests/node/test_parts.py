@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.compute.call import StepResult
 from node.compute.casting import cast_hidden
+from node.compute.interfaces import StepResult
 from node.compute.kv import ENTRY_BYTES, MOST_DEFAULT_TOKENS, buffer_bytes, default_kv_tokens
+from node.compute.measure import Speed
 from node.compute.meter import QUIET_S, Meter, StepTime
 from node.config import NodeConfig
 from node.hop.steps import KeptOutputs, join, piece_want
@@ -75,6 +76,9 @@ def test_what_cannot_be_is_said_in_one_line() -> None:
         NodeConfig("m", quant="int3"),
         NodeConfig("m", quant="int8", dtype="f32"),
         NodeConfig("m", quant="int4", device="cuda"),
+        NodeConfig("m", engine="numpy"),
+        NodeConfig("m", engine="native", device="cuda"),
+        NodeConfig("m", engine="native", dtype="bf16"),
         NodeConfig("m", join=(ADDR,)),
         NodeConfig("m", listen=("rubbish",)),
         NodeConfig("m", announce=("rubbish",)),
@@ -114,14 +118,26 @@ def test_ties_go_to_even_and_nan_stays() -> None:
 def test_the_meter_follows_the_steps() -> None:
     """Means start from the first sample; the head's share is taken off; the queue is forgotten when quiet."""
     meter = Meter()
-    meter.observe(StepTime(1, 0, True, 0.0, 3.0), now=0.0)
-    meter.observe(StepTime(1, 4, True, 5.0, 11.0), now=1.0)
-    meter.observe(StepTime(100, 4, False, 5.0, 400.0), now=2.0)
-    assert (meter.head_ms, meter.decode_ms, meter.prefill_ms) == (3.0, 2.0, 1.0)
-    meter.observe(StepTime(1, 4, False, 5.0, 16.0), now=3.0)
-    assert meter.decode_ms == pytest.approx(2.2)
+    meter.observe(StepTime(1, 0, True, 0.0, 3.0, True), now=0.0)
+    meter.observe(StepTime(1, 4, True, 5.0, 11.0, True), now=1.0)
+    meter.observe(StepTime(100, 4, False, 5.0, 400.0, True), now=2.0)
+    assert (meter.head_ms, meter.decode_ms(2.0), meter.prefill_ms(2.0)) == (3.0, 2.0, 1.0)
+    meter.observe(StepTime(1, 4, False, 5.0, 16.0, True), now=3.0)
+    assert meter.decode_ms(3.0) == pytest.approx(2.2)
     assert meter.queue_ms(4.0) == pytest.approx(5.0)
     assert meter.queue_ms(3.0 + QUIET_S) == 0.0
+
+
+def test_the_meter_says_what_a_session_more_would_get() -> None:
+    """What steps take among others while there are others, and what they take alone once it is quiet."""
+    meter = Meter(Speed(2.0, 1.0, 0.0))
+    for at in range(60):
+        meter.observe(StepTime(1, 4, False, 0.0, 24.0, False), now=at / 10)
+    assert meter.decode_ms(6.0) == pytest.approx(6.0, rel=0.01)
+    assert meter.prefill_ms(6.0) == 1.0
+    assert meter.decode_ms(6.0 + QUIET_S) == 2.0
+    meter.observe(StepTime(1, 4, False, 0.0, 8.0, True), now=7.0 + QUIET_S)
+    assert meter.decode_ms(7.0 + QUIET_S) == 2.0
 
 
 def test_kept_outputs_are_bounded() -> None:

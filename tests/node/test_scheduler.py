@@ -1,20 +1,24 @@
-"""The scheduler: order inside a session, short before long, and no starving."""
+"""The scheduler: batches within their budget, order inside a session, and no starving."""
 
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from node.compute.scheduler import DECODING_S, SHORT_BEFORE_LONG, SHORT_ROWS, Owner, Piece, Scheduler
+from node.compute.scheduler import DECODE_ROWS, DECODING_S, Budget, Owner, Piece, Scheduler
+
+BUDGET = Budget(short=32, beside=16, alone=24)
 
 
-def drain(scheduler: Scheduler) -> list[Piece]:
-    """Run everything, one at a time."""
-    pieces = []
-    while (piece := scheduler.take(0.0)) is not None:
-        pieces.append(piece)
-        scheduler.finish(piece.session)
-    return pieces
+def drain(scheduler: Scheduler, now: float = 0.0) -> list[list[Piece]]:
+    """Run everything, one batch after the other."""
+    batches = []
+    while batch := scheduler.take(now):
+        batches.append(batch)
+        for piece in batch:
+            scheduler.finish(piece.session)
+    return batches
 
 
 def test_one_piece_of_a_session_at_a_time() -> None:
@@ -23,158 +27,164 @@ def test_one_piece_of_a_session_at_a_time() -> None:
     scheduler.add(1, 0, 1, 0.0)
     scheduler.add(1, 1, 1, 0.0)
     scheduler.add(2, 0, 1, 0.0)
-    assert scheduler.take(0.0) == Piece(1, 0, 0, 1, True)
-    assert scheduler.take(0.0) == Piece(2, 0, 0, 1, True)
-    assert scheduler.take(0.0) is None
+    assert scheduler.take(0.0) == [Piece(1, 0, 0, 1, True), Piece(2, 0, 0, 1, True)]
+    assert scheduler.take(0.0) == []
     scheduler.finish(1)
-    assert scheduler.take(0.0) == Piece(1, 1, 0, 1, True)
+    assert scheduler.take(0.0) == [Piece(1, 1, 0, 1, True)]
 
 
-def test_a_decode_step_goes_between_the_pieces_of_a_prefill() -> None:
-    """A long step is cut, and a short one that came later need not wait for all of it."""
-    scheduler = Scheduler(piece_rows=16)
+def test_what_came_while_a_batch_ran_is_the_next_batch() -> None:
+    """All of it, though one of the first batch still has more."""
+    scheduler = Scheduler(BUDGET)
+    scheduler.add(0, 0, 1, 0.0)
+    first = scheduler.take(0.0)
+    for session in range(1, 20):
+        scheduler.add(session, 0, 1, 0.0)
+    scheduler.add(0, 1, 1, 0.0)
+    for piece in first:
+        scheduler.finish(piece.session)
+    assert [piece.session for piece in scheduler.take(0.0)] == [*range(1, 20), 0]
+
+
+def test_pieces_of_a_prefill_go_beside_decode_steps() -> None:
+    """A long step is cut, and short ones that come later need not wait for all of it."""
+    scheduler = Scheduler(BUDGET)
     scheduler.add(2, 0, 1, 0.0)
     drain(scheduler)
     scheduler.add(1, 0, 40, 0.0)
-    first = scheduler.take(0.0)
-    assert first == Piece(1, 0, 0, 16, False)
-    scheduler.add(2, 0, 1, 0.0)
+    assert scheduler.take(0.0) == [Piece(1, 0, 0, 16, False)]
+    scheduler.add(2, 1, 1, 0.0)
     scheduler.finish(1)
     assert drain(scheduler) == [
-        Piece(2, 0, 0, 1, True),
-        Piece(1, 0, 16, 32, False),
-        Piece(1, 0, 32, 40, True),
+        [Piece(2, 1, 0, 1, True), Piece(1, 0, 16, 32, False)],
+        [Piece(1, 0, 32, 40, True)],
     ]
 
 
-def test_a_prefill_alone_runs_whole() -> None:
-    """Cut only while another session decodes, or did so a moment ago."""
-    scheduler = Scheduler(piece_rows=16)
+def test_a_prefill_alone_runs_in_larger_pieces() -> None:
+    """While another session decodes, or did so a moment ago, or has something short in the same batch, in smaller."""
+    scheduler = Scheduler(BUDGET)
     scheduler.add(1, 0, 1, 0.0)  # its own decoding does not count
-    scheduler.add(1, 1, 40, 0.0)
-    scheduler.add(2, 0, 1, 0.0)
+    scheduler.add(1, 1, 48, 0.0)
+    assert [[piece.rows for piece in batch] for batch in drain(scheduler)] == [[1], [24], [24]]
+    scheduler.add(2, 0, 1, 1.0)
     drain(scheduler)
-    for number, (now, pieces) in enumerate([(0.5, 3), (DECODING_S, 1)]):
-        scheduler.add(1, 2 + number, 40, now)
-        taken = 0
-        while (piece := scheduler.take(now)) is not None:
-            taken += 1
-            scheduler.finish(piece.session)
-        assert taken == pieces
+    for number, (now, most) in enumerate([(1.5, 16), (1.0 + DECODING_S, 24)]):
+        scheduler.add(1, 2 + number, 48, now)
+        assert max(piece.rows for [piece] in drain(scheduler, now)) == most
+    scheduler.add(1, 4, 48, 9.0)
+    scheduler.add(2, 1, DECODE_ROWS + 1, 9.0)
+    assert [piece.rows for piece in scheduler.take(9.0)] == [DECODE_ROWS + 1, 16]
 
 
-def test_a_prefill_never_starves() -> None:
-    """Behind endless decode steps, a long step still has its turn."""
-    scheduler = Scheduler()
-    scheduler.add(0, 0, 100, 0.0)
-    for number in range(100):
-        scheduler.add(1, number, 1, 0.0)
-        scheduler.add(2, number, 1, 0.0)
-    order = [piece.session for piece in drain(scheduler)]
-    assert order.index(0) == SHORT_BEFORE_LONG
+def test_what_a_prompt_leaves_goes_to_the_next() -> None:
+    """Several long steps share a batch, and take turns."""
+    scheduler = Scheduler(BUDGET)
+    for session, rows in ((1, 20), (2, 40), (3, 40)):
+        scheduler.add(session, 0, rows, 0.0)
+    batches = drain(scheduler)
+    assert [[(piece.session, piece.rows) for piece in batch] for batch in batches] == [
+        [(1, 20), (2, 4)],
+        [(3, 24)],
+        [(3, 16), (2, 16)],  # no more than a piece is left of one of them: it waits for nobody
+        [(2, 20)],
+    ]
 
 
 def test_a_dropped_session_leaves_nothing() -> None:
     """Its waiting steps are gone; what ran is finished without harm."""
-    scheduler = Scheduler()
+    scheduler = Scheduler(BUDGET)
     scheduler.add(1, 0, 100, 0.0)
     scheduler.add(1, 1, 1, 0.0)
-    assert scheduler.take(0.0) is not None
+    assert scheduler.take(0.0)
     scheduler.drop(1)
     scheduler.finish(1)
-    assert (scheduler.take(0.0), len(scheduler)) == (None, 0)
-
-
-JOBS = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 50)), max_size=40)
-
-
-@given(JOBS, st.integers(1, 20))
-def test_every_row_runs_once_and_in_order(jobs: list[tuple[int, int]], piece_rows: int) -> None:
-    """Whatever is added, each session's rows run once, in the order of its steps, in bounded pieces
-    where others decode.
-    """
-    scheduler = Scheduler(piece_rows)
-    for number, (session, rows) in enumerate(jobs):
-        scheduler.add(session, number, rows, 0.0)
-    seen: dict[int, list[tuple[int, int]]] = {}
-    for piece in drain(scheduler):
-        if any(session != piece.session and rows <= SHORT_ROWS for session, rows in jobs):
-            assert piece.stop - piece.start <= max(piece_rows, SHORT_ROWS)
-        seen.setdefault(piece.session, []).extend(
-            (piece.number, row) for row in range(piece.start, piece.stop)
-        )
-    expected: dict[int, list[tuple[int, int]]] = {}
-    for number, (session, rows) in enumerate(jobs):
-        expected.setdefault(session, []).extend((number, row) for row in range(rows))
-    assert seen == expected
-    assert len(scheduler) == 0
+    assert (scheduler.take(0.0), len(scheduler)) == ([], 0)
 
 
 def test_many_sessions_of_one_peer_hold_up_nobody_else() -> None:
-    """Behind sixty sessions of another peer, a step waits for one of theirs; of many peers elsewhere, for one too."""
-    scheduler = Scheduler()
+    """Where not all fit, a step goes with the first, behind sixty sessions of another peer, or of many peers."""
+    scheduler = Scheduler(Budget(short=32, beside=8, alone=8))
     for session in range(60):
-        scheduler.add(session, 0, 1, 0.0, Owner("there", "greedy"))
+        scheduler.add(session, 0, 8, 0.0, Owner("there", "greedy"))
     scheduler.add(60, 0, 1, 0.0, Owner("there", "modest"))
     for session in range(100, 160):
-        scheduler.add(session, 0, 1, 0.0, Owner("elsewhere", str(session)))
+        scheduler.add(session, 0, 8, 0.0, Owner("elsewhere", str(session)))
     scheduler.add(200, 0, 1, 0.0, Owner("here", "alone"))
-    order = [piece.session for piece in drain(scheduler)]
-    assert order[:3] == [0, 100, 200]
-    assert order.index(60) == 3
-    assert len(order) == 122
+    batches = [[piece.session for piece in batch] for batch in drain(scheduler)]
+    assert batches[0][:3] == [0, 100, 200]
+    assert 60 in batches[0]
 
 
-@given(
-    st.lists(
-        st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 2), st.booleans()),
-        min_size=1,
-        max_size=60,
-    ),
-    st.data(),
-)
-def test_turns_are_taken_by_origin_then_peer(
-    jobs: list[tuple[int, int, int, bool]], data: st.DataObject
-) -> None:
-    """However steps come and finish, between two turns of a waiting peer's origin every other waiting origin has one,
-    and no step is lost.
-    """
-    scheduler = Scheduler()
-    waiting: list[int] = []
-    owners: dict[int, Owner] = {}
-    since: dict[str, list[str]] = {}  # origin that waits -> those that had a turn since it began to
+class Batches(RuleBasedStateMachine):
+    """Whatever comes, in whatever order, while batches of a budget that changes run."""
 
-    def take() -> None:
-        piece = scheduler.take(0.0)
-        assert piece is not None
-        origin = owners[piece.session].origin
-        waiting.remove(piece.session)
-        for other, served in since.items():
-            if other != origin:
-                served.append(origin)
-                assert served.count(origin) == 1
-        since.pop(origin, None)
-        scheduler.finish(piece.session)
-        if any(owners[session].origin == origin for session in waiting):
-            since[origin] = []
+    @initialize()
+    def begin(self) -> None:
+        self.scheduler = Scheduler()
+        self.now = 0.0
+        self.running: list[Piece] = []
+        # By session: its steps, and (number, row) of all that ran.
+        self.steps: dict[int, list[int]] = {}
+        self.ran: dict[int, list[tuple[int, int]]] = {}
+        self.passed: dict[int, int] = {}
 
-    for number, (origin, peer, session, taken) in enumerate(jobs):
-        key = 9 * origin + 3 * peer + session
-        owners[key] = Owner(str(origin), str(peer))
-        scheduler.add(key, number, 1, 0.0, owners[key])
-        waiting.append(key)
-        since.setdefault(str(origin), [])
-        if taken and data.draw(st.booleans()):
-            take()
-    while waiting:
-        take()
-    assert scheduler.take(0.0) is None
+    @rule(session=st.integers(0, 9), rows=st.integers(1, 60), later=st.sampled_from([0.0, 0.1, 2.0]))
+    def add(self, session: int, rows: int, later: float) -> None:
+        self.now += later
+        steps = self.steps.setdefault(session, [])
+        steps.append(rows)
+        owner = Owner(str(session % 2), str(session % 3))
+        self.scheduler.add(session, len(steps) - 1, rows, self.now, owner)
+
+    @rule(short=st.integers(8, 40), beside=st.integers(8, 40), more=st.integers(0, 40))
+    def measure_anew(self, short: int, beside: int, more: int) -> None:
+        self.scheduler.budget = Budget(short, beside, beside + more)
+
+    @rule()
+    def run(self) -> None:
+        for piece in self.running:
+            self.scheduler.finish(piece.session)
+        waiting = {session for session, rows in self.left().items() if rows}
+        self.running = self.scheduler.take(self.now)
+        budget, sessions = self.scheduler.budget, [piece.session for piece in self.running]
+        assert bool(self.running) == bool(waiting)
+        assert len(set(sessions)) == len(sessions)
+        assert sum(piece.rows for piece in self.running) <= max(budget.short, 40) + budget.alone
+        for piece in self.running:
+            ran = self.ran.setdefault(piece.session, [])
+            ran += [(piece.number, row) for row in range(piece.start, piece.stop)]
+            steps = self.steps[piece.session]
+            assert piece.last == (piece.stop == steps[piece.number])
+            assert ran == [(n, row) for n, rows in enumerate(steps) for row in range(rows)][: len(ran)]
+        for session in waiting:
+            self.passed[session] = 0 if session in sessions else self.passed.get(session, 0) + 1
+            # In its own line at most nine others are before it.
+            assert self.passed[session] <= 9
+
+    @invariant()
+    def what_is_left_is_known(self) -> None:
+        """It counts steps that are not wholly taken."""
+        left = {session: rows for session, rows in self.left().items() if rows}
+        assert bool(len(self.scheduler)) == bool(left)
+
+    def left(self) -> dict[int, int]:
+        return {session: sum(rows) - len(self.ran.get(session, ())) for session, rows in self.steps.items()}
 
 
-def test_a_session_that_is_dropped_gives_its_turn_on() -> None:
-    """Nothing of it is left in the line."""
-    scheduler = Scheduler()
-    scheduler.add(1, 0, 1, 0.0, Owner("a", "p"))
-    scheduler.add(2, 0, 1, 0.0, Owner("a", "q"))
-    scheduler.drop(1)
-    assert [piece.session for piece in drain(scheduler)] == [2]
+TestBatches = Batches.TestCase
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 100)), max_size=40), st.integers(8, 30))
+def test_who_decodes_runs_in_every_batch(jobs: list[tuple[int, int]], beside: int) -> None:
+    """With so many rows beside it at most, however many prompts wait, and how long ones."""
+    scheduler = Scheduler(Budget(short=32, beside=beside, alone=100))
+    for number, (session, rows) in enumerate(jobs):
+        scheduler.add(session, number, rows, 0.0, Owner("one", "peer"))
+    for number in range(10):
+        scheduler.add(9, number, 1, 0.0, Owner("another", "peer"))
+        batch = scheduler.take(0.0)
+        assert 9 in [piece.session for piece in batch]
+        assert sum(piece.rows for piece in batch) <= 32 + beside
+        for piece in batch:
+            scheduler.finish(piece.session)

@@ -23,6 +23,7 @@ from protocol.errors import Lost
 from protocol.identity import generate
 from protocol.messages import MAP_PROTOCOL, MODEL_PROTOCOL, FileRequest, ManifestRequest, MapReply
 from protocol.model import ManifestFile, Span
+from protocol.numerics import Numerics
 from protocol.talk.exchange import exchange_maps, fetch_model
 from protocol.transport.base import Stream, Transport
 from protocol.transport.libp2p import open_transport
@@ -35,7 +36,9 @@ LOOPBACK = ("/ip4/127.0.0.1/udp/0/quic-v1",)
 TOKENIZER = random.Random(1).randbytes(4 * limits.MIB)
 FILE = ManifestFile("tokenizer.json", len(TOKENIZER), hashlib.sha256(TOKENIZER).digest())
 NAMED = replace(MANIFEST, files=(FILE,))
-SERVED = Served("tiny", bytes(32), 6, 8, Span(0, 4), "f32", tuple(bytes([n] * 8) for n in range(4)))
+SERVED = Served(
+    "tiny", bytes(32), 6, 8, Span(0, 4), "f32", Numerics("f32"), tuple(bytes([n] * 8) for n in range(4))
+)
 
 pytestmark = pytest.mark.net
 

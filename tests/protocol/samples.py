@@ -17,6 +17,7 @@ from protocol.messages import (
     Error,
     FileChunk,
     FileRequest,
+    Fork,
     LinkDown,
     ManifestReply,
     ManifestRequest,
@@ -34,6 +35,7 @@ from protocol.messages import (
     Step,
 )
 from protocol.model import Manifest, ManifestFile, Span
+from protocol.numerics import Numerics
 from protocol.records import Announcement, RoundTrip
 from protocol.tensors import Tensor, from_numpy
 
@@ -81,6 +83,7 @@ def announcement(**changes: Any) -> Announcement:
         "hidden_size": 64,
         "span": Span(0, 2),
         "dtype": "f32",
+        "numerics": Numerics("int8", 1),
         "weights": (b"weights0", b"weights1"),
         "state": "serving",
         "decode_ms": 1.5,
@@ -101,7 +104,8 @@ def announcement(**changes: Any) -> Announcement:
 MESSAGES: dict[str, Message] = {
     "open": Open(SESSION, DIGEST, Span(0, 3), 2048, HOP),
     "open (last hop)": Open(SESSION, DIGEST, Span(3, 6), 2048, None, bridged=True),
-    "opened": Opened("bf16"),
+    "open (fork)": Open(SESSION, DIGEST, Span(3, 6), 2048, None, fork=Fork(NEXT_SESSION, 300, 7)),
+    "opened": Opened("bf16", Numerics("bf16")),
     "refused": Refused("busy", "all full", 2.5),
     "attach": Attach(SESSION, 3),
     "step": Step(1, 0, from_numpy(np.array([5, 6], np.int32)), Want(top=2, ids=(9,), temperature=0.5)),
@@ -117,7 +121,7 @@ MESSAGES: dict[str, Message] = {
     "ping": Ping(65_536),
     "pong": Pong(65_536, 8, 7),
     "close": Close(),
-    "error": Error("cache", "no pages left", True),
+    "error": Error("busy", "no pages left", True, 1.5),
     "map?": MapRequest((b"one", b"two")),
     "map": MapReply((b"one",)),
     "manifest?": ManifestRequest(DIGEST),

@@ -19,6 +19,7 @@ from protocol.messages import (
     Error,
     FileChunk,
     FileRequest,
+    Fork,
     LinkDown,
     ManifestReply,
     ManifestRequest,
@@ -36,6 +37,7 @@ from protocol.messages import (
     Step,
 )
 from protocol.model import Manifest, ManifestFile, Span
+from protocol.numerics import Numerics
 from protocol.plain import plain
 from protocol.records import Announcement, RoundTrip
 from protocol.tensors import ITEM_BYTES, Tensor
@@ -75,6 +77,9 @@ positions = uints(limits.SESSION_TOKENS)
 stages = uints(limits.STAGES)
 milliseconds = reals(0.0, 1e9)
 dtypes = st.sampled_from(["f32", "f16", "bf16"])
+numerics = st.builds(
+    Numerics, st.from_regex(r"[a-z][a-z0-9]{0,11}", fullmatch=True), st.none() | st.integers(1, 999)
+)
 blobs = st.binary(max_size=100)
 address = st.builds(
     Address.of, st.ip_addresses().map(str), st.integers(0, 65535), st.none() | st.just(IDENTITY.peer)
@@ -123,10 +128,11 @@ FIELDS: dict[type[Message], dict[str, st.SearchStrategy[Any]]] = {
         "max_tokens": positions,
         "next": hops,
         "bridged": st.booleans(),
+        "fork": st.none() | st.builds(Fork, session=session_ids, position=positions, after=numbers),
     },
-    Opened: {"dtype": dtypes},
+    Opened: {"dtype": dtypes, "numerics": numerics},
     Refused: {
-        "code": st.sampled_from(["busy", "model", "span", "capacity", "draining"]),
+        "code": st.sampled_from(["busy", "model", "span", "capacity", "draining", "fork"]),
         "reason": remarks(),
         "retry_after_s": reals(0.0, 3600.0),
     },
@@ -150,7 +156,12 @@ FIELDS: dict[type[Message], dict[str, st.SearchStrategy[Any]]] = {
     Ping: {"nonce": numbers},
     Pong: {"nonce": numbers, "received": numbers, "computed": numbers},
     Close: {},
-    Error: {"code": remarks(64, 64), "message": remarks(), "elsewhere": st.booleans()},
+    Error: {
+        "code": remarks(64, 64),
+        "message": remarks(),
+        "elsewhere": st.booleans(),
+        "retry_after_s": reals(0.0, 3600.0),
+    },
     MapRequest: {"records": st.lists(blobs, max_size=20).map(tuple)},
     MapReply: {"records": st.lists(blobs, max_size=20).map(tuple)},
     ManifestRequest: {"model": digests},
@@ -178,6 +189,7 @@ def announcements(draw: st.DrawFn, identity: Identity, now: float) -> Announceme
         hidden_size=draw(uints(limits.HIDDEN_SIZE)),
         span=span,
         dtype=draw(dtypes),
+        numerics=draw(numerics),
         weights=tuple(
             draw(st.lists(st.binary(min_size=8, max_size=8), min_size=len(span), max_size=len(span)))
         ),

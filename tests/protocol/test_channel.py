@@ -11,6 +11,7 @@ from protocol.candidates import NOTHING
 from protocol.codec import encode
 from protocol.errors import LocalProtocolError, Lost, Malformed, SwarmError, TimedOut, TooLarge
 from protocol.messages import Ack, Attach, Close, Error, Message, Opened, Ping, Pong, Step
+from protocol.numerics import Numerics
 from protocol.session import Side, State, StreamState
 from protocol.talk.channel import Channel
 from protocol.tensors import Tensor
@@ -225,7 +226,7 @@ async def test_the_table_is_held_in_both_directions(autojump_clock: MockClock) -
     async def handler(stream: Stream) -> None:
         async with Channel(stream) as channel:
             sent.append(await channel.receive())
-            await channel.send(Opened("f32"))  # no answer to an Attach
+            await channel.send(Opened("f32", Numerics("f32")))  # no answer to an Attach
             sent.append(await channel.receive())
 
     async with two_peers(ECHO, handler) as (client, server):

@@ -11,7 +11,7 @@ import pytest
 
 from protocol import limits, records
 from protocol.candidates import Want
-from protocol.messages import BY_TAG, MAP_PROTOCOL, MODEL_PROTOCOL, SESSION_PROTOCOL, NextHop
+from protocol.messages import BY_TAG, MAP_PROTOCOL, MODEL_PROTOCOL, SESSION_PROTOCOL, Fork, NextHop
 from protocol.records import Announcement, RoundTrip
 from protocol.session import TRANSITIONS, Side, State
 from tests.protocol.golden import parse_golden, read_golden
@@ -19,6 +19,7 @@ from tests.protocol.golden import parse_golden, read_golden
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
 STRUCTS: dict[str, type[Any]] = {
     "NextHop": NextHop,
+    "Fork": Fork,
     "Want": Want,
     "Announcement": Announcement,
     "RoundTrip": RoundTrip,

@@ -142,3 +142,29 @@ def test_regression_rows_of_two_dtypes_make_two_fills() -> None:
     for number, dtype in enumerate([np.float32, np.float32, np.float16]):
         journal.append(number, number, from_numpy(np.zeros((1, 4), dtype)), NOTHING)
     assert positions(list(journal.replay(3, 8))) == [(1, 0, 2, 8), (2, 2, 1, 8)]
+
+
+def test_a_fork_shares_its_rows_and_is_known_by_its_last_number() -> None:
+    """It ends inside an entry or behind it; what either does afterwards the other does not see."""
+    journal = Journal(100)
+    journal.append(0, 0, ids(1, 2, 3), NOTHING)
+    journal.append(1, 3, ids(4, 5), Want("candidates", ids=(1,)))
+    journal.append(4, 5, ids(6, 7), WANT)
+    forks = [journal.fork(length, 9) for length in (4, 5, 7)]
+    assert [(f.length, f.last_number) for f in forks] == [(4, 8), (5, 8), (7, 8)]
+    assert forks[2].entries[0] is journal.entries[0]
+    forks[0].append(9, 4, ids(8), WANT)
+    journal.append(5, 1, ids(9), WANT)
+    assert [e.rows.numpy().tolist() for e in forks[0].entries] == [[1, 2, 3], [4], [8]]
+    assert [e.rows.numpy().tolist() for e in forks[2].entries] == [[1, 2, 3], [4, 5], [6, 7]]
+    assert journal.length == 2
+
+
+@pytest.mark.parametrize(("length", "after", "most"), [(0, 9, 9), (8, 9, 9), (6, 4, 9), (4, 9, 3)])
+def test_what_is_no_fork_is_refused(length: int, after: int, most: int) -> None:
+    """Of nothing, beyond the end, of rows that a later step brought, beyond what the other holds."""
+    journal = Journal(100)
+    journal.append(0, 0, ids(1, 2, 3, 4, 5), NOTHING)
+    journal.append(4, 5, ids(6, 7), WANT)
+    with pytest.raises(LocalProtocolError):
+        journal.fork(length, after, most)

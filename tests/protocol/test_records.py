@@ -13,6 +13,7 @@ from protocol.errors import BadSignature, LocalProtocolError, Malformed, RemoteP
 from protocol.fields import pack_fields
 from protocol.identity import Identity, verify
 from protocol.model import Span
+from protocol.numerics import Numerics
 from protocol.records import DOMAIN, VERSION, RoundTrip, newer, parse_record, sign_record
 from tests.protocol.samples import IDENTITY, NOW, OTHER, announcement
 
@@ -186,6 +187,7 @@ def test_the_largest_announcement_fits() -> None:
         hidden_size=limits.HIDDEN_SIZE,
         span=Span(0, limits.STAGES),
         dtype="bf16",
+        numerics=Numerics("x" * 12, 999),
         weights=(bytes(8),) * limits.STAGES,
         state="serving",
         kv_tokens=1 << 40,

@@ -11,6 +11,7 @@ import trio.testing
 
 from protocol.errors import NoRoute
 from protocol.model import Span
+from swarm.routing.route import Need
 from swarm.session.session import Session
 from tests.node.fakes import MANIFEST
 from tests.sim.world import ALL, World, greedy, greedy_reference, start_node, swarm_of
@@ -103,7 +104,7 @@ async def test_the_least_guilty_is_tried_first(clock: trio.testing.MockClock) ->
         for node in (honest, liar, other):
             bans.answered(node.peer, now)
         await trio.sleep(14.9)
-        route = world.view.plan(MANIFEST.digest, MANIFEST.blocks, ALL, 1)
+        route = world.view.plan(MANIFEST.digest, Need(ALL, MANIFEST.blocks, 1))
         assert [(hop.peer, hop.span) for hop in route.hops] == [
             (first.peer, Span(0, 4)),
             (honest.peer, Span(4, 8)),

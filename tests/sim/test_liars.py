@@ -27,6 +27,7 @@ from protocol.messages import (
     Refused,
     Step,
 )
+from protocol.numerics import Numerics
 from protocol.tensors import Tensor, from_numpy
 from swarm.session.session import REPAIRS, Session
 from tests.node.fakes import HIDDEN, VOCAB
@@ -394,7 +395,7 @@ def says_at_first(*said: Message | bytes) -> Lie:
 
 
 OPENINGS = {
-    "another dtype": says_at_first(Opened("bf16")),
+    "another dtype": says_at_first(Opened("bf16", Numerics("f32"))),
     "nothing": says_at_first(),
     "junk": says_at_first(b"\0\0\0\1\x90"),
     "half a frame": says_at_first(b"\0\0\1\0\x82"),
@@ -402,10 +403,12 @@ OPENINGS = {
     "busy for an hour": says_at_first(Refused("busy", "x" * 1000, 3600.0)),
     "another span": says_at_first(Refused("span", "not mine", 0.0)),
     "an error": says_at_first(Error("engine", "x" * 1000, elsewhere=False)),
-    "an output": says_at_first(Opened("f32"), Output(0, 0)),
-    "an ack": says_at_first(Opened("f32"), Ack(7, 0.0, 0.0)),
-    "a pong": says_at_first(Opened("f32"), Pong(0, 0, 0)),
-    "a lost link": says_at_first(Opened("f32"), LinkDown(bytes(16), "lost"), LinkDown(bytes(16), "lost")),
+    "an output": says_at_first(Opened("f32", Numerics("f32")), Output(0, 0)),
+    "an ack": says_at_first(Opened("f32", Numerics("f32")), Ack(7, 0.0, 0.0)),
+    "a pong": says_at_first(Opened("f32", Numerics("f32")), Pong(0, 0, 0)),
+    "a lost link": says_at_first(
+        Opened("f32", Numerics("f32")), LinkDown(bytes(16), "lost"), LinkDown(bytes(16), "lost")
+    ),
 }
 
 
@@ -606,7 +609,7 @@ class Fuzz:
                 Output(number, number % 400),
                 LinkDown(rng.randbytes(16), "lost"),
                 Error(rng.choice(["bad_hidden", "bad_step", "idle", "what"]), "no", rng.random() < 0.5),
-                Opened("f16"),
+                Opened("f16", Numerics("f16")),
                 Refused("busy", "no", 1.0),
                 Step(number, number % 400, self._hidden(), NOTHING),
             ]

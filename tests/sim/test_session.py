@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from node.hop.admission import Seat
+from node.hop.seats import Seat
 from protocol import identity as identities
 from protocol.candidates import Candidates, Want
 from protocol.errors import ConfigError, NoRoute
@@ -19,6 +19,7 @@ from protocol.messages import Error
 from protocol.model import Span
 from protocol.transport.background import background_tasks
 from swarm.events import Bridged, Rerouted
+from swarm.routing.route import Need
 from swarm.routing.view import View
 from tests.node.fakes import MANIFEST
 from tests.sim.world import ALL, World, greedy, greedy_reference, start_node, swarm_of
@@ -249,13 +250,12 @@ async def test_a_head_that_answers_nonsense(
     async with swarm_of((0, 4), (4, 8), (4, 8), slow=[2]) as world:
         session = await world.session()
         engine = world.nodes[1].engine
-        honest = engine.step
+        honest = engine.run
 
         def lying(*args: Any) -> Any:
-            found = honest(*args)
-            return spoil(found) if isinstance(found, Candidates) else found
+            return [spoil(found) if isinstance(found, Candidates) else found for found in honest(*args)]
 
-        engine.step = lying  # type: ignore[method-assign, assignment]
+        engine.run = lying  # type: ignore[method-assign, assignment]
         candidates = await session.step(PROMPT, want=Want(top=5))
         assert candidates is not None
         assert int(candidates.ids[0, 0]) == greedy_reference(PROMPT, 1)[0]
@@ -297,7 +297,7 @@ async def test_who_has_no_room_for_now_is_asked_once_more(
 ) -> None:
     """Also without time to wait: room that is there a moment later is had, and else it fails soon."""
     async with swarm_of((0, 8)) as world, trio.open_nursery() as nursery:
-        budget = world.nodes[0].hop._machine.budget
+        budget = world.nodes[0].hop._budget
         others = [Seat(f"p{number}", f"o{number}", 1024, 1) for number in range(4)]
         for seat in others:
             budget.take(seat, trio.current_time())
@@ -341,7 +341,9 @@ async def test_a_session_that_gave_way_while_it_idled_goes_on(clock: trio.testin
         session = await world.session()
         begin = await greedy(session, PROMPT, 5)
         await trio.sleep(300)
-        others = [await world.session(max_tokens=1000) for _ in range(4)]
+        others = [await world.session(max_tokens=1000) for _ in range(8)]
+        for other in others:
+            await other.step(LONG[:257])
         await eventually(lambda: all(hop.failure for hop in session.hops), 5)
         for other in others:
             await other.aclose()
@@ -401,7 +403,7 @@ async def test_regression_who_answered_is_preferred(clock: trio.testing.MockCloc
             before = trio.current_time()
             await view.measure(MANIFEST.digest, ALL)
             assert trio.current_time() - before < 0.5
-            assert view.plan(MANIFEST.digest, MANIFEST.blocks, ALL, 1).peers == (world.nodes[0].peer,)
+            assert view.plan(MANIFEST.digest, Need(ALL, MANIFEST.blocks, 1)).peers == (world.nodes[0].peer,)
 
 
 async def test_the_only_node_closes_its_streams(clock: trio.testing.MockClock) -> None:

@@ -17,6 +17,7 @@ from protocol.model import Span, weights_digest
 from protocol.transport.background import background_tasks
 from protocol.transport.memory import Network
 from swarm.events import Event, Noticed
+from swarm.routing.route import Need
 from swarm.routing.view import View
 from swarm.routing.weights import Pin, Trust
 from tests.node.fakes import MANIFEST, STAGES
@@ -196,7 +197,7 @@ async def test_who_keeps_changing_does_not_fill_the_screen(clock: trio.testing.M
         for change in range(40):
             world.nodes[-1].weights = {3: change.to_bytes(8, "big")}
             await world.view.refresh()
-            world.view.plan(MANIFEST.digest, MANIFEST.blocks, ALL, 1)
+            world.view.plan(MANIFEST.digest, Need(ALL, MANIFEST.blocks, 1))
         assert 0 < sum(isinstance(event, Noticed) for event in world.events) <= 8
 
 

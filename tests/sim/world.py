@@ -8,8 +8,10 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
-from node.hop.admission import Admission, Room
+from node.compute.call import run_alone
+from node.hop.admission import Admission
 from node.hop.neighbours import Neighbours
+from node.hop.seats import Room
 from node.hop.server import HopServer
 from protocol import identity as identities
 from protocol import limits
@@ -17,6 +19,7 @@ from protocol.candidates import Want
 from protocol.identity import Identity
 from protocol.messages import MAP_PROTOCOL, MapReply, MapRequest
 from protocol.model import Span
+from protocol.numerics import Numerics
 from protocol.records import Announcement, Record, sign_record
 from protocol.talk.channel import Channel
 from protocol.transport.background import background_tasks
@@ -63,6 +66,7 @@ class FakeNode:
             hidden_size=HIDDEN,
             span=span,
             dtype="f32",
+            numerics=self.engine.numerics,
             weights=tuple(self.weights.get(stage, b"weights!") for stage in span),
             state="serving",
             decode_ms=self.decode_ms,
@@ -177,8 +181,12 @@ async def swarm_of(
     latency_s: float = 0.01,
     step_s: float = 0.0,
     hosts: Mapping[int, str] | None = None,
+    numerics: Mapping[int, Numerics] | None = None,
 ) -> AsyncIterator[World]:
-    """Nodes of these spans and a client that knows them; those in `slow` are chosen only when others fail."""
+    """Nodes of these spans and a client that knows them; those in `slow` are chosen only when others fail.
+
+    Those in `numerics` say that they compute so: all compute alike.
+    """
     network = Network(rng=random.Random(1), latency_s=latency_s)
     nodes: list[FakeNode] = []
     async with AsyncExitStack() as stack:
@@ -193,6 +201,7 @@ async def swarm_of(
                 step_s=step_s,
                 host=(hosts or {}).get(index),
             )
+            node.engine.numerics = (numerics or {}).get(index, node.engine.numerics)
             nodes.append(node)
         client = await stack.enter_async_context(network.transport(identities.generate().key, listen=False))
         nursery = await stack.enter_async_context(background_tasks())
@@ -222,7 +231,7 @@ def greedy_reference(prompt: Sequence[int], count: int) -> list[int]:
     found: list[int] = []
     feed, position = list(prompt), 0
     for _ in range(count):
-        result = engine.step(cache, position, token_rows(feed), Want())
+        result = run_alone(engine, cache, position, token_rows(feed), Want())
         position += len(feed)
         feed = [int(result.ids[0, 0])]  # type: ignore[union-attr]
         found += feed

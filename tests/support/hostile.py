@@ -23,6 +23,7 @@ from protocol.messages import (
     Refused,
 )
 from protocol.model import Manifest, ManifestFile, Span
+from protocol.numerics import Numerics
 from protocol.records import Announcement, sign_record
 from protocol.talk.channel import Channel
 from protocol.transport.base import Stream
@@ -71,8 +72,8 @@ class HostileNode:
         stages, now = self._blocks + 2, time.time()
         return Announcement(
             identity.peer, (*NASTY_ADDRS, self._addr if number == 0 else f"/dns/{'x' * 40}/udp/1/quic-v1"),
-            f"{number}{nasty(250)}", digest, self._blocks, 64, Span(0, stages), "f32", (bytes(8),) * stages,
-            "serving", 1.0, 0.1, 0.5, 0.0, 9000, 9000, (), int(now), now, now + 60,
+            f"{number}{nasty(250)}", digest, self._blocks, 64, Span(0, stages), "f32", Numerics("f32"),
+            (bytes(8),) * stages, "serving", 1.0, 0.1, 0.5, 0.0, 9000, 9000, (), int(now), now, now + 60,
         )  # fmt: skip
 
     async def show_map(self, stream: Stream) -> None:
@@ -89,7 +90,7 @@ class HostileNode:
             if self._sessions % 3 == 1:
                 await channel.send(Refused("busy", nasty(1000), 0.0))
                 return
-            await channel.send(Opened("f32"))
+            await channel.send(Opened("f32", Numerics("f32")))
             if self._sessions % 3 == 2:
                 await channel.send(LinkDown(bytes(16), nasty(1000)))
             await channel.send(Error(nasty(60), nasty(1000), True))

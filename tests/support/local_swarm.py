@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from swarm.cli.node_process import Told, node_command, told
@@ -24,6 +24,17 @@ def wait_for_news(process: Process, name: str, within_s: float = READY_S) -> Tol
     return process.wait_for(find, f"the event {name!r}", within_s)
 
 
+@dataclass(frozen=True, slots=True)
+class Own:
+    """What a node has of its own, beside what all of its swarm have: options, and variables of its environment."""
+
+    options: Sequence[str] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+NOTHING_OWN = Own()
+
+
 @dataclass(frozen=True, eq=False)
 class RunningNode:
     """A node that serves."""
@@ -32,6 +43,7 @@ class RunningNode:
     peer: str
     addr: str
     layers: str
+    own: Own = NOTHING_OWN
 
     @property
     def said(self) -> list[str]:
@@ -59,22 +71,33 @@ class LocalSwarm:
         """The address of the first node."""
         return self.nodes[0].addr
 
-    def start(self, *layers: str) -> list[RunningNode]:
+    def start(self, *layers: str, own: Own = NOTHING_OWN) -> list[RunningNode]:
         """Start nodes of these layers ("0:4") and wait until all serve."""
         started: list[RunningNode] = []
         if not self.nodes:
-            started += self._ready([self.spawn(layers[0])], layers[:1])
+            started += self._ready([(self.spawn(layers[0], own=own), layers[0], own)])
             layers = layers[1:]
-        started += self._ready([self.spawn(each, self.join) for each in layers], layers)
+        join = (self.nodes or started)[0].addr
+        started += self._ready([(self.spawn(each, join, own=own), each, own) for each in layers])
+        self.nodes += started
         return started
 
-    def spawn(self, layers: str, *join: str, home: Path | None = None, listen: str = LOOPBACK) -> Process:
+    def spawn(
+        self,
+        layers: str,
+        *join: str,
+        home: Path | None = None,
+        listen: str = LOOPBACK,
+        own: Own = NOTHING_OWN,
+    ) -> Process:
         """A node that has just been started."""
         number = sum(1 for _ in self._home.glob("node-*"))
         home = home or self._home / f"node-{number}"
         home.mkdir(parents=True, exist_ok=True)
-        argv = node_command(self._model, layers, home=home, listen=listen, join=join, options=self._extra)
-        return self._processes.start(argv, name=f"node {layers}")
+        argv = node_command(
+            self._model, layers, home=home, listen=listen, join=join, options=[*self._extra, *own.options]
+        )
+        return self._processes.start(argv, env=own.env, name=f"node {layers}")
 
     def restart(self, *dead: RunningNode) -> list[RunningNode]:
         """Processes in the place of dead ones, all at once: same keys, same ports, same layers."""
@@ -84,19 +107,16 @@ class LocalSwarm:
         for index, node in zip(places, dead, strict=True):
             listen = re.sub(r"/p2p/.*", "", node.addr)
             home = self._home / f"node-{index}"
-            spawned.append(self.spawn(node.layers, *living, home=home, listen=listen))
-        ready = self._ready(spawned, [node.layers for node in dead], keep=False)
+            process = self.spawn(node.layers, *living, home=home, listen=listen, own=node.own)
+            spawned.append((process, node.layers, node.own))
+        ready = self._ready(spawned)
         for index, node in zip(places, ready, strict=True):
             self.nodes[index] = node
         return ready
 
-    def _ready(
-        self, spawned: Sequence[Process], layers: Sequence[str], *, keep: bool = True
-    ) -> list[RunningNode]:
+    def _ready(self, spawned: Sequence[tuple[Process, str, Own]]) -> list[RunningNode]:
         ready = []
-        for process, each in zip(spawned, layers, strict=True):
+        for process, layers, own in spawned:
             fields = wait_for_news(process, "ready").fields
-            ready.append(RunningNode(process, fields["peer"], fields["addrs"][0], each))
-        if keep:
-            self.nodes += ready
+            ready.append(RunningNode(process, fields["peer"], fields["addrs"][0], layers, own))
         return ready

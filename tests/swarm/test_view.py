@@ -19,6 +19,7 @@ from protocol.errors import ConfigError, NoRoute
 from protocol.identity import Identity
 from protocol.messages import MAP_PROTOCOL, MapReply, MapRequest
 from protocol.model import Span
+from protocol.numerics import Numerics
 from protocol.records import Announcement, sign_record
 from protocol.talk.channel import Channel
 from protocol.transport.background import background_tasks
@@ -26,6 +27,7 @@ from protocol.transport.base import Stream
 from protocol.transport.memory import Network
 from swarm.entry import Options, enter
 from swarm.routing.probes import PROBE_ROUND_S
+from swarm.routing.route import Need
 from swarm.routing.view import View
 from swarm.session.search import RETRY_EVERY_S
 
@@ -37,7 +39,7 @@ ALIKE = HONEST[:6] + b"\1" * 26  # twelve digits alike
 def said_by(identity: Identity, addrs: Sequence[str], now: float, **changes: object) -> Announcement:
     """A sound announcement of a node of the whole model, with changes."""
     said = Announcement(
-        identity.peer, tuple(addrs), "tiny", HONEST, 6, 8, ALL, "f32", (bytes(8),) * 8, "serving",
+        identity.peer, tuple(addrs), "tiny", HONEST, 6, 8, ALL, "f32", Numerics("f32"), (bytes(8),) * 8, "serving",
         1.0, 1.0, 1.0, 0.0, 4096, 4096, (), int(now * 1e6), now, now + limits.RECORD_LIFE_S,
     )  # fmt: skip
     return replace(said, **changes)  # type: ignore[arg-type]
@@ -108,12 +110,12 @@ async def test_a_node_counts_once_it_has_answered(autojump_clock: MockClock, sta
     async with stage.view(door) as view:
         assert [a.peer for a in view.nodes(HONEST)] == [door.rpartition("/")[2]]
         with pytest.raises(NoRoute):
-            view.plan(HONEST, 6, ALL, 1)
+            view.plan(HONEST, Need(ALL, 6, 1))
         with trio.fail_after(60):
             while len(view.nodes(HONEST)) < 2:
                 await view.refresh()
                 await trio.sleep(RETRY_EVERY_S)
-        view.plan(HONEST, 6, ALL, 1)
+        view.plan(HONEST, Need(ALL, 6, 1))
 
 
 async def test_who_is_being_asked_already_is_waited_for(autojump_clock: MockClock, stage: Stage) -> None:
@@ -204,7 +206,7 @@ async def test_a_client_whose_clock_is_wrong_works(
     door, _ = await stage.node(spare, off_s=off_s, span=Span(0, 4), weights=(bytes(8),) * 4)
     async with stage.view(door) as view:
         await view.measure(HONEST, ALL)
-        assert len(view.plan(HONEST, 6, ALL, 1).peers) in (1, 2)
+        assert len(view.plan(HONEST, Need(ALL, 6, 1)).peers) in (1, 2)
         assert view.complaint().startswith("this machine's clock is about")
 
 

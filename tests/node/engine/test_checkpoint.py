@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from node.compute.call import run_alone
 from node.engine import shards, weights
 from node.engine.checkpoint import Checkpoint
 from node.engine.span import SpanEngine
@@ -112,7 +113,9 @@ def test_only_the_shards_of_the_span_are_needed(family: str, tiny: Tiny, copy: C
     assert len(list(folder.glob("*.safetensors"))) < len(set(weight_map(folder).values()))
     checkpoint = Checkpoint.open(str(folder), span=Span(2, 4))
     engine = SpanEngine.load(checkpoint, Span(2, 4), dtype="f32")
-    found, expected = (e.step(e.new_cache(e.span), 0, states(3, 64), HIDDEN) for e in (engine, complete))
+    found, expected = (
+        run_alone(e, e.new_cache(e.span), 0, states(3, 64), HIDDEN) for e in (engine, complete)
+    )
     assert isinstance(found, Tensor)
     assert isinstance(expected, Tensor)
     assert bytes(found.data) == bytes(expected.data)
@@ -287,3 +290,13 @@ def test_a_span_beyond_the_model_is_the_users_mistake(tiny: Tiny) -> None:
         SpanEngine.load(checkpoint, Span(4, 9))
     with pytest.raises(ConfigError, match="no dtype"):
         SpanEngine.load(checkpoint, Span(4, 6), dtype="int4")
+
+
+def test_regression_looking_at_a_model_leaves_the_dtype_that_it_is_stored_in(copy: Copy) -> None:
+    """Modules are built in a dtype of their own; that of the checkpoint decides on devices that compute in all."""
+    folder = copy()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    checkpoint = Checkpoint.open(str(folder))
+    assert checkpoint.layout.stages
+    assert checkpoint.dtype == "bf16"

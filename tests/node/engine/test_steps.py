@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from node.compute.call import run_alone
 from node.compute.interfaces import Engine
 from node.compute.measure import measure
 from node.engine import head
@@ -55,11 +56,11 @@ BAD_STATES = {
 def test_hidden_states_that_cannot_be_are_refused(case: str, engine: Engine) -> None:
     """By the sender's fault, and the cache is as it was."""
     cache = engine.new_cache(Span(1, 6))
-    engine.step(cache, 0, states(3, 64), NOTHING)
-    good = engine.step(cache, 3, states(1, 64), Want(top=0))
+    run_alone(engine, cache, 0, states(3, 64), NOTHING)
+    good = run_alone(engine, cache, 3, states(1, 64), Want(top=0))
     with pytest.raises(Malformed):
-        engine.step(cache, 3, BAD_STATES[case], Want(top=0))
-    again = engine.step(cache, 3, states(1, 64), Want(top=0))
+        run_alone(engine, cache, 3, BAD_STATES[case], Want(top=0))
+    again = run_alone(engine, cache, 3, states(1, 64), Want(top=0))
     assert isinstance(good, Candidates)
     assert isinstance(again, Candidates)
     np.testing.assert_array_equal(logits_of(again), logits_of(good))
@@ -71,22 +72,22 @@ def test_hidden_states_that_cannot_be_are_refused(case: str, engine: Engine) -> 
 def test_token_ids_that_cannot_be_are_refused(inputs: Tensor, engine: Engine) -> None:
     """Outside the vocabulary, none at all, or no ids; by the embedding at the client too."""
     with pytest.raises(Malformed):
-        engine.step(engine.new_cache(engine.span), 0, inputs, Want())
+        run_alone(engine, engine.new_cache(engine.span), 0, inputs, Want())
 
 
 @pytest.mark.parametrize("position", [1, 13, -1])
 def test_a_step_beyond_the_end_of_the_cache_is_refused(position: int, engine: Engine) -> None:
     """Nothing stands between the cache's end and the step."""
     with pytest.raises(Malformed, match="position"):
-        engine.step(engine.new_cache(engine.span), position, ids(1), Want())
+        run_alone(engine, engine.new_cache(engine.span), position, ids(1), Want())
 
 
 def test_tokens_beyond_the_context_are_refused(checkpoint: Checkpoint, engine: Engine) -> None:
     """Learned positions end with it."""
     cache = engine.new_cache(engine.span)
-    engine.step(cache, 0, from_numpy(np.zeros(512, np.int32)), NOTHING)
+    run_alone(engine, cache, 0, from_numpy(np.zeros(512, np.int32)), NOTHING)
     with pytest.raises(Malformed, match="context"):
-        engine.step(cache, 512, ids(1), NOTHING)
+        run_alone(engine, cache, 512, ids(1), NOTHING)
     with pytest.raises(Malformed, match="context"):
         LocalEnds.load(checkpoint, dtype="f32").embed(ids(1, 2), 511)
 
@@ -106,7 +107,7 @@ def test_wants_that_the_head_cannot_meet_are_refused(want: Want, engine: Engine)
     """Before anything is computed."""
     cache = engine.new_cache(engine.span)
     with pytest.raises(Malformed):
-        engine.step(cache, 0, ids(1, 2), want)
+        run_alone(engine, cache, 0, ids(1, 2), want)
     assert cache.length == 0
 
 
@@ -114,9 +115,11 @@ def test_the_wants_decide_what_the_head_returns(engine: Engine, whole: Callable[
     """Nothing, the last row, every row, the best few, those asked for, and the normaliser."""
     (expected,) = whole("llama").logits([PROMPT])
     cache = engine.new_cache(engine.span)
-    assert engine.step(cache, 0, from_numpy(PROMPT), NOTHING) is None
+    assert run_alone(engine, cache, 0, from_numpy(PROMPT), NOTHING) is None
     assert cache.length == 12
-    out = engine.step(cache, 0, from_numpy(PROMPT), Want(every=True, top=5, ids=(7, 0, 7), temperature=0.5))
+    out = run_alone(
+        engine, cache, 0, from_numpy(PROMPT), Want(every=True, top=5, ids=(7, 0, 7), temperature=0.5)
+    )
     assert isinstance(out, Candidates)
     order = np.argsort(-expected, axis=1, kind="stable")[:, :5]
     np.testing.assert_array_equal(out.ids, order)
@@ -124,7 +127,7 @@ def test_the_wants_decide_what_the_head_returns(engine: Engine, whole: Callable[
     np.testing.assert_array_equal(out.asked, expected[:, [7, 0, 7]])
     lse = np.log(np.exp(expected.astype(np.float64) * 2).sum(1))
     np.testing.assert_allclose(out.lse, lse, rtol=1e-5)
-    last = engine.step(cache, 0, from_numpy(PROMPT), Want())
+    last = run_alone(engine, cache, 0, from_numpy(PROMPT), Want())
     assert isinstance(last, Candidates)
     assert last.ids.shape == last.logits.shape == (1, 1)
     assert last.asked.shape == (1, 0)
@@ -152,7 +155,7 @@ def test_hidden_states_leave_whatever_is_wanted(engine: Engine) -> None:
     """A span that does not end with the head has to feed the next hop."""
     for span in (Span(0, 1), Span(0, 3), Span(0, 5)):
         for want in (NOTHING, HIDDEN, Want(every=False, top=3)):
-            out = engine.step(engine.new_cache(span), 0, ids(1, 2, 3), want)
+            out = run_alone(engine, engine.new_cache(span), 0, ids(1, 2, 3), want)
             assert isinstance(out, Tensor)
             assert (out.dtype, out.shape) == ("f32", (3, 64))
 
@@ -173,7 +176,7 @@ def test_kv_bytes_are_what_a_position_takes(checkpoint: Checkpoint, engine: Engi
 def test_a_closed_cache_holds_no_memory(engine: Engine) -> None:
     """Closing twice is safe."""
     cache = engine.new_cache(engine.span)
-    engine.step(cache, 0, from_numpy(PROMPT), NOTHING)
+    run_alone(engine, cache, 0, from_numpy(PROMPT), NOTHING)
     cache.close()
     cache.close()
     assert cache.length == 0
@@ -184,7 +187,7 @@ def test_a_closed_cache_is_gone_without_a_collection(family: str, tiny: Tiny) ->
     """The collector of a node that serves hardly ever runs: its keys and values, or states, are counted out."""
     engine = SpanEngine.load(Checkpoint.open(str(tiny(family))), Span(0, 6), dtype="f32")
     cache = engine.new_cache(engine.span)
-    engine.step(cache, 0, from_numpy(PROMPT), NOTHING)
+    run_alone(engine, cache, 0, from_numpy(PROMPT), NOTHING)
     gc.collect()
     gc.disable()
     try:
@@ -201,7 +204,7 @@ def test_a_cache_takes_no_memory_beyond_its_tokens(engine: SpanEngine) -> None:
     """Buffers grow ahead of need, but not ahead of what the session was opened for."""
     cache = engine.new_cache(engine.span, 10)
     for position in range(10):
-        engine.step(cache, position, ids(1), NOTHING)
+        run_alone(engine, cache, position, ids(1), NOTHING)
     slots = [slot for slot in cache.layers.layers if hasattr(slot, "buffers")]
     assert {slot.buffers.keys.shape[2] for slot in slots} == {10}
 
@@ -229,3 +232,20 @@ def test_recurrent_models_can_be_measured(tiny: Tiny) -> None:
     """Without going back in the cache."""
     speed = measure(SpanEngine.load(Checkpoint.open(str(tiny("mamba"))), Span(0, 6), dtype="f32"))
     assert speed.decode_ms_per_block > 0
+
+
+def test_a_fork_goes_on_as_a_session_of_its_own(engine: Engine) -> None:
+    """And leaves the one that it came from as it was, whichever of them goes on first."""
+    cache = engine.new_cache(engine.span)
+    run_alone(engine, cache, 0, from_numpy(PROMPT), NOTHING)
+    forks = [cache.fork(len(PROMPT)), cache.fork(5), cache]
+    for tail, fork in enumerate(forks):
+        found = run_alone(engine, fork, fork.length, ids(tail, 3), Want(top=0))
+        alone = engine.new_cache(engine.span)
+        run_alone(engine, alone, 0, from_numpy(PROMPT), NOTHING)
+        expected = run_alone(engine, alone, fork.length - 2, ids(tail, 3), Want(top=0))
+        assert isinstance(found, Candidates)
+        assert isinstance(expected, Candidates)
+        np.testing.assert_array_equal(logits_of(found), logits_of(expected))
+    with pytest.raises(LocalProtocolError):
+        cache.fork(cache.length + 1)

@@ -23,7 +23,8 @@ _LATENT: dict[str, Any] = {
     "qk_nope_head_dim": 16,
     "v_head_dim": 16,
 }
-_INDEXED: dict[str, Any] = {**_LATENT, "index_topk": 4, "index_n_heads": 2, "index_head_dim": 16}
+# Enough heads that no two tokens have the same score: with few all are often zero, and which is taken is open.
+_INDEXED: dict[str, Any] = {**_LATENT, "index_topk": 4, "index_n_heads": 32, "index_head_dim": 16}
 _DELTA: dict[str, Any] = {
     "head_dim": 16,
     "linear_num_key_heads": 2,

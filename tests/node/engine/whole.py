@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache, PreTrainedModel
 
+from node.compute.call import run_alone
 from node.engine.checkpoint import Checkpoint
 from node.engine.ends import LocalEnds
 from node.engine.span import SpanEngine
@@ -20,6 +21,8 @@ from protocol.tensors import Tensor, from_numpy
 
 Array = NDArray[Any]
 ALL_LOGITS = Want(every=True, top=0)
+# Their own code takes several rows for the beginning of a sequence; later ones it has to be given one by one.
+BY_ROW = ("jamba", "mamba")
 PROMPT = np.array([11, 200, 3, 77, 77, 145, 90, 8, 31, 222, 64, 5], dtype=np.int32)
 
 
@@ -28,12 +31,23 @@ class Whole:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
+        # An end that is asked for too early would be replaced by the next best.
+        model.generation_config.eos_token_id = None
         takes = inspect.signature(model.forward).parameters
         self._cache_name = "past_key_values" if "past_key_values" in takes else "cache_params"
         self._takes_positions = "position_ids" in takes
 
     def logits(self, chunks: list[Array]) -> list[Array]:
         """Logits [tokens, vocabulary] of every chunk, each fed after the ones before it."""
+        if self.model.config.model_type in BY_ROW and len(chunks) > 1:
+            first, *later = chunks
+            rows = iter(
+                self._logits([first, *(row for chunk in later for row in np.split(chunk, len(chunk)))])
+            )
+            return [next(rows), *(np.concatenate([next(rows) for _ in chunk]) for chunk in later)]
+        return self._logits(chunks)
+
+    def _logits(self, chunks: list[Array]) -> list[Array]:
         given: dict[str, Any] = {self._cache_name: DynamicCache(config=self.model.config), "use_cache": True}
         found: list[Array] = []
         position = 0
@@ -50,9 +64,8 @@ class Whole:
         """What `generate` continues the prompt with."""
         ids = torch.from_numpy(prompt.astype(np.int64))[None]
         mask = torch.ones_like(ids)
-        counts = {"min_new_tokens": tokens, "max_new_tokens": tokens}
         generate: Any = self.model.generate
-        out = generate(ids, attention_mask=mask, do_sample=False, **counts)
+        out = generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=tokens)
         found: list[int] = out[0, len(prompt) :].tolist()
         return found
 
@@ -77,7 +90,7 @@ class Chain:
         if self.ends:
             given = self.ends.embed(given, at)
         for engine, cache in zip(self.engines, self.caches, strict=True):
-            given = engine.step(cache, at, given, HIDDEN if self.ends else want)
+            given = run_alone(engine, cache, at, given, HIDDEN if self.ends else want)
         if self.ends:
             given = self.ends.head(given, want, at)
         self.position = at + len(tokens)

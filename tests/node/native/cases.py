@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from node.native.cache import PagedCache
 from node.native.kernel import Kernel
 from node.native.known_answer import made_up_block, made_up_shape, numbers
 from node.native.packed import Kind
-from node.native.shape import RotaryTable, Shape
+from node.native.shape import Experts, RotaryTable, Shape
 from protocol.model import Span
 
 States = NDArray[np.float32]
@@ -106,6 +107,30 @@ CASES = {
             "rotary_tables": (table(32, 0.75),),
         },
     ),
+    "int8, soft caps": Case(Kind.INT8, every_norm=True, changed={"activation": 1, "score_cap": 1.5}),
+    "f32, soft caps": Case(Kind.F32, tokens=300, changed={**_ONE_BLOCK, "score_cap": 0.7}),
+    "f32, centred norms, side by side, clipped": Case(
+        Kind.F32, every_norm=True, changed={"centred": True, "side_by_side": True, "clip": 0.8}
+    ),
+    "int4, late norms, no gates, squares": Case(
+        Kind.INT4, every_norm=True, changed={"late_norms": True, "gated": False, "activation": 2}
+    ),
+    "int8, experts beside an MLP": Case(
+        Kind.INT8, changed={"experts": Experts(5, 2, 64, False, (True, False, True), shared=96)}
+    ),
+    "int4, experts with whole shares": Case(
+        Kind.INT4, every_norm=True, changed={"experts": Experts(7, 3, 96, True, (True, True, True))}
+    ),
+    "f32, experts, sinks, bounded": Case(
+        Kind.F32,
+        tokens=300,
+        changed={
+            **_ONE_BLOCK,
+            "experts": Experts(6, 4, 32, True, (True,)),
+            "sinks": True,
+            "activation": 3,
+        },
+    ),
     "int8, outliers": Case(Kind.INT8, outlier=3e4),
     "int8, denormals": Case(Kind.INT8, scale=1e-38, tokens=21),
     "f32, denormals": Case(Kind.F32, scale=1e-40, tokens=21),
@@ -136,7 +161,7 @@ class Model:
         cache = PagedCache(
             Span(1, 1 + shape.blocks), shape.blocks, shape.kv_row_bytes(self.case.kv_bytes), tokens
         )
-        cache.reserve(tokens)
+        cache.reserve(0, tokens)
         return cache
 
     def run(self, states: States, chunk: int) -> States:
@@ -169,7 +194,7 @@ def block_by_block(model: Model) -> States:
     for index in range(len(model.blocks)):
         row_bytes = case.shape.kv_row_bytes(case.kv_bytes)
         cache = PagedCache(Span(1 + index, 2 + index), 1, row_bytes, case.tokens)
-        cache.reserve(case.tokens)
+        cache.reserve(0, case.tokens)
         model.blocks.run(out, [(cache, 0, case.tokens)], index, 1)
     return out
 
@@ -215,5 +240,10 @@ def digest(*arrays: NDArray[Any]) -> str:
 
 def packed_digest(weights: list[BlockWeights]) -> str:
     """Of all packed bytes."""
-    matrices = [m for block in weights for m in (block.qkv, block.out, block.gate_up, block.down)]
+    matrices = [
+        matrix
+        for block in weights
+        for matrix in (*block.matrices(), *chain.from_iterable(block.experts))
+        if matrix is not None
+    ]
     return digest(*(part for matrix in matrices for part in (matrix.codes, matrix.scales)))

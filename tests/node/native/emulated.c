@@ -32,8 +32,14 @@ static float *take_floats(void) {
     return count ? take(sizeof(float) * (size_t)count) : NULL;
 }
 
-static Linear take_matrix(Team *team, int kind) {
-    const int32_t outs = take_int(), ins = take_int();
+static Norm take_norm(void) {
+    float *weight = take_floats(), *bias = take_floats();
+    return (Norm){weight, bias};
+}
+
+static Linear take_matrix(Team *team) {
+    const int32_t kind = take_int(), outs = take_int(), ins = take_int();
+    if (!outs) return (Linear){0};
     float *weights = take_floats(), *bias = take_floats();
     void *codes = aligned_alloc(64, (native_code_bytes(kind, outs, ins) + 127) & ~(size_t)63);
     uint16_t *scales = aligned_alloc(64, (native_scale_bytes(kind, outs, ins) + 127) & ~(size_t)63);
@@ -41,34 +47,42 @@ static Linear take_matrix(Team *team, int kind) {
     return (Linear){kind, outs, ins, 0, codes, scales, bias};
 }
 
-static Layer take_layer(Team *team, int kind) {
-    Layer layer = {.rotary = take_int(), .window = take_int()};
-    layer.qkv = take_matrix(team, kind);
-    layer.out = take_matrix(team, kind);
-    layer.gate_up = take_matrix(team, kind);
-    layer.down = take_matrix(team, kind);
-    layer.attention_norm = take_floats();
-    layer.attention_post_norm = take_floats();
-    layer.mlp_norm = take_floats();
-    layer.mlp_post_norm = take_floats();
-    layer.query_norm = take_floats();
-    layer.key_norm = take_floats();
+static Layer take_layer(Team *team) {
+    Layer layer = {0};
+    int32_t *numbers[] = {&layer.rotary, &layer.window, &layer.expert_count};
+    for (int i = 0; i < 3; i++) *numbers[i] = take_int();
+    layer.sinks = take_floats();
+    Linear *matrices[] = {&layer.qkv, &layer.out, &layer.gate_up, &layer.down, &layer.router, &layer.shared_gate};
+    for (int i = 0; i < 6; i++) *matrices[i] = take_matrix(team);
+    Expert *experts = calloc((size_t)layer.expert_count + 1, sizeof *experts);
+    for (int i = 0; i < layer.expert_count; i++) {
+        experts[i].gate_up = take_matrix(team);
+        experts[i].down = take_matrix(team);
+    }
+    layer.experts = experts;
+    Norm *norms[] = {&layer.attention_norm, &layer.attention_post_norm, &layer.mlp_norm,
+                     &layer.mlp_post_norm,  &layer.query_norm,          &layer.key_norm};
+    for (int i = 0; i < 6; i++) *norms[i] = take_norm();
     return layer;
 }
 
 int main(void) {
     Team *team = native_team(2);
-    Model model = {take_int(), take_int(), take_int(), take_int(), take_int(), take_int(), take_int(), take_int(), take_int()};
-    const int32_t blocks = take_int(), rows = take_int(), kind = take_int();
-    model.epsilon = take_float();
-    model.query_scale = take_float();
-    model.residual_scale = take_float();
+    Model model = {0};
+    int32_t *sizes[] = {&model.hidden,     &model.heads,        &model.kv_heads, &model.head_dim, &model.intermediate,
+                        &model.rotary_dims, &model.expert_intermediate, &model.most_experts, &model.experts_per_row,
+                        &model.whole_shares, &model.activation,  &model.gated,    &model.centred,  &model.wide_norms,
+                        &model.late_norms, &model.side_by_side, &model.kv_bytes};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) *sizes[i] = take_int();
+    const int32_t blocks = take_int(), rows = take_int();
+    float *scales[] = {&model.epsilon, &model.query_scale, &model.residual_scale, &model.score_cap, &model.clip};
+    for (size_t i = 0; i < sizeof scales / sizeof *scales; i++) *scales[i] = take_float();
     for (int i = 0; i < 2; i++) {
         model.rotary_gain[i] = take_float();
         model.frequencies[i] = take_floats();
     }
     Layer *layers = calloc((size_t)blocks, sizeof *layers);
-    for (int i = 0; i < blocks; i++) layers[i] = take_layer(team, kind);
+    for (int i = 0; i < blocks; i++) layers[i] = take_layer(team);
     model.layers = layers;
     float *states = take_floats();
     const int32_t count = (rows + BLOCK - 1) / BLOCK;

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from node.native.blocks import BlockWeights
-from node.native.packed import Kind, Matrix
+from node.native.packed import Kind, Matrix, Norm
 from node.native.shape import Shape
 
 F = np.float32
@@ -62,10 +62,27 @@ def logistic(x: Array) -> Array:
 
 
 def activation(kind: int, x: Array) -> Array:
-    """SiLU or GELU."""
+    """SiLU, GELU, or the square of what is positive."""
     if kind == 0:
         return np.asarray(x * logistic(x))
+    if kind == 2:
+        return np.asarray(np.where(x > 0, x, F(0)) ** 2)
     return np.asarray(x * logistic(F(1.5957691216057308) * fma(x * x * x, F(0.044715), x)))
+
+
+def tanh(x: Array) -> Array:
+    """By its series near 0, else by e^(-2|x|)."""
+    z = x * x
+    p = np.full_like(x, F(-1382 / 155925))
+    for c in (62 / 2835, -17 / 315, 2 / 15, -1 / 3, 1):
+        p = fma(p, z, F(c))
+    u = exp(F(-2) * np.abs(x))
+    return np.where(np.abs(x) < F(0.25), x * p, np.copysign((F(1) - u) / (F(1) + u), x))
+
+
+def bent(x: Array, cap: float) -> Array:
+    """Within the cap; 0: as it is."""
+    return F(cap) * tanh(x / F(cap)) if cap else x
 
 
 def sine_cosine(angle: Array) -> tuple[Array, Array]:
@@ -135,13 +152,16 @@ def product(matrix: Matrix, x: Array) -> Array:
     return y if matrix.bias is None else y + matrix.bias
 
 
-def norm(x: Array, weight: Array, epsilon: float) -> Array:
-    """RMS norm over the last axis."""
+def norm(x: Array, weights: Norm, shape: Shape) -> Array:
+    """A norm over the last axis."""
+    if shape.centred:
+        x = x - (over_lanes(x) / F(x.shape[-1]))[..., None]
     lanes = np.zeros((*x.shape[:-1], 16), F)
     for i in range(x.shape[-1]):
         lanes[..., i % 16] = fma(x[..., i], x[..., i], lanes[..., i % 16])
     mean = folded(lanes) / F(x.shape[-1])
-    return np.asarray((x * (F(1) / np.sqrt(mean + F(epsilon)))[..., None]) * weight)
+    y = np.asarray((x * (F(1) / np.sqrt(mean + F(shape.epsilon)))[..., None]) * weights.weight)
+    return y if weights.bias is None else y + weights.bias
 
 
 def turned(shape: Shape, table: int, x: Array) -> Array:
@@ -159,8 +179,11 @@ def turned(shape: Shape, table: int, x: Array) -> Array:
     return out
 
 
-def attended(query: Array, keys: Array, values: Array, position: int, window: int) -> Array:
-    """One query over the positions that it sees."""
+def attended(
+    shape: Shape, window: int, sink: Array | None, query: Array, keys: Array, values: Array
+) -> Array:
+    """The last of the positions, of a query that sees so many."""
+    position = len(keys) - 1
     first = max(0, position - window + 1) if window else 0
     top: Array = None
     total: Array = None
@@ -170,6 +193,7 @@ def attended(query: Array, keys: Array, values: Array, position: int, window: in
         scores = np.zeros(len(seen), F)
         for d in range(len(query)):
             scores = fma(keys[seen, d], query[d], scores)
+        scores = bent(scores, shape.score_cap)
         m = scores.max()
         e = exp(scores - m)
         spread = np.zeros(256, F)
@@ -184,26 +208,36 @@ def attended(query: Array, keys: Array, values: Array, position: int, window: in
             a, b = exp(top - new), exp(m - new)
             top, total, out = new, fma(total, a, part * b), fma(out, a, o * b)
     assert out is not None
-    return np.asarray(out * (F(1) / total) + F(0))
+    share = F(1) / total
+    if sink is not None:
+        new = max(top, sink)
+        share = exp(top - new) * (F(1) / fma(total, exp(top - new), exp(sink - new)))
+    return np.asarray(out * share + F(0))
 
 
 def block(shape: Shape, index: int, weights: BlockWeights, kv_bytes: int, x: Array) -> Array:
     """Rows of one session, from position 0 on, through one block."""
     queries, keys, dim = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.head_dim
-    epsilon = shape.epsilon
 
-    def normed(value: Array, weight: Array | None) -> Array:
-        return value if weight is None else norm(value, weight, epsilon)
+    def normed(value: Array, weights: Norm | None) -> Array:
+        return value if weights is None else norm(value, weights, shape)
 
-    qkv = product(weights.qkv, normed(x, weights.attention_norm))
+    def headed(value: Array, weights: Norm | None) -> Array:
+        return value if shape.wide_norms else normed(value, weights)
+
+    def clipped(value: Array) -> Array:
+        return np.clip(value, -F(shape.clip), F(shape.clip)) if shape.clip else value
+
+    entering = normed(x, weights.attention_norm)
+    qkv = product(weights.qkv, entering)
     q, k, v = qkv[:, :queries], qkv[:, queries : queries + keys], qkv[:, queries + keys :]
     if shape.wide_norms:
         q, k = normed(q, weights.query_norm), normed(k, weights.key_norm)
     q, k, v = (part.reshape(len(x), -1, dim) for part in (q, k, v))
-    if not shape.wide_norms:
-        q, k = normed(q, weights.query_norm), normed(k, weights.key_norm)
-    q = turned(shape, shape.rotary_of[index], q) * F(shape.query_scale)
-    k = turned(shape, shape.rotary_of[index], k)
+    early, late = (headed, lambda value, _: value)[:: -1 if shape.late_norms else 1]
+    q, k, v = clipped(early(q, weights.query_norm)), clipped(early(k, weights.key_norm)), clipped(v)
+    q = late(turned(shape, shape.rotary_of[index], q), weights.query_norm) * F(shape.query_scale)
+    k = late(turned(shape, shape.rotary_of[index], k), weights.key_norm)
     if kv_bytes == 2:
         k, v = (np.clip(part, -65504, 65504).astype(np.float16).astype(F) for part in (k, v))
     group = shape.heads // shape.kv_heads
@@ -211,7 +245,14 @@ def block(shape: Shape, index: int, weights: BlockWeights, kv_bytes: int, x: Arr
         [
             np.concatenate(
                 [
-                    attended(q[t, h], k[:, h // group], v[:, h // group], t, shape.windows[index])
+                    attended(
+                        shape,
+                        shape.windows[index],
+                        None if weights.sinks is None else weights.sinks[h],
+                        q[t, h],
+                        k[: t + 1, h // group],
+                        v[: t + 1, h // group],
+                    )
                     for h in range(shape.heads)
                 ]
             )
@@ -220,6 +261,50 @@ def block(shape: Shape, index: int, weights: BlockWeights, kv_bytes: int, x: Arr
     )
     scale = F(shape.residual_scale)
     x = fma(normed(product(weights.out, context), weights.attention_post_norm), scale, x)
-    both = product(weights.gate_up, normed(x, weights.mlp_norm))
-    inner = activation(shape.activation, both[:, : shape.intermediate]) * both[:, shape.intermediate :]
-    return fma(normed(product(weights.down, inner), weights.mlp_post_norm), scale, x)
+    entering = entering if shape.side_by_side else normed(x, weights.mlp_norm)
+    return fma(normed(through(shape, weights, entering), weights.mlp_post_norm), scale, x)
+
+
+def through(shape: Shape, weights: BlockWeights, x: Array) -> Array:
+    """A block's MLP, or its experts."""
+    if not weights.experts:
+        return mlp(shape, weights.gate_up, weights.down, x)
+    assert shape.experts is not None
+    assert weights.router is not None
+    logits = product(weights.router, x)[:, : shape.experts.count]
+    y = np.stack([routed(shape, weights, row, row_logits) for row, row_logits in zip(x, logits, strict=True)])
+    if weights.gate_up is not None:
+        share = F(1)
+        if weights.shared_gate is not None:
+            share = logistic(product(weights.shared_gate, x)[:, :1])
+        y = fma(mlp(shape, weights.gate_up, weights.down, x), share, y)
+    return y
+
+
+def routed(shape: Shape, weights: BlockWeights, x: Array, logits: Array) -> Array:
+    """One row through the experts that are best, of equal ones the first."""
+    assert shape.experts is not None
+    chosen = sorted(np.argsort(-logits, kind="stable")[: shape.experts.per_row])
+    e = exp(logits - logits.max())
+    counted = np.zeros_like(e)
+    counted[chosen if shape.experts.whole_shares else slice(None)] = e[
+        chosen if shape.experts.whole_shares else slice(None)
+    ]
+    total, y = over_lanes(counted), np.zeros_like(x)
+    for expert in chosen:
+        opening, closing = weights.experts[expert]
+        y = fma(mlp(shape, opening, closing, x[None])[0], e[expert] / total, y)
+    return y
+
+
+def mlp(shape: Shape, opening: Matrix | None, closing: Matrix | None, x: Array) -> Array:
+    """Gates and what they let through, or neither; then back."""
+    assert opening is not None
+    assert closing is not None
+    both = product(opening, x)
+    first, second = both[:, : closing.ins], both[:, closing.ins :]
+    if shape.activation == 3:
+        low = np.minimum(first, F(7))
+        return product(closing, low * logistic(F(1.702) * low) * (np.clip(second, F(-7), F(7)) + F(1)))
+    inner = activation(shape.activation, first)
+    return product(closing, inner * second if shape.gated else inner)

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -65,22 +66,51 @@ def ints(*values: int) -> bytes:
     return np.array(values, np.int32).tobytes()
 
 
+def matrix_bytes(matrix: Matrix | None) -> bytes:
+    """One matrix, without rows where there is none."""
+    if matrix is None:
+        return ints(0, 0, 0)
+    weights = np.zeros((matrix.padded, matrix.ins), np.float32)
+    weights[: matrix.outs] = matrix.codes.view(np.float32).reshape(matrix.outs, matrix.ins)
+    bias = None
+    if matrix.bias is not None:
+        bias = np.concatenate((matrix.bias, np.zeros(matrix.padded - matrix.outs, np.float32)))
+    return ints(matrix.kind, matrix.padded, matrix.ins) + floats(weights) + floats(bias)
+
+
 def block_bytes(case: Case, index: int, block: BlockWeights) -> bytes:
     """One block."""
     shape, parts = case.shape, [ints(case.shape.rotary_of[index], case.shape.windows[index])]
     assert len(shape.windows) == shape.blocks
-    for matrix in (block.qkv, block.out, block.gate_up, block.down):
-        parts += [ints(matrix.outs, matrix.ins), floats(matrix.codes.view(np.float32)), floats(matrix.bias)]
-    return b"".join([*parts, *(floats(norm) for norm in block.norms())])
+    parts += [ints(len(block.experts)), floats(block.sinks)]
+    for matrix in (*block.matrices(), *chain.from_iterable(block.experts)):
+        parts.append(matrix_bytes(matrix))
+    for norm in block.norms():
+        parts += [floats(norm.weight if norm else None), floats(norm.bias if norm else None)]
+    return b"".join(parts)
 
 
 def case_bytes(case: Case) -> bytes:
     """The whole case."""
     shape, kernel = case.shape, Unpacked()
-    sizes = (shape.hidden, shape.heads, shape.kv_heads, shape.head_dim, shape.intermediate, shape.rotary_dims)
-    parts = [ints(*sizes, shape.activation, shape.wide_norms, case.kv_bytes)]
-    parts.append(ints(shape.blocks, case.tokens, case.kind))
-    scales = (shape.epsilon, shape.query_scale, shape.residual_scale)
+    widest = max(shape.intermediate, shape.experts.shared if shape.experts else 0)
+    sizes: tuple[int, ...] = (
+        shape.hidden,
+        shape.heads,
+        shape.kv_heads,
+        shape.head_dim,
+        widest,
+        shape.rotary_dims,
+    )
+    norms = (shape.centred, shape.wide_norms, shape.late_norms)
+    experts = shape.experts
+    if experts:
+        sizes += (experts.intermediate, experts.count, experts.per_row, int(experts.whole_shares))
+    else:
+        sizes += (0, 0, 0, 0)
+    parts = [ints(*sizes, shape.activation, shape.gated, *norms, shape.side_by_side, case.kv_bytes)]
+    parts.append(ints(shape.blocks, case.tokens))
+    scales = (shape.epsilon, shape.query_scale, shape.residual_scale, shape.score_cap, shape.clip)
     parts.append(np.array(scales, np.float32).tobytes())
     for index in range(2):
         table = shape.rotary_tables[index] if index < len(shape.rotary_tables) else None
@@ -107,7 +137,7 @@ def test_arm_meets_the_golden_hashes(flavour: str, tmp_path: Path) -> None:
     sources = [*sorted(build.SOURCES.glob("*.c")), Path(__file__).with_name("emulated.c")]
     include = ["-I", str(build.SOURCES)]
     command = [*cc, *flags, *flavour_flags, *include, *map(str, sources), "-o", str(program)]
-    subprocess.run(command, check=True, capture_output=True, timeout=100)
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
     found = {}
     for name, case in CASES.items():
         done = subprocess.run(

@@ -1,6 +1,5 @@
 """The native engine as a node uses it: steps, going back, what strangers send, spans in a row."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from node.compute.call import run_alone
+from node.compute.interfaces import Call, StepResult
 from node.compute.measure import measure
 from node.native import build
-from node.native.backend import NativeBackend
 from node.native.checkpoint import NativeCheckpoint
 from node.native.engine import NativeEngine
 from node.native.kernel import Kernel
@@ -40,11 +40,20 @@ def greedy(engines: list[NativeEngine], tokens: int) -> list[int]:
         out: Tensor | Candidates | None = given
         for each, cache in zip(engines, caches, strict=True):
             assert isinstance(out, Tensor)
-            out = each.step(cache, cache.length, out, Want(top=1))
+            out = run_alone(each, cache, cache.length, out, Want(top=1))
         assert isinstance(out, Candidates)
         found.append(int(out.ids[0, 0]))
         given = from_numpy(out.ids[0])
     return found
+
+
+def bits(given: StepResult | Exception) -> object:
+    """What there is to compare of a result."""
+    if isinstance(given, Tensor):
+        return bytes(given.data)
+    if isinstance(given, Candidates):
+        return [array.tobytes() for array in (given.ids, given.logits, given.lse, given.asked)]
+    return type(given)
 
 
 def test_the_model_that_ships_says_what_transformers_says(kernel: Kernel) -> None:
@@ -63,6 +72,56 @@ def test_spans_in_a_row_say_what_the_whole_says(precision: str, kernel: Kernel) 
     assert greedy(parts, 32) == greedy([engine(kernel, precision)], 32)
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_calls_together_give_the_bits_of_each_alone(precision: str, kernel: Kernel) -> None:
+    """Decode steps and chunks, over different spans, and what cannot be changes nothing for the others."""
+    whole = engine(kernel, precision)
+    wants = (
+        Want(top=3),
+        NOTHING,
+        Want(top=0, every=True),
+        Want(ids=(7, 0), temperature=0.5),
+        Want(top=1),
+        NOTHING,
+    )
+    spans = (WHOLE, Span(0, 5), WHOLE, WHOLE, WHOLE, Span(0, 5))
+    rows = ([7], PROMPT[:20], PROMPT[3:8], [9], [9999], [5])
+
+    def calls() -> list[Call]:
+        made = []
+        for span, some, want in zip(spans, rows, wants, strict=True):
+            cache = whole.new_cache(span, 64)
+            run_alone(whole, cache, 0, from_numpy(PROMPT[:9]), NOTHING)
+            made.append(Call(cache, 7, from_numpy(np.array(some, np.int32)), want))
+        return made
+
+    together = whole.run(calls())
+    alone = [given for call in calls() for given in whole.run([call])]
+    assert [type(given) for given in together] == [
+        Candidates,
+        Tensor,
+        Candidates,
+        Candidates,
+        Malformed,
+        Tensor,
+    ]
+    assert [bits(given) for given in together] == [bits(given) for given in alone]
+
+
+def test_a_head_that_overflows_fails_its_call_only(kernel: Kernel) -> None:
+    """States so large that there are no logits, beside a call that asks for every row."""
+    end = engine(kernel, "f32", Span(9, 10))
+    states = np.ones((18, 128), np.float32)
+    # The last norm makes the sizes of all states alike, so what overflows is the temperature's doing.
+    calls = [
+        Call(end.new_cache(end.span), 0, from_numpy(states), Want(top=1, every=True, temperature=temperature))
+        for temperature in (1.0, 1e-38, 2.0)
+    ]
+    given = end.run(calls)
+    assert [type(each) for each in given] == [Candidates, Malformed, Candidates]
+    assert bits(given[2]) == bits(run_alone(end, calls[2].cache, 0, calls[2].inputs, calls[2].want))
+
+
 def test_every_object_continues_the_same_answer(
     kernel: Kernel, isas: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,9 +131,9 @@ def test_every_object_continues_the_same_answer(
         monkeypatch.setenv(ISA_VARIABLE, isa)
         parts = [engine(load_kernel(2), "int8", Span(0, 5)), engine(kernel, "int8", Span(5, 10))]
         caches = [each.new_cache(each.span, 64) for each in parts]
-        hidden = parts[0].step(caches[0], 0, from_numpy(PROMPT), NOTHING)
+        hidden = run_alone(parts[0], caches[0], 0, from_numpy(PROMPT), NOTHING)
         assert isinstance(hidden, Tensor)
-        out = parts[1].step(caches[1], 0, hidden, Want(top=0))
+        out = run_alone(parts[1], caches[1], 0, hidden, Want(top=0))
         assert isinstance(out, Candidates)
         found.add((out.logits.tobytes(), out.lse.tobytes()))
     assert len(found) == 1
@@ -84,12 +143,12 @@ def test_a_step_at_an_earlier_position_forgets_what_came_after(kernel: Kernel) -
     """The same step again gives the same candidates."""
     whole = engine(kernel, "int8")
     cache = whole.new_cache(WHOLE, 64)
-    whole.step(cache, 0, from_numpy(PROMPT[:20]), NOTHING)
-    first = whole.step(cache, 20, from_numpy(PROMPT[20:30]), Want(top=5, every=True))
-    whole.step(cache, 12, from_numpy(PROMPT[30:34]), NOTHING)
+    run_alone(whole, cache, 0, from_numpy(PROMPT[:20]), NOTHING)
+    first = run_alone(whole, cache, 20, from_numpy(PROMPT[20:30]), Want(top=5, every=True))
+    run_alone(whole, cache, 12, from_numpy(PROMPT[30:34]), NOTHING)
     assert cache.length == 16
-    whole.step(cache, 12, from_numpy(PROMPT[12:20]), NOTHING)
-    again = whole.step(cache, 20, from_numpy(PROMPT[20:30]), Want(top=5, every=True))
+    run_alone(whole, cache, 12, from_numpy(PROMPT[12:20]), NOTHING)
+    again = run_alone(whole, cache, 20, from_numpy(PROMPT[20:30]), Want(top=5, every=True))
     assert isinstance(first, Candidates)
     assert isinstance(again, Candidates)
     assert np.array_equal(first.logits, again.logits)
@@ -101,8 +160,8 @@ def test_candidates_are_what_was_wanted(kernel: Kernel) -> None:
     whole = engine(kernel)
     cache = whole.new_cache(WHOLE)
     want = Want(top=7, ids=(3, 400, 3), every=True, temperature=0.7)
-    out = whole.step(cache, 0, from_numpy(PROMPT), want)
-    every = whole.step(cache, 0, from_numpy(PROMPT), Want(top=0, every=True))
+    out = run_alone(whole, cache, 0, from_numpy(PROMPT), want)
+    every = run_alone(whole, cache, 0, from_numpy(PROMPT), Want(top=0, every=True))
     assert isinstance(out, Candidates)
     assert isinstance(every, Candidates)
     assert out.ids.shape == (len(PROMPT), 7)
@@ -132,7 +191,7 @@ def test_inputs_that_cannot_be_are_malformed(position: int, inputs: Tensor, kern
     whole = engine(kernel)
     cache = whole.new_cache(WHOLE)
     with pytest.raises(Malformed):
-        whole.step(cache, position, inputs, NOTHING)
+        run_alone(whole, cache, position, inputs, NOTHING)
     assert cache.length == 0
 
 
@@ -143,24 +202,25 @@ def test_states_that_are_no_numbers_are_malformed(bad: float, kernel: Kernel) ->
     states = np.ones((3, 128), np.float32)
     states[1, 7] = bad
     with pytest.raises(Malformed):
-        middle.step(middle.new_cache(Span(3, 6)), 0, from_numpy(states), NOTHING)
+        run_alone(middle, middle.new_cache(Span(3, 6)), 0, from_numpy(states), NOTHING)
 
 
 def test_a_cache_takes_pages_as_it_grows_and_gives_them_back(kernel: Kernel) -> None:
-    """And never more than it was opened for, but for what fills a row of sixteen."""
+    """The last of a bounded session is a smaller one."""
     middle = engine(kernel, "int8", Span(3, 6))
     cache = middle.new_cache(Span(3, 5), 300)
-    assert cache.pages.shape == (2, 0)
+    assert cache.table.shape == (2, 0)
     states = from_numpy(np.ones((250, 128), np.float32))
-    middle.step(cache, 0, states, NOTHING)
-    assert cache.pages.shape == (2, 1)
-    middle.step(cache, 250, states.row_slice(0, 50), NOTHING)
-    assert cache.pages.shape == (2, 2)
+    run_alone(middle, cache, 0, states, NOTHING)
+    assert cache.table.shape == (2, 1)
+    run_alone(middle, cache, 250, states.row_slice(0, 50), NOTHING)
+    assert cache.table.shape == (2, 2)
     row_bytes = middle.kv_bytes_per_token() // 3
-    assert sum(page.nbytes for page in cache._held) == 2 * row_bytes * (256 + 48)
+    assert middle._pages.used_bytes == 2 * row_bytes * (256 + 64)
     cache.close()
     cache.close()
     assert cache.length == 0
+    assert middle._pages.used_bytes == 0
     with pytest.raises(LocalProtocolError):
         middle.new_cache(Span(2, 5))
 
@@ -170,16 +230,6 @@ def test_its_speed_can_be_measured(kernel: Kernel) -> None:
     speed = measure(engine(kernel, "int8"))
     assert speed.decode_ms_per_block > 0
     assert speed.head_ms > 0
-
-
-def test_a_model_that_it_does_not_know_is_one_clear_line(tmp_path: Path) -> None:
-    """Not a traceback, and not the other engine by surprise."""
-    for file in TINY.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    config = json.loads((TINY / "config.json").read_text("utf-8"))
-    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "mixtral"}))
-    with pytest.raises(ConfigError, match=r"cannot be served in int8: .*'mixtral'"):
-        NativeBackend.open(str(tmp_path), "int8")
 
 
 def test_without_objects_it_says_how_to_make_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

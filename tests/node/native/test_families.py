@@ -9,16 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from node.compute.call import run_alone
 from node.engine.checkpoint import Checkpoint
 from node.native.checkpoint import NativeCheckpoint
 from node.native.engine import NativeEngine
-from node.native.family import FAMILIES, plan_model
+from node.native.families import FAMILIES
+from node.native.family import plan_model
 from node.native.kernel import Kernel
-from node.native.precision import F32, INT4, INT8, Precision
+from node.native.precision import ARITHMETIC, BF16, F32, INT4, INT8, Precision
 from protocol.candidates import Candidates, Want
-from protocol.errors import BadCheckpoint, UnsupportedModel
+from protocol.errors import BadCheckpoint, Malformed, UnsupportedModel
 from protocol.model import Span
 from protocol.tensors import from_numpy
 from tests.support.models import make_model
@@ -27,11 +30,18 @@ from tests.support.models import make_model
 HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1}
 
 
-def rope(kind: str, **more: float) -> dict[str, Any]:
+def rope(kind: str, **more: Any) -> dict[str, Any]:
     """rope_parameters of this kind."""
     return {"rope_parameters": {"rope_type": kind, "rope_theta": 10_000.0, **more}}
 
 
+EXPERTS = {
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 64,
+    "norm_topk_prob": True,
+}
+YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "llama, biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
@@ -54,9 +64,57 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3": ("smollm3", {}),
     "granite": ("granite", {"attention_multiplier": 0.3}),
     "phi3": ("phi3", {"sliding_window": 7}),
+    "phi3, longrope": (
+        "phi3",
+        {
+            "original_max_position_embeddings": 64,
+            **rope(
+                "longrope",
+                short_factor=[1 + i / 20 for i in range(16)],
+                long_factor=[2.0 + i for i in range(16)],
+            ),
+        },
+    ),
     "phi3, part turns": ("phi3", rope("default", partial_rotary_factor=0.5)),
     "olmo2": ("olmo2", {}),
     "gemma3_text": ("gemma3_text", {"head_dim": 32}),
+    "llama, small heads": ("llama", {"head_dim": 20, "attention_bias": True}),
+    "ministral": ("ministral", {"head_dim": 32, "sliding_window": 6}),
+    "gemma": ("gemma", {"head_dim": 32}),
+    "gemma2": ("gemma2", {"head_dim": 32, "query_pre_attn_scalar": 20, "attn_logit_softcapping": 2.0}),
+    "vaultgemma": ("vaultgemma", {"head_dim": 32, "final_logit_softcapping": None, "sliding_window": 7}),
+    "glm": ("glm", {"head_dim": 32}),
+    "glm4": ("glm4", {"head_dim": 24}),
+    "olmo": ("olmo", {"clip_qkv": 0.8}),
+    "olmo3": ("olmo3", {"sliding_window": 6}),
+    "olmo3, yarn": ("olmo3", {"sliding_window": 6, "rope_scaling": YARN}),
+    "seed_oss": ("seed_oss", {"head_dim": 32, "attention_out_bias": True, "mlp_bias": True}),
+    "ernie4_5": ("ernie4_5", {"head_dim": 32, "use_bias": True}),
+    "exaone4": ("exaone4", {"sliding_window": 6}),
+    "exaone4, no windows": ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 4}),
+    "helium": ("helium", {"head_dim": 32}),
+    "hunyuan_v1_dense": ("hunyuan_v1_dense", {"head_dim": 32}),
+    "hunyuan_v1_dense, alpha": (
+        "hunyuan_v1_dense",
+        {"head_dim": 32, **rope("dynamic", alpha=1000.0, factor=1.0)},
+    ),
+    "arcee": ("arcee", {}),
+    "nemotron": ("nemotron", {"mlp_bias": True}),
+    "starcoder2": ("starcoder2", {"sliding_window": 6}),
+    "stablelm": ("stablelm", {"use_qkv_bias": True}),
+    "stablelm, side by side": ("stablelm", {"use_parallel_residual": True}),
+    "cohere": ("cohere", {}),
+    "mixtral": ("mixtral", {"num_local_experts": 5}),
+    "qwen2_moe": (
+        "qwen2_moe",
+        {**EXPERTS, "shared_expert_intermediate_size": 96, "mlp_only_layers": [1], "norm_topk_prob": False},
+    ),
+    "qwen3_moe": ("qwen3_moe", {**EXPERTS, "head_dim": 32, "decoder_sparse_step": 2}),
+    "olmoe": ("olmoe", {"num_experts": 6, "num_experts_per_tok": 2, "clip_qkv": 0.9}),
+    "granitemoe": ("granitemoe", {"num_local_experts": 5, "attention_multiplier": 0.3}),
+    "granitemoeshared": ("granitemoeshared", {"num_local_experts": 5, "shared_intermediate_size": 96}),
+    "gpt_oss": ("gpt_oss", {"head_dim": 32, "num_local_experts": 5, "num_experts_per_tok": 2}),
+    "cohere2": ("cohere2", {"sliding_window": 6, "logit_scale": 0.3}),
 }
 TOKENS = 40
 
@@ -93,7 +151,7 @@ def test_logits_are_those_of_transformers(name: str, make: Make, kernel: Kernel)
     ids = np.arange(1, 1 + TOKENS, dtype=np.int32) * 5 % 260
     cache, found = engine.new_cache(whole, TOKENS), []
     for some in (ids[:23], ids[23:]):
-        out = engine.step(cache, cache.length, from_numpy(some), Want(top=0, every=True))
+        out = run_alone(engine, cache, cache.length, from_numpy(some), Want(top=0, every=True))
         assert isinstance(out, Candidates)
         found.append(np.take_along_axis(out.logits, np.argsort(out.ids, axis=1), 1))
     with torch.inference_mode():
@@ -102,6 +160,17 @@ def test_logits_are_those_of_transformers(name: str, make: Make, kernel: Kernel)
     logits = np.concatenate(found)
     assert np.abs(logits - expected).max() < 1e-5 * np.abs(expected).max()
     assert np.array_equal(logits.argmax(1), expected.argmax(1))
+
+
+def test_a_model_that_turns_by_the_whole_length_is_served_below_that(make: Make, kernel: Kernel) -> None:
+    """A longer sequence is refused like one beyond the context: what was computed of it would no longer hold."""
+    checkpoint = NativeCheckpoint.open(str(make("phi3, longrope")), F32)
+    engine = NativeEngine.load(checkpoint, Span(0, 2), kernel)
+    assert (checkpoint.manifest.context, engine.manifest.context) == (512, 64)
+    cache = engine.new_cache(engine.span)
+    run_alone(engine, cache, 0, from_numpy(np.arange(64, dtype=np.int32)), Want())
+    with pytest.raises(Malformed, match="context is 64"):
+        run_alone(engine, cache, 64, from_numpy(np.arange(1, dtype=np.int32)), Want())
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -114,14 +183,14 @@ def test_it_is_the_same_model_in_the_swarm(name: str, make: Make) -> None:
     assert all(native.has(stage) for stage in whole)
 
 
-@pytest.mark.parametrize("precision", [INT8, INT4], ids=lambda precision: precision.name)
-def test_fewer_bits_are_other_weights(precision: Precision, make: Make) -> None:
-    """No client continues an answer of one on the other; the embedding is kept as it is, and so is its name."""
+@pytest.mark.parametrize("precision", [BF16, INT8, INT4], ids=lambda precision: precision.name)
+def test_precisions_have_the_weights_in_common(precision: Precision, make: Make) -> None:
+    """Which weights and how they are computed with are two questions: the digests are those of what is stored."""
     stored, packed = (NativeCheckpoint.open(str(make("llama")), kept) for kept in (F32, precision))
     whole = Span(0, stored.manifest.stages)
-    pairs = list(zip(stored.stage_digests(whole), packed.stage_digests(whole), strict=True))
-    assert [one == other for one, other in pairs] == [True] + [False] * (len(pairs) - 1)
+    assert stored.stage_digests(whole) == packed.stage_digests(whole)
     assert stored.manifest == packed.manifest
+    assert str(packed.precision.numerics) == f"{precision.name}/{ARITHMETIC}"
 
 
 def config_of(folder: Path) -> dict[str, Any]:
@@ -165,6 +234,46 @@ def test_a_value_that_is_not_known_is_named(changed: dict[str, Any], reason: str
         plan_model({**config_of(make("llama")), **changed})
 
 
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"num_local_experts": 4}, "two numbers of experts, 4 and 6"),
+        ({"num_experts": 1000}, "num_experts 1000"),
+        ({"num_experts_per_tok": 7}, "num_experts_per_tok 7"),
+        ({"moe_intermediate_size": 40}, "experts of 40"),
+        ({"mlp_only_layers": [True]}, "mlp_only_layers"),
+        ({"use_sliding_window": True}, "use_sliding_window True"),
+        ({"layer_types": ["sliding_attention"] * 4}, "layer_types"),
+    ],
+)
+def test_experts_that_are_not_known_are_named(changed: dict[str, Any], reason: str, make: Make) -> None:
+    """Counts that the kernels cannot take, blocks that are not said as they should be."""
+    with pytest.raises(UnsupportedModel, match=reason):
+        plan_model({**config_of(make("qwen2_moe")), **changed})
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "reason"),
+    [
+        ("gpt_oss", {"swiglu_limit": 6.0}, "swiglu_limit 6"),
+        ("gpt_oss", {"quantization_config": {"quant_method": "mxfp4"}}, "quantization_config"),
+        ("gemma2", {"attn_logit_softcapping": -1.0}, "attn_logit_softcapping -1"),
+        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("cohere", {"use_qk_norm": True}, "use_qk_norm"),
+        ("cohere", {"logit_scale": 0.0}, "logit_scale 0"),
+        ("stablelm", {"qk_layernorm": True}, "qk_layernorm"),
+        ("exaone4", {"layer_types": None, "sliding_window_pattern": "LLLG"}, "LLLG"),
+        ("qwen3", {"head_dim": 40}, "heads are normed"),
+        ("olmo3", {"rope_parameters": {"full_attention": 3}}, "another form"),
+        ("glm", {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.55}}, "rotation of"),
+    ],
+)
+def test_what_a_family_has_not_is_named(name: str, changed: dict[str, Any], reason: str, make: Make) -> None:
+    """Of each, something that its configuration could say and that is computed nowhere."""
+    with pytest.raises(UnsupportedModel, match=reason):
+        plan_model({**config_of(make(name)), **changed})
+
+
 def test_a_tensor_that_nobody_knows_sends_the_model_elsewhere(make: Make, tmp_path: Path) -> None:
     """Here the query norms of a qwen3 that calls itself a llama."""
     folder = Path(shutil.copytree(make("qwen3"), tmp_path / "copy"))
@@ -172,6 +281,47 @@ def test_a_tensor_that_nobody_knows_sends_the_model_elsewhere(make: Make, tmp_pa
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(UnsupportedModel, match=r"tensor model\.layers\.0\.self_attn\.k_norm\.weight"):
         NativeCheckpoint.open(str(folder), F32)
+
+
+@pytest.mark.parametrize("precision", [F32, INT4], ids=lambda precision: precision.name)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.embed_tokens.weight",
+        "model.layers.1.self_attn.k_proj.weight",
+        "model.layers.1.self_attn.k_proj.bias",
+        "model.layers.1.post_attention_layernorm.weight",
+        "model.layers.2.mlp.experts.3.up_proj.weight",
+        "model.layers.2.mlp.gate.weight",
+        "model.norm.weight",
+        "lm_head.weight",
+    ],
+)
+def test_a_tensor_that_is_not_finite_is_named(
+    name: str, precision: Precision, make: Make, tmp_path: Path, kernel: Kernel
+) -> None:
+    """In one line, whatever it is and however it is kept."""
+    folder = Path(shutil.copytree(make("qwen2_moe"), tmp_path / "copy"))
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name] = tensors[name].copy()
+    tensors[name].flat[-3] = np.nan if precision is F32 else -np.inf
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    checkpoint = NativeCheckpoint.open(str(folder), precision)
+    with pytest.raises(BadCheckpoint) as failure:
+        NativeEngine.load(checkpoint, Span(0, checkpoint.manifest.stages), kernel)
+    assert str(failure.value) == f"{name} holds NaN or infinite values"
+
+
+def test_a_weight_that_no_scale_reaches_is_named(make: Make, tmp_path: Path, kernel: Kernel) -> None:
+    """In the precision that cannot hold it, no other."""
+    folder = Path(shutil.copytree(make("llama"), tmp_path / "copy"))
+    name = "model.layers.0.mlp.down_proj.weight"
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name] = tensors[name] * np.float32(1e8)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    NativeEngine.load(NativeCheckpoint.open(str(folder), F32), Span(1, 2), kernel)
+    with pytest.raises(BadCheckpoint, match=rf"{name}: .*too large for int8"):
+        NativeEngine.load(NativeCheckpoint.open(str(folder), INT8), Span(1, 2), kernel)
 
 
 def test_shapes_that_config_does_not_say_are_refused(make: Make, tmp_path: Path) -> None:

@@ -1,0 +1,179 @@
+"""The options of `swarm node`, and what of a node's configuration they mean."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from protocol.errors import ConfigError
+from swarm.cli.options import NETWORK, JsonLines, Verbose
+
+_ENGINE = "The engine"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeOptions:
+    """As they are typed; see `swarm.cli.options.taking`."""
+
+    model: Annotated[
+        str,
+        typer.Option("--model", "-m", metavar="MODEL", help="A checkpoint's folder, or org/name of the hub."),
+    ]
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIRST:STOP",
+            help="Which layers, counted from 0, the last excluded. Default: what the swarm lacks most.",
+            show_default=False,
+        ),
+    ] = None
+    ends: Annotated[
+        bool | None,
+        typer.Option(
+            "--ends/--no-ends",
+            help="With the embedding or the head that adjoins the layers; by default where they adjoin.",
+            show_default=False,
+        ),
+    ] = None
+    join: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--join",
+            "-j",
+            metavar="ADDRESS",
+            help="A node of the swarm; can be repeated. Default: $SWARM_JOIN; without, a new swarm begins.",
+            show_default=False,
+            rich_help_panel=NETWORK,
+        ),
+    ] = None
+    listen: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Where to listen, as /ip4/0.0.0.0/udp/4001/quic-v1. Default: every interface, any port.",
+            show_default=False,
+            rich_help_panel=NETWORK,
+        ),
+    ] = None
+    announce: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="What to tell others instead, behind a forwarded port.",
+            show_default=False,
+            rich_help_panel=NETWORK,
+        ),
+    ] = None
+    device: Annotated[str, typer.Option(help="cpu or cuda.", rich_help_panel=_ENGINE)] = "cpu"
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="f32|f16|bf16",
+            help="Default: what suits model and device.",
+            show_default=False,
+            rich_help_panel=_ENGINE,
+        ),
+    ] = None
+    quant: Annotated[
+        str,
+        typer.Option(
+            metavar="none|int8|int4",
+            help="Keep the weights in eight or four bits: a quarter of the memory and less, and faster.",
+            rich_help_panel=_ENGINE,
+        ),
+    ] = "none"
+    engine: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|native|torch",
+            help="Our own kernels, or torch. auto: torch for what those do not know, and with --device or --dtype.",
+            rich_help_panel=_ENGINE,
+        ),
+    ] = "auto"
+    kv_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens of KV cache for all sessions together. Default: by the free memory.",
+            show_default=False,
+            rich_help_panel=_ENGINE,
+        ),
+    ] = None
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="For weights and KV cache together, as 6G. Default: by the free memory.",
+            show_default=False,
+            rich_help_panel=_ENGINE,
+        ),
+    ] = None
+    threads: Annotated[
+        int | None,
+        typer.Option(help="Cores for the engine. Default: all.", show_default=False, rich_help_panel=_ENGINE),
+    ] = None
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="What the swarm calls the model. Default: the checkpoint's name.", show_default=False
+        ),
+    ] = None
+    home: Annotated[
+        Path | None,
+        typer.Option(help="Where the node's key is kept: one folder for each node.", show_default=False),
+    ] = None
+    cache_dir: Annotated[
+        Path | None, typer.Option(help="Where downloaded weights are kept.", show_default=False)
+    ] = None
+    as_json: JsonLines = False
+    stop_on_eof: Annotated[bool, typer.Option(hidden=True)] = False
+    verbose: Verbose = 0
+
+    def config(self) -> dict[str, Any]:
+        """Fields of `node.config.NodeConfig`. Raises: ConfigError."""
+        from_environment = os.environ.get("SWARM_JOIN", "").replace(",", " ").split()
+        found: dict[str, Any] = {
+            "model": self.model,
+            "layers": parse_layers(self.layers),
+            "ends": self.ends,
+            "join": tuple(self.join or from_environment),
+            "announce": tuple(self.announce or ()),
+            "device": self.device,
+            "dtype": self.dtype,
+            "quant": None if self.quant == "none" else self.quant,
+            "engine": self.engine,
+            "kv_tokens": self.kv_tokens,
+            "max_memory": parse_size(self.max_memory),
+            "threads": self.threads,
+            "name": self.name,
+            "cache_dir": str(self.cache_dir) if self.cache_dir else None,
+        }
+        if self.listen:
+            found["listen"] = tuple(self.listen)
+        if home := self.home or os.environ.get("SWARM_HOME"):
+            found["home"] = Path(home)
+        return found
+
+
+def parse_layers(text: str | None) -> tuple[int, int] | None:
+    """ "4:8" as numbers. Raises: ConfigError."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d{1,4}):(\d{1,4})", text)
+    if match is None:
+        raise ConfigError(f"layers {text!r}: give a first layer and the one after the last, as 0:8")
+    return int(match[1]), int(match[2])
+
+
+def parse_size(text: str | None) -> int | None:
+    """ "6G", "500M" or bytes. Raises: ConfigError."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.lower())
+    if match is None:
+        raise ConfigError(f"memory {text!r}: give a size, as 6G or 500M")
+    return int(float(match[1]) * 1024 ** " kmgt".index(match[2] or " "))
