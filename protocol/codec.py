@@ -22,12 +22,27 @@ _LARGE_BYTES: Final = 64 * 1024
 
 def encode(message: Message) -> bytes:
     """One frame. Raises: LocalProtocolError, if the message is above the frame limit."""
+    fields = {"t": message.tag, **pack_fields(message)}
     pieces: list[bytes | memoryview] = []
-    _pack({"t": message.tag, **pack_fields(message)}, msgpack.Packer(), pieces)
+    if _has_large(fields):
+        _pack(fields, msgpack.Packer(), pieces)
+    else:
+        pieces.append(msgpack.packb(fields))
     size = sum(map(len, pieces))
     if size > limits.FRAME_BYTES:
         raise LocalProtocolError(f"a {message.tag} message of {size} bytes does not fit a frame")
     return b"".join((size.to_bytes(LENGTH_BYTES, "big"), *pieces))
+
+
+def _has_large(fields: dict[str, Any]) -> bool:
+    """Whether any of the bytes within are large."""
+    return any(
+        _has_large(value) if isinstance(value, dict) else _is_large(value) for value in fields.values()
+    )
+
+
+def _is_large(value: Any) -> bool:
+    return isinstance(value, bytes | memoryview) and len(value) >= _LARGE_BYTES
 
 
 def _pack(value: Any, packer: msgpack.Packer, pieces: list[bytes | memoryview]) -> None:
@@ -37,7 +52,7 @@ def _pack(value: Any, packer: msgpack.Packer, pieces: list[bytes | memoryview]) 
         for key, entry in value.items():
             pieces.append(packer.pack(key))
             _pack(entry, packer, pieces)
-    elif isinstance(value, bytes | memoryview) and len(value) >= _LARGE_BYTES:
+    elif _is_large(value):
         pieces.append(b"\xc6" + len(value).to_bytes(4, "big"))  # msgpack's bin 32
         pieces.append(value)
     else:

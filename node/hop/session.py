@@ -153,6 +153,7 @@ class HopSession:
         self._relink_taken = trio.Event()
         self._relink_taken.set()
         self._attached = trio.CancelScope()
+        self._quiet_since = trio.current_time()  # never, while a message is heard
 
     async def run(self) -> Error | None:
         """Serve the session until the client ends it or it fails, and free everything; what the client is to hear."""
@@ -166,6 +167,7 @@ class HopSession:
                     nursery.start_soon(self._emit_all, nursery)
                     nursery.start_soon(self._answers.run)
                     nursery.start_soon(self._compute_unpaged)
+                    nursery.start_soon(self._end_idle)
                     await self._read_client()
             return self._life.failure
         finally:
@@ -234,21 +236,27 @@ class HopSession:
         """Returns when the session has ended."""
         try:
             while True:
-                with trio.move_on_after(limits.SESSION_IDLE_S) as waiting:
-                    message = await self._client.receive()
-                if waiting.cancelled_caught:
-                    self.fail(
-                        Error("idle", f"nothing was heard for {limits.SESSION_IDLE_S:g} s", elsewhere=False)
-                    )
-                    return
+                message = await self._client.receive()
                 if message is None or isinstance(message, Close | Error):
                     self._life.happens(Event.GOODBYE)
                     return
+                self._quiet_since = math.inf
                 await self._hear(message)
+                self._quiet_since = trio.current_time()
         except RemoteProtocolError as error:
             self.fail(Error("malformed", str(error), elsewhere=False))
         except Lost:
             self._life.happens(Event.LOSS)
+
+    async def _end_idle(self) -> None:
+        """Fail when nothing has been heard for long; looked at now and then, as a deadline for each message costs."""
+        while True:
+            quiet_s = max(0.0, trio.current_time() - self._quiet_since)
+            if quiet_s >= limits.SESSION_IDLE_S:
+                break
+            await trio.sleep(limits.SESSION_IDLE_S - quiet_s)
+        said = f"nothing was heard for {limits.SESSION_IDLE_S:g} s"
+        self.fail(Error("idle", said, elsewhere=False))
 
     async def _hear(self, message: Message) -> None:
         if isinstance(message, Step):

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import trio
-from common import HALF_BILLION, arguments, local_swarm, report, spans
+from common import HALF_BILLION, arguments, forget_torch, local_swarm, report, spans
 
 import swarm
 
@@ -87,6 +87,7 @@ def main() -> None:
             running = stack.enter_context(local_swarm(path, spans(shape.layers, nodes), extra))
             runs[f"{nodes} node{'s' * (nodes > 1)}"] = partial(trio.run, decode, running.join, nodes, tokens)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        forget_torch()
         runs["generate"] = partial(generate, model, tokens)
         speeds: dict[str, list[float]] = {name: [] for name in runs}
         for _ in range(turns):

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import trio
-from common import SMALL, arguments, local_swarm, report, spans
+from common import SMALL, arguments, forget_torch, local_swarm, report, spans
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pingpong import ECHO, other_process, ping
 
@@ -75,6 +75,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "random"
         SMALL.write(model)
+        forget_torch()
         for nodes in (1, 2, 4):
             with local_swarm(model, spans(SMALL.layers, nodes), ["--threads", "1"]) as running:
                 found = trio.run(through, running.join, nodes, tokens)

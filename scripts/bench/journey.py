@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import trio
-from common import SMALL, arguments, report, spans
+from common import SMALL, arguments, forget_torch, report, spans
 
 import swarm
 from protocol.messages import Output, Step
@@ -115,11 +115,11 @@ class Log:
         self.before(Sender, "emit", "sending", lambda sender, done, *_: done.number)
         inner = HopSession.take
 
-        def noted(session: HopSession, piece: Any, outcome: Any) -> None:
+        def noted(session: HopSession, piece: Any, outcome: Any, *, alone: bool) -> None:
             self.moments.append(("begun", piece.number, round(1e9 * outcome.started)))
             self.moments.append(("ended", piece.number, round(1e9 * outcome.ended)))
             self.note("taken", piece.number)
-            inner(session, piece, outcome)
+            inner(session, piece, outcome, alone=alone)
 
         HopSession.take = noted  # type: ignore[method-assign]
 
@@ -242,6 +242,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "random"
         SMALL.write(model)
+        forget_torch()
         log, hops = measure(model, options.hops, tokens, extra)
     found = ways(log.moments, hops, range(WARM_UP, tokens))
     rows = [

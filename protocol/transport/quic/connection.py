@@ -19,7 +19,7 @@ from protocol.transport.limits import HANDSHAKE_TIMEOUT_S
 from protocol.transport.origin import origin_of
 from protocol.transport.quic.core import QuicCore
 from protocol.transport.quic.identity import prove_peer
-from protocol.transport.quic.lean import Datagrams
+from protocol.transport.quic.lean import ACK_DELAY_S, Datagrams
 from protocol.transport.quic.liveness import Liveness, Verdict
 from protocol.transport.quic.mtu import BASE, MtuSearch
 from protocol.transport.quic.port import Port
@@ -207,9 +207,12 @@ class Connection:
 
     def on_timer(self, now: float) -> None:
         """The time has come for which it asked to be woken, or seemed to come when it asked."""
-        if self.error is None and now >= self._next_timer():
+        if self.error is None:
             with self._guarded():
-                self._act_on_time(now)
+                if now >= self._next_timer():
+                    self._act_on_time(now)
+                else:
+                    self._after_turn(now)
         if self.error is None:
             self._home.wake_at(self, self._next_timer())
 
@@ -248,8 +251,12 @@ class Connection:
         self._handle_events()
         self._home.passed(size)
         if self.error is None:
-            if self.is_ready:
+            if self._ready.is_set():
                 self._core.acknowledge_soon(len(datagrams), size, now)
+                if self._core.is_settled(now) and not self._streams.wait_for_peer:
+                    # Whoever reads goes on the sooner; the rest is done when an acknowledgement is due.
+                    self._home.wake_at(self, now + ACK_DELAY_S)
+                    return
             self._flush(now)
             self._after_turn(now)
 

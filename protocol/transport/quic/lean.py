@@ -22,7 +22,7 @@ from protocol.transport.limits import MAX_STREAM_GAPS
 # or this many small packets; all else with what is sent next, or after this: peers reckon with 25 ms (13.2.1).
 # A packet that only acknowledges takes two processors from whoever computes between two tokens.
 _ACK_EVERY = 8
-_ACK_DELAY_S = 0.02
+ACK_DELAY_S = 0.02
 
 Datagrams = list[tuple[bytes, tuple[object, ...]]]
 
@@ -36,7 +36,7 @@ class LeanConnection(QuicConnection):
     def __init__(self, **given: Any) -> None:
         super().__init__(**given)
         self._now = 0.0
-        self._ack_delay = _ACK_DELAY_S
+        self._ack_delay = ACK_DELAY_S
         self._unacknowledged = 0  # packets and bytes that no ack was written for
         self._unacknowledged_in_bytes = 0
         congestion = self._loss._cc
@@ -77,6 +77,10 @@ class LeanConnection(QuicConnection):
         space = self._spaces.get(Epoch.ONE_RTT)
         if space is not None and space.ack_at is not None:
             space.ack_at = now
+
+    def is_settled(self, now: float) -> bool:
+        """Whether what came leaves nothing to do before the time for which `get_timer` spoke, or an ack's is up."""
+        return self._spaces[Epoch.ONE_RTT].loss_time is None and not self._may_send(now)
 
     def get_timer(self) -> float | None:
         """When `handle_timer` has something to do."""

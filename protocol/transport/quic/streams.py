@@ -199,6 +199,11 @@ class Streams:
         else:
             stream.stop_received()
 
+    @property
+    def wait_for_peer(self) -> bool:
+        """Whether somebody may be able to go on after anything that comes."""
+        return bool(self._need_room or self._opening)
+
     def after_turn(self, now: float) -> None:
         """Datagrams have come, or time has passed: somebody may go on, and some may be forgotten."""
         if self._need_room:
