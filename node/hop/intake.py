@@ -103,9 +103,10 @@ class Intake:
             return None
         load = Load(known.rows + step.inputs.rows, self._shape.held_bytes(step))
         await self._backlog.wait_room(load)
+        marks = await self._reuse.read_known(known)
         if known.number < self._gate.received or not self._life.happens(Event.STEP):
             return None
-        taken = self._reuse.take_known(known)
+        taken = self._reuse.take_known(known, marks)
         if taken is None:
             return Unknown(known.number)
         self._gate.admit(step, known.rows)

@@ -4,8 +4,8 @@ Theory of operation
 ===================
 
 A session that has computed nothing yet *takes*: of each step that goes on where the last one ended, the first rows
-that the index knows by their marks, in whole grains. Their keys and values it begins with once it computes something;
-what left of them goes on as if it had just been computed. A step that wants something has at least its last row
+that the index knows by their marks, up to the end of a grain. Their keys and values it begins with once it computes
+something; what left of them goes on as if it had just been computed. A step that wants something has its last row
 computed, at every hop. The first row that is not taken ends the taking for good, and so does going back: from then on
 all is computed.
 
@@ -97,37 +97,47 @@ class Reuse:
         """The marks of a step's rows, if it may take some."""
         if not self._takes or step.position != self._trail.length or not most_taken(step):
             return ()
-        work = partial(_marks, self._trail.mark(step.position), step.inputs)
-        if len(step.inputs.data) <= HASHED_AT_ONCE_BYTES:
-            return work()
-        return await trio.to_thread.run_sync(work)
+        return await _hashed(self._trail.mark(step.position), step.inputs)
+
+    async def read_known(self, known: Known) -> Sequence[bytes]:
+        """The mark that a step names, and those of the rows after it up to where a grain ends."""
+        if not self._takes or known.position != self._trail.length:
+            return ()
+        more = -(known.position + known.rows) % GRAIN
+        if known.inputs is None or known.inputs.rows < more:
+            return [known.mark]
+        return [known.mark, *await _hashed(known.mark, known.inputs.row_slice(0, more))]
 
     def take(self, step: Step, marks: Sequence[bytes]) -> Taken | None:
         """The first rows of a step that need not be computed."""
         if not self._takes or self._index is None or step.position != self._trail.length:
             return None
-        found = self._index.find(self._shape.span, marks[: most_taken(step)])
-        return None if found is None else self._begin_with(found)
-
-    def take_known(self, known: Known) -> Taken | None:
-        """The rows that the hop before names; None if they are not known here. Raises: Malformed, if the mark names
-        others."""
-        start = self._trail.length
-        if not self._takes or self._index is None or known.position != start:
-            return None
-        found = self._index.find(self._shape.span, [known.mark])
+        found = self._index.find(self._shape.span, marks)
         if found is None:
             return None
-        if found.length != start + known.rows or (start and found.mark(start) != self._trail.mark(start)):
+        return self._begin_with(found, min(found.length, step.position + most_taken(step)))
+
+    def take_known(self, known: Known, marks: Sequence[bytes]) -> Taken | None:
+        """The rows that the hop before names; None if they are not known here. Raises: Malformed, if the mark names
+        others."""
+        start, stop = self._trail.length, known.position + known.rows
+        if not self._takes or self._index is None or known.position != start:
+            return None
+        found = self._index.find(self._shape.span, marks)
+        if found is None:
+            return None
+        if found.length != stop + len(marks) - 1 or (start and found.mark(start) != self._trail.mark(start)):
             raise Malformed("a mark that names other rows")
-        return self._begin_with(found)
+        return self._begin_with(found, stop)
 
     def settle(self) -> None:
         """From now on the session computes."""
         self._takes = False
 
-    def _begin_with(self, found: Prefix) -> Taken:
+    def _begin_with(self, known: Prefix, stop: int) -> Taken:
+        found = known.cut(stop)
         assert self._index is not None
+        assert found is not None
         start = self._trail.length
         self._index.borrow(found)
         self.give_back()
@@ -281,8 +291,11 @@ def wanted_rows(want: Want) -> int:
     return 1 << 30 if want.every else 1
 
 
-def _marks(before: bytes, rows: Tensor) -> list[bytes]:
-    return list(marks_of(before, rows))
+async def _hashed(before: bytes, rows: Tensor) -> list[bytes]:
+    """The marks of rows."""
+    if len(rows.data) <= HASHED_AT_ONCE_BYTES:
+        return list(marks_of(before, rows))
+    return await trio.to_thread.run_sync(lambda: list(marks_of(before, rows)))
 
 
 def _hash(filled: Filled, before: bytes) -> None:

@@ -23,7 +23,6 @@ from common import HALF_BILLION, Shape, arguments, local_swarm, report, spans
 from plots import draw_bars
 
 import swarm
-from node.compute.prefix import GRAIN
 from protocol.candidates import NOTHING, Want
 from protocol.codec import encode
 from protocol.messages import Known, Step
@@ -86,7 +85,7 @@ def link_bytes(hidden: int) -> tuple[int, int]:
         last = start + PREFILL_CHUNK >= PROMPT_TOKENS
         want = Want(top=1) if last else NOTHING
         rows = from_numpy(np.zeros((PREFILL_CHUNK, hidden), np.float32))
-        count = PREFILL_CHUNK - GRAIN * last
+        count = PREFILL_CHUNK - last
         rest = rows.row_slice(count, PREFILL_CHUNK) if last else None
         states += len(encode(Step(1, start, rows, want)))
         named += len(encode(Known(1, start, count, bytes(32), rest, want)))

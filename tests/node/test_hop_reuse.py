@@ -150,6 +150,16 @@ async def test_another_client_asks_the_same(swarm: Swarm) -> None:
     assert pair.computed() == ([(576, 24)], [(576, 24)])
 
 
+async def test_a_prompt_of_whole_grains(swarm: Swarm) -> None:
+    """Of it the last row alone is computed: the next hop finds what is named by the row that comes with it."""
+    pair = await Pair.made(swarm)
+    await pair.asked(PROMPT)
+    pair.computed()
+    for length in (512, 320, 32):
+        assert await pair.asked(PROMPT[:length]) == [expected_ids(PROMPT[:length])[-1]]
+        assert pair.computed() == ([(length - 1, 1)], [(length - 1, 1)])
+
+
 @pytest.mark.parametrize("common", [3, 31, 256, 300, 512, 599])
 async def test_sessions_that_part(swarm: Swarm, common: int) -> None:
     """Computed is what comes after the last grain that is the same."""
