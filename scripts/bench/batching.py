@@ -228,7 +228,7 @@ async def measured(target: Target, plan: Plan, counts: Sequence[int], *, with_ga
 
 async def through_node(addr: str, plan: Plan, counts: Sequence[int], with_gaps: bool) -> Found:
     """Over QUIC."""
-    async with swarm.connect(addr, remember=False) as client:
+    async with swarm.connect(addr, remember=False, reuse=False) as client:
         return await measured(Remote(client), plan, counts, with_gaps=with_gaps)
 
 

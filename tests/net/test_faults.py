@@ -116,7 +116,8 @@ async def writing(
     """A client of its own with a session for the prompt."""
     addrs = [node.addr for node in nodes.nodes if node.running]
     async with (
-        swarm.connect(*addrs, wait_s=wait_s, on_event=on_event) as client,
+        # What was computed before for the same prompt would have it through before any fault.
+        swarm.connect(*addrs, wait_s=wait_s, on_event=on_event, reuse=False) as client,
         client.session(max_tokens=ROOM) as session,
     ):
         yield Writer(session, nodes, prompt)
