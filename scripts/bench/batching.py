@@ -183,8 +183,10 @@ async def gaps(target: Target, tokens: int) -> tuple[float, float, float]:
     async def prefill() -> None:
         async with target.open(LONG_PROMPT) as step:
             await quiet.wait()
+            # Another one each time: a node knows what it computed before.
+            ids = np.random.default_rng().integers(1, HALF_BILLION.vocabulary, LONG_PROMPT).tolist()
             prompt.append(time.perf_counter())
-            await step([1 + n % 1000 for n in range(LONG_PROMPT)])
+            await step(ids)
             prompt.append(time.perf_counter())
 
     async with target.open(1500) as step, trio.open_nursery() as nursery:
@@ -305,7 +307,8 @@ def main() -> None:
             if options.engine:
                 engine = (load_native if quant else load_torch)(folder, options.threads)
                 return trio.run(partial(through_loop, engine, plan, counts, quant))
-            extra = ["--threads", str(options.threads), *(["--quant", "int8"] if quant else [])]
+            which = ["--quant", "int8"] if quant else ["--engine", "torch", "--dtype", "f32"]
+            extra = ["--threads", str(options.threads), *which]
             with local_swarm(folder, [f"0:{plan.layers}"], extra) as running:
                 return trio.run(partial(through_node, running.join, plan, counts, quant))
 
