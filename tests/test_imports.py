@@ -70,6 +70,7 @@ ROOMS = [
             "node.compute.casting",
             "node.compute.inputs",
             "node.compute.interfaces",
+            "node.compute.kv",
             "node.native.kernel",
             "node.native.load",
             "node.native.packed",

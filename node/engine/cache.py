@@ -21,6 +21,7 @@ from transformers.cache_utils import (
 )
 
 from node.compute.interfaces import GROWTH_TOKENS
+from node.engine.pool import PAGE, Pages, Pool, PooledRows
 from protocol.errors import LocalProtocolError, UnsupportedModel
 from protocol.model import Span
 
@@ -72,10 +73,11 @@ class _Buffers:
             new.narrow(2, 0, self.held).copy_(old.narrow(2, 0, self.held))
         return new
 
-    def copy_into(self, other: _Buffers, rows: int) -> None:
-        """Let `other`, which is empty, hold the first `rows` rows."""
-        if self.keys is not None and self.values is not None and rows:
-            other.append(self.keys.narrow(2, 0, rows), self.values.narrow(2, 0, rows), None)
+    def first(self, rows: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Views of the first `rows` rows; None if there are none."""
+        if self.keys is None or self.values is None or not rows:
+            return None
+        return self.keys.narrow(2, 0, rows), self.values.narrow(2, 0, rows)
 
     def bytes_per_token(self) -> int:
         """Memory that one row takes."""
@@ -86,9 +88,9 @@ class _Buffers:
 class _FullSlot(DynamicLayer):
     """A layer that attends to everything."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, buffers: _Buffers | PooledRows) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.buffers = _Buffers(most)
+        self.buffers = buffers
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -104,8 +106,8 @@ class _FullSlot(DynamicLayer):
 class _WindowSlot(DynamicSlidingWindowLayer):
     """A layer that attends to a window. All rows are kept, so that any position can be gone back to."""
 
-    def __init__(self, sliding_window: int, most: int) -> None:
-        self.buffers = _Buffers(most)
+    def __init__(self, sliding_window: int, buffers: _Buffers | PooledRows) -> None:
+        self.buffers = buffers
         super().__init__(sliding_window=sliding_window)
 
     @property
@@ -162,9 +164,14 @@ class LayerCaches(DynamicCache):
     """
 
     def __init__(
-        self, config: PreTrainedConfig, owned: frozenset[int], max_tokens: int = sys.maxsize
+        self,
+        config: PreTrainedConfig,
+        owned: frozenset[int],
+        max_tokens: int = sys.maxsize,
+        pages: Pages | None = None,
     ) -> None:
         super().__init__(config=config)
+        self._pages = pages
         self.length = 0
         self.torn = False  # a forward failed after some layers had taken its rows
         self._owned = owned
@@ -174,14 +181,17 @@ class LayerCaches(DynamicCache):
         blocks = config.get_text_config(decoder=True).num_hidden_layers
         count = max(blocks, 1 + max(owned, default=0))
         kinds = [*self.layers, *(DynamicLayer() for _ in range(count - len(self.layers)))]
-        self.layers = [self._slot(kind, index in owned) for index, kind in enumerate(kinds)]
+        self.layers = [self._slot(kind, index, index in owned) for index, kind in enumerate(kinds)]
 
-    def _slot(self, kind: Any, owned: bool) -> Any:
+    def _rows(self, index: int) -> _Buffers | PooledRows:
+        return _Buffers(self._max_tokens) if self._pages is None else PooledRows(self._pages, index)
+
+    def _slot(self, kind: Any, index: int, owned: bool) -> Any:
         if type(kind) is DynamicSlidingWindowLayer:
             window = kind.sliding_window
-            return _WindowSlot(window, self._max_tokens) if owned else _WindowShadow(self, window)
+            return _WindowSlot(window, self._rows(index)) if owned else _WindowShadow(self, window)
         if type(kind) is DynamicLayer:
-            return _FullSlot(self._max_tokens) if owned else _FullShadow(self)
+            return _FullSlot(self._rows(index)) if owned else _FullShadow(self)
         if isinstance(kind, CacheLayerMixin) and not owned:
             return _FullShadow(self)
         return kind
@@ -200,7 +210,9 @@ class LayerCaches(DynamicCache):
             slot, new = self.layers[index], other.layers[index]
             if isinstance(slot, _FullSlot | _WindowSlot):
                 assert isinstance(new, _FullSlot | _WindowSlot), "the two are of one configuration"
-                slot.buffers.copy_into(new.buffers, position)
+                held = slot.buffers.first(position)
+                if held is not None:
+                    new.buffers.append(*held, None)
                 new.is_initialized = slot.is_initialized
             elif not _holds_nothing(slot):
                 other.layers[index] = copy.deepcopy(slot)
@@ -219,9 +231,36 @@ class LayerCaches(DynamicCache):
         self.torn = False
         self.length += tokens
 
+    def reserve(self, tokens: int) -> None:
+        """Make sure of room for so many rows, where it is shared with other sessions. Raises: CacheFull."""
+        if self._pages is not None:
+            self._pages.reserve(tokens)
+
+    def page_table(self) -> list[int]:
+        """The pages that hold its rows and the next one. Raises: CacheFull."""
+        assert self._pages is not None
+        self._pages.reserve(self.length + 1)
+        return self._pages.held[: self.length // PAGE + 1]
+
+    def take_row(self) -> None:
+        """Count a row that was put behind the others without this."""
+        for index in self._owned:
+            slot = self.layers[index]
+            if isinstance(slot, _FullSlot | _WindowSlot):
+                slot.is_initialized = True
+                slot.buffers.held = self.length + 1
+        self.advance(1)
+
+    def windows(self) -> dict[int, int]:
+        """The layers that see no further back than a window, and how far, themselves included."""
+        slots = ((index, self.layers[index]) for index in self._owned)
+        return {index: slot.sliding_window for index, slot in slots if isinstance(slot, _WindowSlot)}
+
     def forget(self) -> None:
         """Give the memory back; nothing else can be asked of this afterwards."""
         self.layers = []
+        if self._pages is not None:
+            self._pages.close()
 
     def can_cut(self) -> bool:
         """Whether every slot can go back to any position."""
@@ -256,13 +295,23 @@ class SpanCache:
     """One session's cache for the stages of `span`. Owned by whoever asked the engine for it; close it."""
 
     def __init__(
-        self, config: PreTrainedConfig, span: Span, owned: frozenset[int], max_tokens: int | None = None
+        self,
+        config: PreTrainedConfig,
+        span: Span,
+        owned: frozenset[int],
+        max_tokens: int | None = None,
+        pool: Pool | None = None,
     ) -> None:
         self.span = span
+        self._pool = pool
         self._config = config
         self._owned = owned
         self._max_tokens = sys.maxsize if max_tokens is None else max_tokens
-        self.layers = LayerCaches(config, owned, self._max_tokens)
+        self.layers = self._empty()
+
+    def _empty(self) -> LayerCaches:
+        pages = None if self._pool is None else Pages(self._pool)
+        return LayerCaches(self._config, self._owned, self._max_tokens, pages)
 
     @property
     def length(self) -> int:
@@ -279,20 +328,28 @@ class SpanCache:
             if position:
                 raise UnsupportedModel(_NO_WAY_BACK)
             self.layers.forget()
-            self.layers = LayerCaches(self._config, self._owned, self._max_tokens)
+            self.layers = self._empty()
         self.layers.cut(position)
 
     @torch.inference_mode()
     def fork(self, position: int) -> SpanCache:
-        """Another cache with a copy of the first `position` positions. Raises: UnsupportedModel, as `cut`."""
+        """Another cache with a copy of the first `position` positions.
+
+        Raises: UnsupportedModel, as `cut`; CacheFull, where room is shared with other sessions.
+        """
         if not 0 <= position <= self.length:
             raise LocalProtocolError(f"a fork at {position} of a cache of {self.length} positions")
-        other = SpanCache(self._config, self.span, self._owned, self._max_tokens)
+        other = SpanCache(self._config, self.span, self._owned, self._max_tokens, self._pool)
         if (position < self.length or self.layers.torn) and not self.layers.can_cut():
             if position:
                 raise UnsupportedModel(_NO_WAY_BACK)
             return other
-        self.layers.copy_into(other.layers, position)
+        try:
+            other.layers.reserve(position)
+            self.layers.copy_into(other.layers, position)
+        except BaseException:
+            other.close()
+            raise
         return other
 
     def close(self) -> None:

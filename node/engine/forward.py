@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from node.engine.cache import LayerCaches
+from node.engine.pooled import PoolCaches
 from node.engine.rows import RowCaches
 from protocol.errors import UnsupportedModel
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 # The second is what families without attention call their state.
 _CACHES: Final = {"past_key_values", "cache_params"}
 
-Caches = LayerCaches | RowCaches
+Caches = LayerCaches | RowCaches | PoolCaches
 
 
 class Forward:

@@ -34,6 +34,17 @@ class _Rows:
         self.attention = attention  # the name of the family's own function
 
 
+class Gathered:
+    """In place of the keys or the values of a batch: all of them, [sessions, heads, positions, width], and a mask."""
+
+    __slots__ = ("attention", "mask", "states")
+
+    def __init__(self, states: torch.Tensor, mask: torch.Tensor, attention: str) -> None:
+        self.states = states
+        self.mask = mask
+        self.attention = attention  # as above
+
+
 class RowCaches:
     """In place of one session's caches: row b of a batch goes to session b's.
 
@@ -107,8 +118,8 @@ class RowAttention:
 def _attend(
     module: torch.nn.Module,
     query: torch.Tensor,
-    key: _Rows,
-    value: _Rows,
+    key: _Rows | Gathered,
+    value: _Rows | Gathered,
     attention_mask: torch.Tensor | None,
     *args: Any,
     **kwargs: Any,
@@ -117,11 +128,16 @@ def _attend(
     if attention_mask is not None:
         raise TypeError("a family that masks single rows cannot have them in a batch")
     attend = _family_function(module, key.attention)
-    out = [
+    if isinstance(key, Gathered) and isinstance(value, Gathered):
+        out: torch.Tensor = attend(module, query, key.states, value.states, key.mask, *args, **kwargs)[0]
+        return out, None
+    assert isinstance(key, _Rows)
+    assert isinstance(value, _Rows)
+    each = [
         attend(module, query[row : row + 1], keys, values, None, *args, **kwargs)[0]
         for row, (keys, values) in enumerate(zip(key.each, value.each, strict=True))
     ]
-    return torch.cat(out), None
+    return torch.cat(each), None
 
 
 def _family_function(module: torch.nn.Module, name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -9,10 +10,14 @@ import torch
 
 from node.compute.inputs import check_context, check_want
 from node.compute.interfaces import Call, StepResult
+from node.compute.kv import default_kv_tokens
 from node.engine import convert, head
 from node.engine.cache import SpanCache
 from node.engine.checkpoint import Checkpoint
+from node.engine.device import free_bytes
+from node.engine.pool import PAGE, Pool
 from node.engine.quantised import Quantiser
+from node.engine.replay import MOST_ROWS, Replay
 from node.engine.split import SplitModel
 from node.engine.trial import Trial
 from protocol.candidates import Want
@@ -27,6 +32,8 @@ from protocol.model import Manifest, Span
 from protocol.numerics import Numerics
 from protocol.tensors import ITEM_BYTES
 
+logger = logging.getLogger(__name__)
+
 _Results = list[StepResult | Exception]
 
 
@@ -35,8 +42,11 @@ class SpanEngine:
 
     span, dtype: what was loaded, "f32", "f16" or "bf16"; hidden_size: of the states it takes and gives;
     weight_bytes: memory of the parameters (of a checkpoint in the same dtype on the CPU: mapped, not copied);
-    batches: whether decode steps of several sessions are computed together.
+    batches: whether decode steps of several sessions are computed together; records: whether, on a graphics card,
+    they are recorded once and replayed from then on.
     """
+
+    shares_pages = False
 
     def __init__(
         self,
@@ -45,6 +55,7 @@ class SpanEngine:
         dtype: str,
         device: str,
         quantiser: Quantiser | None,
+        recorded: bool,
     ) -> None:
         """Use `load`."""
         self.span = span
@@ -57,6 +68,11 @@ class SpanEngine:
         trial = Trial(self._model, span)
         self._kv_bytes = trial.kv_bytes()
         self.batches = self._model.may_batch and trial.rows_agree()
+        self._replay: Replay | None = None
+        if recorded and self.batches and self._model.device.type == "cuda" and self._kv_bytes:
+            replay = Replay(self._model, span, Pool(self._pages(), self._model.device))
+            self._replay = replay if trial.replay_agrees(replay) else None
+        self.records = self._replay is not None
         self._chunks = self._model.takes_chunks
 
     @classmethod
@@ -68,23 +84,30 @@ class SpanEngine:
         dtype: str | None = None,
         device: str = "cpu",
         quantiser: Quantiser | None = None,
+        recorded: bool = True,
     ) -> SpanEngine:
         """Load the span's tensors, no others, and try them out.
 
         dtype: None takes the checkpoint's own where the device computes in it natively, else "f32". quantiser: packs
-        the weights, on the CPU and for "f32".
+        the weights, on the CPU and for "f32". recorded: False launches every step anew, to compare.
         Raises: BadCheckpoint, UnsupportedModel; ConfigError, if the model has no such span or dtype, or the device
         no memory for it.
         """
         checkpoint.require(span)
         dtype = choose_dtype(checkpoint, dtype, device)
         try:
-            return cls(checkpoint, span, dtype, device, quantiser)
+            return cls(checkpoint, span, dtype, device, quantiser, recorded)
         except torch.OutOfMemoryError as error:
             need = sum(checkpoint.stage_bytes(stage, dtype) for stage in span) / 2**30
             raise ConfigError(
                 f"{device} has no memory for stages {span} in {dtype}, {need:.1f} GiB: serve fewer layers"
             ) from error
+
+    def _pages(self) -> int:
+        """How many pages of keys and values there may be."""
+        free = free_bytes(str(self._model.device))
+        row_bytes = self.hidden_size * ITEM_BYTES[self.dtype]
+        return -(-default_kv_tokens(free, self._kv_bytes, row_bytes) // PAGE)
 
     def kv_bytes_per_token(self) -> int:
         """Memory that one position of one session over the whole span takes (recurrent states are not counted)."""
@@ -94,7 +117,8 @@ class SpanEngine:
         """An empty cache for one session of at most `max_tokens` over `span`, which is within the engine's span."""
         if not self.span.covers(span):
             raise LocalProtocolError(f"span {span} asked of an engine that holds {self.span}")
-        return self._model.new_cache(span, max_tokens)
+        pool = None if self._replay is None else self._replay.pool
+        return self._model.new_cache(span, max_tokens, pool)
 
     @torch.inference_mode()
     def run(self, calls: Sequence[Call]) -> _Results:
@@ -106,9 +130,12 @@ class SpanEngine:
         """
         results: _Results = [None] * len(calls)
         for group in self._groups(calls, results):
-            if len(group) == 1 or not self._run_rows(group, results):
-                for entered in group:
-                    results[entered.place] = self._run_alone(entered)
+            if self._replays(group) and self._run_recorded(group, results):
+                continue
+            if len(group) > 1 and self._run_rows(group, results):
+                continue
+            for entered in group:
+                results[entered.place] = self._run_alone(entered)
         return results
 
     def _groups(self, calls: Sequence[Call], results: _Results) -> Iterator[list[_Entered]]:
@@ -118,18 +145,19 @@ class SpanEngine:
         for place, call in enumerate(calls):
             try:
                 entered = self._enter(place, call)
-            except (Malformed, UnsupportedModel) as error:
+            except (Malformed, UnsupportedModel, CacheFull) as error:
                 results[place] = error
                 continue
             if self.batches and entered.inputs.shape[1] == 1:
                 rows.setdefault(entered.cache.span, []).append(entered)
             else:
                 alone.append(entered)
-        yield from rows.values()
+        for group in rows.values():
+            yield from (group[start : start + MOST_ROWS] for start in range(0, len(group), MOST_ROWS))
         yield from ([entered] for entered in alone)
 
     def _enter(self, place: int, call: Call) -> _Entered:
-        """Check a call, and cut its cache. Raises: Malformed, UnsupportedModel."""
+        """Check a call, and cut its cache. Raises: Malformed, UnsupportedModel, CacheFull."""
         cache, inputs = call.cache, call.inputs
         if not isinstance(cache, SpanCache):
             raise LocalProtocolError("a cache that this engine did not make")
@@ -143,7 +171,32 @@ class SpanEngine:
         if self._model.has_head(cache.span):
             check_want(call.want, self.manifest.vocab_size)
         cache.cut(call.position)
-        return _Entered(place, cache, states, call.want)
+        cache.layers.reserve(call.position + inputs.rows)
+        return _Entered(place, cache, call.position, states, call.want)
+
+    def _replays(self, group: Sequence[_Entered]) -> bool:
+        """Whether there are recordings for a group: of single rows through the whole span."""
+        first = group[0]
+        return self.records and first.cache.span == self.span and first.inputs.shape[1] == 1
+
+    def _run_recorded(self, group: Sequence[_Entered], results: _Results) -> bool:
+        """One row of each session, recorded; False if that cannot be, and nothing is taken."""
+        assert self._replay is not None
+        head = self._model.has_head(self._replay.span)
+        inputs = torch.cat([entered.inputs for entered in group])
+        try:
+            out = self._replay.run([entered.cache.layers for entered in group], inputs, logits=head)
+            leave = self._leave if head else self._leave_hidden
+            leave(group, out, results)
+        except torch.OutOfMemoryError:
+            self._make_room(group)
+            return False
+        except RuntimeError:
+            logger.warning("steps are not recorded any more", exc_info=True)
+            self.records = False
+            self._make_room(group)
+            return False
+        return True
 
     def _run_rows(self, group: Sequence[_Entered], results: _Results) -> bool:
         """One row of each session, together; False if there is no memory for that."""
@@ -152,19 +205,24 @@ class SpanEngine:
         caches = self._model.together([entered.cache.layers for entered in group])
         try:
             if not self._model.has_head(span):
-                hidden = self._model.hidden(span, caches, inputs.to(self._model.device)).cpu()
-                for entered, row in zip(group, hidden, strict=True):
-                    # Of its own: a view would keep the rows of all sessions for as long as one of them lasts.
-                    results[entered.place] = convert.hidden_out(row.clone())
+                hidden = self._model.hidden(span, caches, inputs.to(self._model.device))[:, 0]
+                self._leave_hidden(group, hidden, results)
             elif not wanted:
                 self._model.fill(span, caches, inputs.to(self._model.device))
             else:
                 logits = self._model.logits(span, caches, inputs.to(self._model.device), 1)[:, 0]
                 self._leave(group, logits, results)
         except torch.OutOfMemoryError:
-            self._make_room()
+            self._make_room(group)
             return False
         return True
+
+    @staticmethod
+    def _leave_hidden(group: Sequence[_Entered], hidden: torch.Tensor, results: _Results) -> None:
+        """Rows of hidden states [sessions, hidden_size]."""
+        for entered, row in zip(group, hidden.cpu(), strict=True):
+            # Of its own: a view would keep the rows of all sessions for as long as one of them lasts.
+            results[entered.place] = convert.hidden_out(row[None].clone())
 
     @staticmethod
     def _leave(group: Sequence[_Entered], logits: torch.Tensor, results: _Results) -> None:
@@ -182,7 +240,7 @@ class SpanEngine:
         try:
             return self._computed(entered)
         except torch.OutOfMemoryError:
-            self._make_room()
+            self._make_room([entered])
             return CacheFull("the memory of the device is full for now")
         except Exception as error:  # noqa: BLE001 - in its place: what others have computed cannot always be run again
             return error
@@ -205,8 +263,11 @@ class SpanEngine:
         ]
         return head.candidates(torch.cat(found) if want.every else found[-1], want)
 
-    def _make_room(self) -> None:
-        """Give back what torch keeps of the device's memory for later."""
+    def _make_room(self, group: Sequence[_Entered]) -> None:
+        """Take back what calls that failed have left; give back what torch keeps of the device's memory for later."""
+        for entered in group:
+            if entered.cache.layers.can_cut():
+                entered.cache.cut(entered.position)
         if self._model.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -217,6 +278,7 @@ class _Entered:
 
     place: int
     cache: SpanCache
+    position: int
     inputs: torch.Tensor  # ids [1, tokens], int64, or states [1, tokens, hidden_size], on the CPU
     want: Want
 

@@ -14,6 +14,7 @@ from node.engine.batching import may_batch, takes_chunks
 from node.engine.cache import LayerCaches, SpanCache
 from node.engine.forward import Caches, Forward
 from node.engine.gates import Gates
+from node.engine.pool import Pool
 from node.engine.rows import RowAttention, RowCaches
 from node.engine.skeleton import DTYPES, build_skeleton, text_config
 from protocol.errors import BadCheckpoint
@@ -148,10 +149,15 @@ class SplitModel:
         """Whether the span ends with the head."""
         return span.stop == self.blocks + 2
 
-    def new_cache(self, span: Span, max_tokens: int | None = None) -> SpanCache:
+    def new_cache(self, span: Span, max_tokens: int | None = None, pool: Pool | None = None) -> SpanCache:
         """An empty cache for one session over stages of this model; see `SpanEngine.new_cache`."""
         slots: frozenset[int] = frozenset().union(*(self._slots[i] for i in self.layers_of(span)))
-        return SpanCache(self.config, span, slots, max_tokens)
+        return SpanCache(self.config, span, slots, max_tokens, pool)
+
+    @property
+    def attention(self) -> str:
+        """The name of the family's own way to attend."""
+        return self._attention.name
 
     def together(self, sessions: Sequence[LayerCaches]) -> RowCaches:
         """Caches of a batch: one row of each session."""
@@ -183,7 +189,7 @@ class SplitModel:
     def _running(self, span: Span, caches: Caches, inputs: torch.Tensor) -> Iterator[None]:
         layers = self.layers_of(span)
         attending = (
-            self._attention.by_session() if isinstance(caches, RowCaches) else contextlib.nullcontext()
+            self._attention.by_session() if not isinstance(caches, LayerCaches) else contextlib.nullcontext()
         )
         self._gates.set(layers.start, layers.stop, None if span.start == 0 else inputs)
         caches.begin()

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable
 from typing import Final
 
 import torch
 
 from node.engine.cache import LayerCaches, SpanCache
+from node.engine.pool import Pool
+from node.engine.replay import Replay
 from node.engine.rows import RowCaches
 from node.engine.skeleton import probing
+from node.engine.sources import first_line
 from node.engine.split import SplitModel
 from protocol.errors import UnsupportedModel
 from protocol.model import Span
+
+logger = logging.getLogger(__name__)
 
 _TOKENS: Final = 3
 # Largest difference of what is computed together from what is computed alone, by norms: sums in another order.
@@ -51,23 +57,49 @@ class Trial:
     @torch.inference_mode()
     def rows_agree(self) -> bool:
         """Whether rows of sessions of different lengths give together what they give alone, within rounding."""
-        lengths = range(1, _TOKENS + 1)
+        return self._rows_agree(
+            None, lambda sessions, rows: self._run(self._span, self._model.together(sessions), rows)[:, 0]
+        )
+
+    @torch.inference_mode()
+    def replay_agrees(self, replay: Replay) -> bool:
+        """Whether recorded rows give what they give alone, within rounding; twice, so that one is a replay."""
+        head = self._model.has_head(self._span)
+        return all(
+            self._rows_agree(
+                replay.pool, lambda sessions, rows: replay.run(sessions, rows.cpu(), logits=head).clone()
+            )
+            for _ in range(2)
+        )
+
+    def _rows_agree(
+        self, pool: Pool | None, run: Callable[[list[LayerCaches], torch.Tensor], torch.Tensor]
+    ) -> bool:
         rows = self._sample(_TOKENS).transpose(0, 1)
-        alone = [self._run(self._span, caches, rows[i : i + 1]) for i, caches in self._filled(lengths)]
-        sessions = [caches for _, caches in self._filled(lengths)]
+        alone, together = (self._filled(pool) for pool in (None, pool))
+        expected = [self._run(self._span, c.layers, rows[i : i + 1])[:, 0] for i, c in enumerate(alone)]
         try:
-            together = self._run(self._span, self._model.together(sessions), rows)
+            found = run([cache.layers for cache in together], rows)
         except torch.OutOfMemoryError:
             raise
-        except Exception:  # noqa: BLE001 - a family's code fails as it likes where it meets what it does not know
+        except Exception as error:  # a family's code fails as it likes where it meets what it does not know
+            what = f"{type(error).__name__}: {first_line(error)}"
+            logger.warning("rows of sessions are not computed together: %s", what, exc_info=pool is not None)
             return False
-        return _close(torch.cat(alone), together, _ROUNDING[self._model.dtype])
+        finally:
+            for cache in together:
+                cache.close()
+        if _close(torch.cat(expected), found, _ROUNDING[self._model.dtype]):
+            return True
+        logger.warning("rows of sessions are not computed together: they would not be what they are alone")
+        return False
 
-    def _filled(self, lengths: range) -> Iterator[tuple[int, LayerCaches]]:
-        for place, length in enumerate(lengths):
-            cache = self._new_cache()
+    def _filled(self, pool: Pool | None) -> list[SpanCache]:
+        """Caches of one row, of two, and so on."""
+        caches = [self._model.new_cache(self._span, pool=pool) for _ in range(_TOKENS)]
+        for length, cache in enumerate(caches, 1):
             self._run(self._span, cache.layers, self._sample(length))
-            yield place, cache.layers
+        return caches
 
     def _new_cache(self) -> SpanCache:
         return self._model.new_cache(self._span)

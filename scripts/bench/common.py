@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # The node processes are started by what the tests start them with, which is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -24,9 +24,10 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from plots import require_matplotlib
 
-from tests.support.local_swarm import LocalSwarm
 from tests.support.models import write_tokenizer
-from tests.support.processes import Processes
+
+if TYPE_CHECKING:
+    from tests.support.local_swarm import LocalSwarm
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,10 @@ def spans(layers: int, nodes: int) -> list[str]:
 @contextmanager
 def local_swarm(model: Path, layers: Sequence[str], extra: Sequence[str] = ()) -> Iterator[LocalSwarm]:
     """Node processes on loopback that serve `layers`."""
+    # Here: a machine that only computes has not all that a node needs.
+    from tests.support.local_swarm import LocalSwarm
+    from tests.support.processes import Processes
+
     with tempfile.TemporaryDirectory() as home, Processes() as processes:
         running = LocalSwarm(processes, model, Path(home), extra=extra)
         running.start(*layers)

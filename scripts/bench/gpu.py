@@ -1,21 +1,24 @@
 """The engine on a graphics card against transformers' generate there, turn by turn, in bf16.
 
-    python scripts/bench/gpu.py [--quick] [--device cuda] [--json FILE]
+    python scripts/bench/gpu.py [--quick] [--json FILE]
+    python scripts/bench/gpu.py --device cpu [--quant int8|int4] [--json FILE]
 
 Tokens per second of greedy decoding by 1 to 16 sessions at once, and of a long prompt; random weights. transformers
 decodes a batch of as many prompts of one length; ours are sessions, each with a length and a cache of its own. The
 ratio is the median over the turns, in which both take theirs one after the other; the speeds are those of the best
 turns. `aggregate_16` is what sixteen sessions get together by what one gets. With `--device cpu` a sixth of a model
-runs in fp32, which shows that all works, and the summary has `aggregate_8_fp32`.
+runs in fp32, which shows that all works, and the summary has `aggregate_8_fp32`; with --quant its modules are packed,
+which is how families compute that the kernels do not know.
 """
 
 from __future__ import annotations
 
 import statistics
+import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 from node.compute.interfaces import Call, KvCache
-from node.engine.checkpoint import Checkpoint
+from node.engine.backend import TorchBackend
 from node.engine.span import SpanEngine
 from protocol.candidates import Candidates, Want
 from protocol.model import Span
@@ -47,8 +50,8 @@ class Plan:
     turns: int = 5
 
 
-QUICK = Plan(tokens=16, turns=3)
-SMALL = Plan(prompt=32, long_prompt=64, sessions=(1, 8), tokens=4, turns=3)
+QUICK = Plan(sessions=(1, 4, 16), tokens=16, turns=3)
+SMALL = Plan(prompt=32, long_prompt=64, sessions=(1, 8), tokens=8, turns=3)
 
 
 class Sessions:
@@ -81,58 +84,90 @@ class Sessions:
             cache.close()
 
 
-def compare(name: str, folder: Path, device: str, plan: Plan) -> list[dict[str, Any]]:
-    """One row for prefill and one for each number of sessions."""
-    dtype = "f32" if device == "cpu" else "bf16"
-    checkpoint = Checkpoint.open(str(folder))
-    engine = SpanEngine.load(checkpoint, Span(0, checkpoint.stages), dtype=dtype, device=device)
-    assert engine.batches
-    model = (
-        AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, _TORCH[dtype])).to(device).eval()
-    )
+class Bench:
+    """One model in both engines on a device; rows are printed on standard error as they come."""
 
-    def generate(count: int, prompt: int, new: int) -> None:
-        ids = torch.arange(1, 1 + prompt, device=device)[None].repeat(count, 1)
-        mask = torch.ones_like(ids)
-        out = model.generate(
-            ids, attention_mask=mask, do_sample=False, min_new_tokens=new, max_new_tokens=new, pad_token_id=0
+    def __init__(self, name: str, folder: Path, device: str, plan: Plan, quant: str | None) -> None:
+        self._name, self._device, self._plan = name, device, plan
+        dtype = "f32" if device == "cpu" else "bf16"
+        backend = TorchBackend.open(str(folder), cache_dir=None, dtype=dtype, device=device, quant=quant)
+        span = Span(0, backend.model.stages)
+        self.engine = backend.load(span)
+        if self.engine.records:
+            self._launched = SpanEngine.load(backend.model, span, dtype=dtype, device=device, recorded=False)
+        say(f"{name}: batches: {self.engine.batches}, records: {self.engine.records}")
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, _TORCH[dtype]))
+        self._model = model.to(device).eval()
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """One for prefill, and for each number of sessions; some with every step launched anew."""
+        plan = self._plan
+        yield self._row(
+            "prefill",
+            plan.long_prompt,
+            lambda: Sessions(self.engine, 1, plan.long_prompt).close(),
+            lambda: self._generate(1, plan.long_prompt, 1),
+        )
+        for count in plan.sessions:
+            yield self._decode(self.engine, f"decode, {count} sessions", count)
+        if self.engine.records:
+            for count in (plan.sessions[0], plan.sessions[-1]):
+                yield self._decode(self._launched, f"decode, {count} sessions, launched", count)
+
+    def _decode(self, engine: SpanEngine, what: str, count: int) -> dict[str, Any]:
+        plan = self._plan
+        sessions = Sessions(engine, count, plan.prompt)
+        row = self._row(
+            what,
+            count * plan.tokens,
+            lambda: sessions.decode(plan.tokens),
+            lambda: self._generate(count, plan.prompt, plan.tokens + 1),
+            lambda: self._generate(count, plan.prompt, 1),
+        )
+        sessions.close()
+        return row
+
+    def _row(
+        self,
+        what: str,
+        units: int,
+        ours: Callable[[], None],
+        theirs: Callable[[], None],
+        beside: Callable[[], None] = lambda: None,
+    ) -> dict[str, Any]:
+        """Turn by turn, after one that does not count; `beside` is what `theirs` does besides."""
+        ours()
+        theirs()
+        pairs = [(seconds(ours), seconds(theirs) - seconds(beside)) for _ in range(self._plan.turns)]
+        row = {
+            "model": self._name,
+            "what": what,
+            "engine": units / min(one for one, _ in pairs),
+            "transformers": units / min(other for _, other in pairs),
+            "ratio": statistics.median(other / one for one, other in pairs),
+        }
+        say(" ".join(str(value) for value in row.values()))
+        return row
+
+    def _generate(self, count: int, prompt: int, new: int) -> None:
+        ids = torch.arange(1, 1 + prompt, device=self._device)[None].repeat(count, 1)
+        out = self._model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=new,
+            pad_token_id=0,
         )
         assert out.shape[1] == prompt + new
         out.cpu()  # waits for the device
 
-    def row(what: str, units: int, ours: list[float], theirs: list[float]) -> dict[str, Any]:
-        ratio = statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
-        engine_s, transformers_s = units / min(ours), units / min(theirs)
-        return {
-            "model": name,
-            "what": what,
-            "engine": engine_s,
-            "transformers": transformers_s,
-            "ratio": ratio,
-        }
 
-    def prefill() -> None:
-        Sessions(engine, 1, plan.long_prompt).close()
-
-    rows = []
-    ours, theirs = [], []
-    for _ in range(plan.turns + 1):
-        ours.append(seconds(prefill))
-        theirs.append(seconds(partial(generate, 1, plan.long_prompt, 1)))
-    rows.append(row("prefill", plan.long_prompt, ours[1:], theirs[1:]))
-    for count in plan.sessions:
-        sessions = Sessions(engine, count, plan.prompt)
-        sessions.decode(4)
-        ours, theirs = [], []
-        for _ in range(plan.turns):
-            ours.append(seconds(partial(sessions.decode, plan.tokens)))
-            first = seconds(partial(generate, count, plan.prompt, 1))
-            theirs.append(seconds(partial(generate, count, plan.prompt, plan.tokens + 1)) - first)
-        sessions.close()
-        rows.append(row(f"decode, {count} sessions", count * plan.tokens, ours, theirs))
-    return rows
+def say(line: str) -> None:
+    """How far it is, and what it has: a run that is cut short has said something."""
+    sys.stderr.write(f"{time.perf_counter() - BEGAN:6.1f} s  {line}\n")
 
 
+BEGAN = time.perf_counter()
 _TORCH = {"f32": "float32", "bf16": "bfloat16"}
 
 
@@ -144,9 +179,12 @@ def summarise(rows: Sequence[dict[str, Any]], device: str) -> dict[str, float]:
         one = speeds["decode, 1 sessions"]
         summary[f"ratio_decode_{name}"] = one["ratio"]
         summary[f"ratio_prefill_{name}"] = speeds["prefill"]["ratio"]
-        for count in (8, 16) if device != "cpu" else (8,):
+        for count in (8, 16):
             key = f"aggregate_{count}_fp32" if device == "cpu" else f"aggregate_{count}_{name}"
-            summary[key] = speeds[f"decode, {count} sessions"]["engine"] / one["engine"]
+            if many := speeds.get(f"decode, {count} sessions"):
+                summary[key] = many["engine"] / one["engine"]
+        if launched := speeds.get("decode, 1 sessions, launched"):
+            summary[f"recorded_{name}"] = one["engine"] / launched["engine"]
     return summary
 
 
@@ -154,6 +192,7 @@ def main() -> None:
     """Measure, print the table, write the JSON."""
     parser = arguments(__doc__ or "")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--quant", choices=("int8", "int4"), help="on the CPU")
     options = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -161,16 +200,16 @@ def main() -> None:
         parser.error("there is no CUDA device here; --device cpu shows that it runs")
     small = options.device == "cpu"
     models = {"0.5B": replace(HALF_BILLION, layers=4) if small else HALF_BILLION}
-    if not (small or options.quick):
+    if not small:
         models["1B"] = BILLION
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for name, shape in models.items():
             shape.write(Path(folder, name), *(() if small else ("bfloat16", options.device)))
             plan = SMALL if small else QUICK if options.quick else Plan()
-            rows += compare(name, Path(folder, name), options.device, plan)
+            rows += Bench(name, Path(folder, name), options.device, plan, options.quant).rows()
     if not small:
-        print(torch.cuda.get_device_name())
+        say(torch.cuda.get_device_name())
     report(summarise(rows, options.device), rows, options.json)
 
 
