@@ -14,7 +14,7 @@ import trio
 from node import events
 from node.backend import Backend, Model, OpenBackend
 from node.compute.interfaces import Engine
-from node.compute.kv import buffer_bytes, default_kv_tokens
+from node.compute.kv import buffer_bytes, default_kv_tokens, prefix_bytes
 from node.compute.measure import measure
 from node.config import NodeConfig
 from node.events import Notify, describe_size
@@ -191,7 +191,14 @@ class Node:
         tokens = config.kv_tokens or self._kv_tokens(engine, free_bytes)
         self._budget = Admission(Room(tokens, buffer_bytes(free_bytes)))
         neighbours = Neighbours(self._transport, self._announcer.book.proven)
-        hop = HopServer(engine, self._transport, self._budget, neighbours=neighbours, speed=speed)
+        hop = HopServer(
+            engine,
+            self._transport,
+            self._budget,
+            neighbours=neighbours,
+            speed=speed,
+            prefix_bytes=prefix_bytes(free_bytes),
+        )
         ModelFiles(manifest, contents).serve(self._transport)
         hop.serve()
         self._hop = hop

@@ -121,6 +121,18 @@ class Journal:
             return self._entries[index]
         return None
 
+    def rows(self, start: int, stop: int) -> Tensor:
+        """The rows of positions start:stop, which stand, in memory of their own."""
+        parts = []
+        for entry in self._entries[bisect_right(self._entries, start, key=_position) - 1 :]:
+            if entry.position >= stop:
+                break
+            parts.append(
+                entry.rows.row_slice(max(0, start - entry.position), min(stop, entry.stop) - entry.position)
+            )
+        whole = concat_rows(parts)
+        return Tensor(whole.dtype, whole.shape, bytes(whole.data))
+
     def between(self, after: int, upto: int) -> list[Entry]:
         """What still stands of the steps behind number `after` up to `upto`, that one included."""
         first = bisect_right(self._entries, after, key=_number)

@@ -79,7 +79,8 @@ class Open(Message):
     """Client to hop: keep a KV cache for these stages. The session id is a secret of client, hop and feeder.
 
     If `bridged`, with no next hop, all hidden states come back, whatever a step wants. With `fork` cache and journal
-    begin with those of another session; the numbers of steps then go on from `fork.after`.
+    begin with those of another session; the numbers of steps then go on from `fork.after`. Without `reuse` the hop
+    takes nothing that it computed for others, and leaves nothing to them.
     """
 
     tag = "open"
@@ -90,6 +91,7 @@ class Open(Message):
     next: NextHop | None = wire(_NEXT_HOP)  # None: outputs come back to the client
     bridged: bool = wire(FLAG, default=False)
     fork: Fork | None = wire(optional(struct(Fork)), default=None)
+    reuse: bool = wire(FLAG, default=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,38 @@ class Step(Message):
     inputs: Tensor = wire(TENSOR)
     want: Want = wire(struct(Want))
     fill_until: int | None = wire(optional(_STAGE), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Known(Message):
+    """Previous hop to hop: a step whose first `rows` rows are named, not sent, because you should know them.
+
+    `mark` names them and all before them (`protocol.trail`). `inputs` are the rows after them; None: there are none.
+    """
+
+    tag = "known"
+    number: int = wire(_NUMBER)
+    position: int = wire(_POSITION)
+    rows: int = wire(uint(limits.STEP_TOKENS))
+    mark: bytes = wire(DIGEST)
+    inputs: Tensor | None = wire(optional(TENSOR))
+    want: Want = wire(struct(Want))
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown(Message):
+    """Hop to previous hop: I do not know those rows; that step and all after it are passed over until Instead."""
+
+    tag = "unknown"
+    number: int = wire(_NUMBER)
+
+
+@dataclass(frozen=True, slots=True)
+class Instead(Message):
+    """Previous hop to hop: what follows comes in the place of that step and all after it, with all rows."""
+
+    tag = "instead"
+    number: int = wire(_NUMBER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +306,7 @@ class FileChunk(Message):
 
 
 ALL: tuple[type[Message], ...] = (
-    Open, Opened, Refused, Attach, Step, Output, Ack, Relink, LinkDown, Ping, Pong, Close, Error,
-    MapRequest, MapReply, ManifestRequest, ManifestReply, FileRequest, FileChunk,
+    Open, Opened, Refused, Attach, Step, Known, Unknown, Instead, Output, Ack, Relink, LinkDown, Ping, Pong, Close,
+    Error, MapRequest, MapReply, ManifestRequest, ManifestReply, FileRequest, FileChunk,
 )  # fmt: skip
 BY_TAG: dict[str, type[Message]] = {cls.tag: cls for cls in ALL}

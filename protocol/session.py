@@ -16,6 +16,8 @@ from protocol.messages import (
     Attach,
     Close,
     Error,
+    Instead,
+    Known,
     LinkDown,
     Message,
     Open,
@@ -26,6 +28,7 @@ from protocol.messages import (
     Refused,
     Relink,
     Step,
+    Unknown,
 )
 
 
@@ -47,7 +50,7 @@ class State(Enum):
     IDLE = auto()  # nothing said yet
     OPENING = auto()  # asked, not answered
     OPEN = auto()  # a client's stream
-    ATTACHED = auto()  # a previous hop's stream: steps only, one way
+    ATTACHED = auto()  # a previous hop's stream: steps one way, and back only what is not known
     CLOSED = auto()
 
 
@@ -79,8 +82,11 @@ TRANSITIONS: Final[dict[State, dict[tuple[Side, type[Message]], State]]] = {
     },
     State.ATTACHED: {
         (Side.OPENER, Step): State.ATTACHED,
+        (Side.OPENER, Known): State.ATTACHED,
+        (Side.OPENER, Instead): State.ATTACHED,
         (Side.OPENER, Close): State.CLOSED,
         (Side.OPENER, Error): State.CLOSED,
+        (Side.HOP, Unknown): State.ATTACHED,
         (Side.HOP, Error): State.CLOSED,
     },
     State.CLOSED: {},

@@ -70,6 +70,7 @@ class Client:
         *,
         wait_s: float,
         direct: bool,
+        reuse: bool,
     ) -> None:
         self.model = model
         self.text = text
@@ -78,6 +79,7 @@ class Client:
         self._on_event = on_event
         self._wait_s = wait_s
         self._direct = direct
+        self._reuse = reuse
 
     @property
     def book(self) -> RecordBook:
@@ -152,6 +154,7 @@ class Client:
             max_tokens,
             self._wait_s,
             self._direct,
+            self._reuse,
         )
         return Session(self._view, spec, self._on_event, self._ends)
 

@@ -44,6 +44,7 @@ class Options:
     model: str | None = None  # a name or the first digits of a digest, where the swarm serves several
     wait_s: float = 0.0  # how long to wait for stages that nobody serves
     direct: bool = True  # whether hops send to each other
+    reuse: bool = True  # whether what hops compute for this client and for others is shared
     cache: Path | None = None  # where tokenizers are kept; default: the user's cache folder
     weights: str | None = None  # the digest of the model's weights, or at least its first 32 digits; or ANEW
     store: WeightStore | None = None  # where it is kept which weights were used; default: only in memory
@@ -74,6 +75,7 @@ async def connect(
     identity: Identity | None = None,
     wait_s: float = 0.0,
     direct: bool = True,
+    reuse: bool = True,
     weights: str | None = None,
     precision: str = "any",
     remember: bool | WeightStore = True,
@@ -84,7 +86,9 @@ async def connect(
     `ends` runs both ends of the model here (the client then needs its checkpoint); without, the client needs
     nothing but an address: tokenizer and chat template come from a node, checked against the model's digest.
     `wait_s` is how long to wait for stages that nobody serves. Without `direct` hidden states never pass between
-    hops but all through here, for nodes that cannot reach each other anyway.
+    hops but all through here, for nodes that cannot reach each other anyway. Without `reuse` nodes compute anew what
+    they have computed before, and keep nothing of these sessions: how soon an answer comes then tells nobody who asks
+    the same that it was asked before.
 
     `weights` is the digest of the model's weights (its first 32 digits suffice): nodes with others are left out.
     Without, those count that this client used before, and where it used none those that the most nodes serve, by the
@@ -107,7 +111,7 @@ async def connect(
         raise ConfigError("give the address of at least one node")
     me = identity or identities.generate()
     store = FolderStore(_cache_folder() / "weights") if remember is True else remember or None
-    options = Options(model, wait_s, direct, weights=weights, store=store, precision=precision)
+    options = Options(model, wait_s, direct, reuse, weights=weights, store=store, precision=precision)
     async with (
         open_transport(me.key, dht="client", validate=RecordRule()) as transport,
         enter(transport, addrs, options, ends=ends, on_event=on_event) as client,
@@ -154,6 +158,7 @@ async def enter(
             notify,
             wait_s=options.wait_s,
             direct=options.direct,
+            reuse=options.reuse,
         )
 
 

@@ -15,6 +15,20 @@ StepResult = Tensor | Candidates | None
 # Sessions are charged by so many positions at a time, and a cache takes memory for no more beyond what it holds.
 GROWTH_TOKENS: Final = 256
 
+# Positions of a page of keys and values.
+PAGE_POSITIONS: Final = 256
+
+
+class KvPage(Protocol):
+    """Keys and values of at most PAGE_POSITIONS positions, which caches and others hold together."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes."""
+
+    def release(self) -> None:
+        """One holder less. For the worker thread."""
+
 
 class KvCache(Protocol):
     """One session's keys and values, for the stages of `span`."""
@@ -36,6 +50,17 @@ class KvCache(Protocol):
 
     def close(self) -> None:
         """Give the memory back. Safe to call twice."""
+
+
+class PagedKv(KvCache, Protocol):
+    """A cache whose pages others may hold too; nobody writes to one that others hold."""
+
+    def pages(self, start: int, stop: int) -> Sequence[KvPage]:
+        """The pages of start:stop, `start` a multiple of PAGE_POSITIONS, `stop` at most `length`; the caller holds
+        them from now on. None at all, if the span has no blocks."""
+
+    def adopt(self, pages: Sequence[KvPage], length: int) -> None:
+        """Begin with `length` positions on pages of another cache of the same span; the caller still holds them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +99,10 @@ class Engine(Protocol):
     @property
     def weight_bytes(self) -> int:
         """Memory that the weights take."""
+
+    @property
+    def shares_pages(self) -> bool:
+        """Whether its caches are PagedKv."""
 
     def kv_bytes_per_token(self) -> int:
         """Memory that one position of one session takes."""

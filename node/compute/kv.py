@@ -9,6 +9,8 @@ from protocol import limits
 
 # Above this a budget is no longer a limit: 256 sessions of a thousand tokens.
 MOST_DEFAULT_TOKENS: Final = 256 * 1024
+# Of what sessions computed, so much is kept for those that begin alike: on a large machine hundreds of conversations.
+MOST_PREFIX_BYTES: Final = 4096 * limits.MIB
 # Python's objects of a row in the journal, where each row came as a step of its own (measured).
 ENTRY_BYTES: Final = 1024
 
@@ -21,6 +23,11 @@ def default_kv_tokens(free_bytes: int, kv_bytes_per_token: int, row_bytes: int) 
     """
     per_token = kv_bytes_per_token + row_bytes + ENTRY_BYTES
     return max(1, min(MOST_DEFAULT_TOKENS, free_bytes // 4 // per_token))
+
+
+def prefix_bytes(free_bytes: int) -> int:
+    """What may be kept of what sessions computed: an eighth of the free memory, which sessions do not get."""
+    return min(MOST_PREFIX_BYTES, free_bytes // 8)
 
 
 def buffer_bytes(free_bytes: int) -> int:

@@ -29,7 +29,7 @@ DECODING_S = 1.0
 class Budget:
     """Rows that a batch may hold: of short steps, of long ones while somebody decodes, and of long ones else.
 
-    Each at least `DECODE_ROWS`.
+    The first at least `DECODE_ROWS`, the others at least one.
     """
 
     short: int = limits.STEP_TOKENS

@@ -42,14 +42,14 @@ class Sizer:
     def _size(self) -> Budget:
         step_ms = self._step_ms
         return Budget(
-            short=self._rows_in(SHORT * step_ms),
-            beside=self._rows_in(max(BESIDE * step_ms, LEAST_BESIDE_MS)),
-            alone=self._rows_in(max(ALONE_MS, step_ms)),
+            short=self._rows_in(SHORT * step_ms, least=DECODE_ROWS),
+            beside=self._rows_in(max(BESIDE * step_ms, LEAST_BESIDE_MS), least=1),
+            alone=self._rows_in(max(ALONE_MS, step_ms), least=DECODE_ROWS),
         )
 
-    def _rows_in(self, ms: float) -> int:
+    def _rows_in(self, ms: float, *, least: int) -> int:
         rows = ms / self._row_ms if self._row_ms > 0 else limits.STEP_TOKENS
-        return int(min(max(rows, DECODE_ROWS), limits.STEP_TOKENS))
+        return int(min(max(rows, least), limits.STEP_TOKENS))
 
 
 def _mean(old: float, new: float) -> float:

@@ -47,6 +47,8 @@ class SpanEngine:
     they are recorded once and replayed from then on.
     """
 
+    shares_pages = False
+
     def __init__(
         self,
         checkpoint: Checkpoint,

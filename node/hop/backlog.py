@@ -8,8 +8,9 @@ import trio
 
 from node.compute.interfaces import StepResult
 from node.compute.loop import Outcome
+from node.hop.reuse import Filled, Taken
 from node.hop.seats import Seat
-from node.hop.steps import Shape
+from node.hop.steps import Shape, join
 from protocol import limits
 from protocol.candidates import Want
 from protocol.messages import Error, Step
@@ -25,18 +26,39 @@ class Load:
 
 @dataclass(slots=True)
 class Pending:
-    """A step that waits, is computed, or has been and is to be sent on; `want` is what the engine is asked for."""
+    """A step that waits, is computed, or has been and is to be sent on; `want` is what the engine is asked for.
+
+    The step's inputs are the rows to be computed.
+    """
 
     step: Step
     from_client: bool
     want: Want
     load: Load
     arrived: float
+    taken: Taken | None = None  # the rows before its inputs, which are not computed
+    filled: list[Filled] = field(default_factory=list)  # what was filled before it and may be left to others
     queue_ms: float = -1.0  # not known yet
     compute_ms: float = 0.0
     alone: bool = True  # in all batches so far
     parts: list[StepResult] = field(default_factory=list)
     failure: Error | None = None
+
+    @property
+    def position(self) -> int:
+        """Of the first row that is computed."""
+        return self.step.position + (0 if self.taken is None else self.taken.count)
+
+    @property
+    def stop(self) -> int:
+        """The position after its last row."""
+        return self.position + self.step.inputs.rows
+
+    @property
+    def result(self) -> StepResult:
+        """What it gives, all rows of it, once it is computed."""
+        before = None if self.taken is None else self.taken.rows
+        return join(self.parts if before is None else [before, *self.parts])
 
     def add(self, outcome: Outcome[StepResult], *, alone: bool) -> None:
         """A piece of it has run, or failed."""
@@ -67,6 +89,11 @@ class Backlog:
             if self._less.is_set():
                 self._less = trio.Event()
             await self._less.wait()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits to be computed."""
+        return not self._uncomputed
 
     def add(self, pending: Pending) -> None:
         """A step has come that is to be computed."""

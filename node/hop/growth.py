@@ -92,4 +92,4 @@ class Unpaged:
         self._steps.clear()
 
     def _tokens(self, pending: Pending) -> int:
-        return room_for(pending.step.position + pending.step.inputs.rows, self._seat.most)
+        return room_for(pending.stop, self._seat.most)

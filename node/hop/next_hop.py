@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from protocol import limits
-from protocol.errors import LocalProtocolError, PeerUnavailable, SwarmError
-from protocol.messages import Attach, Error, NextHop, Step
+from protocol.errors import LocalProtocolError, Malformed, PeerUnavailable, SwarmError
+from protocol.messages import Attach, Error, Instead, Known, NextHop, Step, Unknown
 from protocol.session import Side, StreamState
 from protocol.talk.channel import Channel
 from protocol.transport.base import Stream
@@ -17,17 +17,22 @@ from protocol.transport.base import Stream
 logger = logging.getLogger(__name__)
 
 OpenStream = Callable[[str], Awaitable[Stream]]
+OnUnknown = Callable[["Link", int], None]
 
 
 class Link:
     """Opened in the background by `run`; `send` waits until it is up, and is a no-op once it is down.
 
-    `stage`: where what it carries enters, the end of our span.
+    `stage`: where what it carries enters, the end of our span. `on_unknown` is told, once at most, of the first step
+    whose rows the next hop does not know by name; from then on it is to be sent all.
     """
 
-    def __init__(self, target: NextHop, stage: int) -> None:
+    def __init__(self, target: NextHop, stage: int, on_unknown: OnUnknown) -> None:
         self.target = target
+        self.names_rows = True  # whether the next hop has known all that was named
         self._stage = stage
+        self._on_unknown = on_unknown
+        self._named: set[int] = set()  # numbers of steps
         self._channel: Channel | None = None
         self._settled = trio.Event()  # up or down
         self._scope = trio.CancelScope()
@@ -49,8 +54,8 @@ class Link:
             self._settled.set()
         return self._reason
 
-    async def send(self, step: Step) -> bool:
-        """Send a step once the link is up; False if it is down."""
+    async def send(self, message: Step | Known | Instead) -> bool:
+        """Send a message once the link is up; False if it is down."""
         if not self._settled.is_set():
             await self._settled.wait()
         channel = self._channel
@@ -58,7 +63,9 @@ class Link:
             return False
         with trio.move_on_after(limits.TAKE_WITHIN_S) as taking:
             try:
-                await channel.send(step)
+                if isinstance(message, Known):
+                    self._named.add(message.number)
+                await channel.send(message)
             except PeerUnavailable as error:
                 self._break(str(error))
                 return False
@@ -92,9 +99,18 @@ class Link:
             self._channel = channel
             self._settled.set()
             try:
-                answer = await channel.receive()  # a hop that is attached to says nothing but how it fails
+                while isinstance(answer := await channel.receive(), Unknown):
+                    self._take_unknown(answer)
             finally:
                 self._channel = None
             if isinstance(answer, Error):
                 raise PeerUnavailable(f"{answer.code}: {answer.message}")
             raise PeerUnavailable("the next hop closed the stream")
+
+    def _take_unknown(self, unknown: Unknown) -> None:
+        """Raises: Malformed, where nothing was named, or it was said before: what is sent again is bounded."""
+        if not self.names_rows or unknown.number not in self._named:
+            raise Malformed("does not know what was not named")
+        self.names_rows = False
+        self._named.clear()
+        self._on_unknown(self, unknown.number)

@@ -8,11 +8,11 @@ from dataclasses import replace
 import trio
 
 from node.hop.answers import Answers
-from node.hop.next_hop import Link, OpenStream
-from node.hop.steps import JOURNAL_IDS, Computed, KeptOutputs, Shape, output_of, size_of
+from node.hop.next_hop import Link, OnUnknown, OpenStream
+from node.hop.steps import JOURNAL_IDS, Computed, KeptOutputs, Named, Shape, output_of, size_of
 from protocol import limits
 from protocol.journal import Entry, Journal
-from protocol.messages import Ack, LinkDown, Message, NextHop, Output, Relink, Step
+from protocol.messages import Ack, Instead, Known, LinkDown, Message, NextHop, Output, Relink, Step
 from protocol.tensors import Tensor
 from protocol.transport.allowance import Allowance
 
@@ -27,13 +27,18 @@ LINK_FAILED = "the link to the next hop does not work"
 class Sender:
     """Used by one task, which emits in the order of computing; `drop_link` alone may be called by another.
 
-    What is sent again, to whomever, is paced: a client cannot have a long journal replayed over and over.
+    What is sent again, to whomever, is paced: a client cannot have a long journal replayed over and over. Rows that
+    the next hop may know are named; where it does not know them, `on_unknown` hears of it and has this task
+    `send_instead`, once for each link.
     """
 
-    def __init__(self, shape: Shape, open_stream: OpenStream, answers: Answers, *, bridged: bool) -> None:
+    def __init__(
+        self, shape: Shape, open_stream: OpenStream, on_unknown: OnUnknown, answers: Answers, *, bridged: bool
+    ) -> None:
         self.emitted = 0  # the highest number plus one
         self._shape = shape
         self._open_stream = open_stream
+        self._on_unknown = on_unknown
         self._answers = answers
         self._bridged = bridged
         self._live_from = 0  # steps before this number were fills, which nobody waits for
@@ -66,7 +71,7 @@ class Sender:
         self, nursery: trio.Nursery, target: NextHop, open_stream: OpenStream | None = None
     ) -> Link:
         """From now on results go to `target`; the stream is opened in the background."""
-        self._link = link = Link(target, self._shape.span.stop)
+        self._link = link = Link(target, self._shape.span.stop, self._on_unknown)
         nursery.start_soon(self._run_link, link, open_stream or self._open_stream)
         return link
 
@@ -110,6 +115,18 @@ class Sender:
             await self._pause(size_of(output))
             await self._answers.send(output)
 
+    async def send_instead(self, link: Link, number: int) -> None:
+        """Send a next hop that does not know the rows of step `number` all rows of that and of what came after it."""
+        if link is not self._link or self._journal is None or not await link.send(Instead(number)):
+            return
+        for entry in self._journal.between(number - 1, self.emitted - 1):
+            if not await link.send(Step(entry.number, entry.position, entry.rows, entry.want)):
+                return
+
+    def rows(self, start: int, stop: int) -> Tensor | None:
+        """What was emitted of positions start:stop, if it stands; None where the head is."""
+        return None if self._journal is None else self._journal.rows(start, stop)
+
     async def relink(self, nursery: trio.Nursery, relink: Relink) -> None:
         """Turn to another next hop, or to the client, and bring it up to date. Raises: Malformed, as `emit`."""
         self._relink = relink
@@ -129,7 +146,7 @@ class Sender:
         if isinstance(done.result, Tensor):
             step = Step(done.number, done.position, done.result, done.want, done.fill_until)
             if self._goes_on(step):
-                await self._link.send(step)
+                await self._link.send(_with_names(step, done.named) if self._link.names_rows else step)
         self._answers.send_later(*after)
 
     def _as_relinked(self, done: Computed) -> Computed:
@@ -189,3 +206,11 @@ class Sender:
 
 def _live(entry: Entry) -> Computed:
     return Computed(entry.number, entry.position, entry.want, None, entry.rows)
+
+
+def _with_names(step: Step, named: Named | None) -> Step | Known:
+    """The step, with the rows that the next hop may know named instead. A fill goes to who has nothing yet."""
+    if named is None or step.fill_until is not None:
+        return step
+    inputs = step.inputs.row_slice(named.rows, step.inputs.rows) if named.rows < step.inputs.rows else None
+    return Known(step.number, step.position, named.rows, named.mark, inputs, step.want)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
 
 import trio
 
-from node.compute.interfaces import Engine
+from node.compute.interfaces import Engine, KvPage
 from node.compute.kv import room_for
 from node.compute.loop import EngineLoop, Executor, WorkerThread
 from node.compute.measure import Speed
 from node.compute.meter import Meter
+from node.compute.prefix import PrefixIndex
 from node.compute.scheduler import Scheduler
 from node.compute.sizing import Sizer
 from node.hop.admission import PAUSE_S, Admission
@@ -50,7 +52,8 @@ class HopServer:
 
     `neighbours` opens the streams to next hops (without: to nodes that are connected already); `speed` is the
     engine's, by which batches are sized at first (without: as large as may be); `executor` runs the engine (a thread
-    of its own, unless given).
+    of its own, unless given). Of what sessions compute, `prefix_bytes` are kept for those that begin alike, where the
+    engine's caches share pages.
     """
 
     def __init__(
@@ -62,13 +65,17 @@ class HopServer:
         neighbours: Neighbours | None = None,
         speed: Speed | None = None,
         executor: Executor | None = None,
+        prefix_bytes: int = 0,
     ) -> None:
         self.meter = Meter(speed)
         self.scheduler = Scheduler()
+        executor = executor or WorkerThread()
         sizer = None if speed is None else Sizer(speed, len(engine.span))
-        loop = EngineLoop(engine, executor or WorkerThread(), self.scheduler, sizer)
+        loop = EngineLoop(engine, executor, self.scheduler, sizer)
+        neighbours = neighbours or Neighbours(transport)
         growth = Growth(budget, self._give_way)
-        self._machine = Machine(engine, loop, neighbours or Neighbours(transport), growth, self.meter)
+        prefixes = _prefixes(prefix_bytes, executor) if engine.shares_pages and prefix_bytes else None
+        self._machine = Machine(engine, loop, neighbours, growth, self.meter, prefixes)
         self._budget = budget
         self._transport = transport
         self._digest = engine.manifest.digest
@@ -94,6 +101,11 @@ class HopServer:
             lambda tokens: Shape(engine.span, engine.manifest, engine.dtype, tokens).buffer_bytes,
             trio.current_time(),
         )
+
+    @property
+    def prefixes(self) -> PrefixIndex | None:
+        """What sessions computed, for those that begin alike."""
+        return self._machine.prefixes
 
     def serve(self) -> None:
         """Answer session streams from now on."""
@@ -274,3 +286,16 @@ async def say_error(channel: Channel, error: Error) -> None:
     """Tell the peer why, if it still listens."""
     with trio.move_on_after(limits.GOODBYE_TIMEOUT_S):
         await channel.send(error)
+
+
+def _prefixes(most_bytes: int, executor: Executor) -> PrefixIndex:
+    def release(pages: Sequence[KvPage]) -> None:
+        """In the worker thread, like all that counts who holds a page."""
+
+        def work() -> None:
+            for page in pages:
+                page.release()
+
+        executor.submit(work, lambda _: None)
+
+    return PrefixIndex(most_bytes, release)

@@ -7,7 +7,7 @@ A step has a *number* and a *position*. The number says when it was sent: a hop 
 arrival. The position says where its rows stand: cache and journal are cut to it before the rows are added. All going
 back, trying again and filling follows from these two; nothing else undoes anything.
 
-A step passes five places, each in order. `_accept` checks it, waits for room in the backlog (and with it the stream
+A step passes five places, each in order. `Intake` checks it, waits for room in the backlog (and with it the stream
 that brought it), and admits its number. Where the seat has no room for its tokens it stays in `_unpaged` until there
 is, but not for long: then the session ends, and its client is told when to come again. The scheduler has it computed
 in one or more pieces, each in a batch with those of other sessions: `prepare` in the engine's thread, `take` in the
@@ -18,6 +18,10 @@ journal, then to the next hop or the client, then the Ack.
 with the head, among the kept outputs) and sent again, if results go to the client, and it is acknowledged again. If
 it is still on its way here, its answer is too. The hop before repeats a step only where two have sent it: that one is
 not answered, or two hops that feed each other would never end.
+
+*Reuse.* What others computed that began alike is not computed again (`reuse`): of a step only the rows after those
+are queued, and one of which nothing is left goes to the outbox at once. The hop before may name such rows in place of
+sending them; where we do not know them we say so, and pass over all that comes until it comes again with all rows.
 
 *Fills.* A step with `fill_until` wants nothing, whatever it says. It is computed and kept in the journal like any
 other, but it is no answer: it goes to the next hop, or to the client as a bridge, if our span ends before that stage,
@@ -43,9 +47,11 @@ from __future__ import annotations
 
 import itertools
 import logging
-import time
+import math
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import trio
 
@@ -53,16 +59,20 @@ from node.compute.casting import cast_hidden
 from node.compute.interfaces import Call, Engine, KvCache, StepResult
 from node.compute.loop import EngineLoop, Outcome
 from node.compute.meter import Meter, StepTime
+from node.compute.prefix import PrefixIndex
 from node.compute.scheduler import Owner, Piece
 from node.hop.answers import Answers
 from node.hop.backlog import Backlog, Load, Pending
 from node.hop.forks import CannotFork, History
 from node.hop.growth import Growth, Unpaged
+from node.hop.intake import Intake
 from node.hop.life import Event, Life
 from node.hop.neighbours import Neighbours
+from node.hop.next_hop import Link
+from node.hop.reuse import Reuse
 from node.hop.seats import Seat
 from node.hop.sender import Sender
-from node.hop.steps import Computed, Gate, Shape, as_fill, effective_want, explain, join, piece_want
+from node.hop.steps import Computed, Named, Shape, explain, piece_want
 from protocol import limits
 from protocol.errors import CacheFull, LocalProtocolError, Lost, Malformed, RemoteProtocolError, SwarmError
 from protocol.messages import Ack, Close, Error, Fork, Message, Open, Ping, Pong, Relink, Step
@@ -79,13 +89,14 @@ _keys = itertools.count()
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What all sessions of a node share."""
+    """What all sessions of a node share. `prefixes`: where they find what others computed, if they do."""
 
     engine: Engine
     loop: EngineLoop
     neighbours: Neighbours
     growth: Growth
     meter: Meter
+    prefixes: PrefixIndex | None = None
 
 
 _REPEATED = Load()
@@ -95,6 +106,14 @@ _REPEATED = Load()
 class _Again:
     """A step that came again after it was computed."""
 
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Lacking:
+    """A step whose rows the next hop does not know by name."""
+
+    link: Link
     number: int
 
 
@@ -114,18 +133,22 @@ class HopSession:
         self._first_next = opened.next
         self._is_fork = opened.fork is not None
         self._life = Life()
-        self._gate = Gate(shape)
         self._computed = 0  # the highest number plus one
+        self._engine_failed = False
         self._cache: KvCache | None = None
         self._history = History()  # for the thread that computes
         self._unpaged = Unpaged(machine.growth, seat)
         self._backlog = Backlog(shape, seat)
         self._answers = Answers(client, self._life, self._backlog)
+        prefixes = machine.prefixes if opened.reuse else None
+        self._reuse = Reuse(shape, seat.origin, prefixes, machine.loop.executor)
+        self._intake = Intake(shape, self._life, self._backlog, self._reuse)
+        self._outbox, self._to_emit = trio.open_memory_channel[Pending | _Again | Relink | _Lacking](math.inf)
         # No method of ours: parts that know us would keep everything until a collection.
         open_stream = partial(machine.neighbours.open_stream, asker=self.owner)
         bridged = opened.bridged and opened.next is None
-        self._sender = Sender(shape, open_stream, self._answers, bridged=bridged)
-        self._outbox, self._to_emit = trio.open_memory_channel[Pending | _Again | Relink](float("inf"))
+        on_unknown = partial(_tell_lacking, self._outbox)
+        self._sender = Sender(shape, open_stream, on_unknown, self._answers, bridged=bridged)
         self._relinks = Allowance(limits.RELINKS_PER_S, limits.RELINKS_BURST)
         self._relink_taken = trio.Event()
         self._relink_taken.set()
@@ -155,6 +178,7 @@ class HopSession:
                 journal = await other._sender.fork(fork.position, fork.after, self.shape.max_tokens)
         except (LocalProtocolError, trio.TooSlowError):
             raise CannotFork("that session has something else") from None
+        self._reuse.settle()
         taken = trio.Event()
         errors: list[Exception] = []
 
@@ -167,7 +191,7 @@ class HopSession:
         await taken.wait()
         if errors:
             raise CannotFork(str(errors[0]) if isinstance(errors[0], SwarmError) else "the engine failed")
-        self._gate.begin_at(fork.after, fork.position)
+        self._intake.begin_at(fork.after, fork.position)
         self._computed = fork.after
         self._sender.begin_with(fork.after, journal)
 
@@ -183,6 +207,9 @@ class HopSession:
         self._machine.loop.drop(self)
         self._outbox.close()
         self._to_emit.close()
+        if self._backlog.is_idle and self._sender.emitted == self._computed and not self._engine_failed:
+            self._reuse.part(self._sender.rows)
+        self._reuse.give_back()
         self._backlog.forget()
         self._unpaged.forget()
         self._sender.forget()
@@ -199,8 +226,9 @@ class HopSession:
         self._attached.cancel()
         self._attached = scope = trio.CancelScope()
         with scope:
-            while isinstance(message := await channel.receive(), Step):
-                await self._accept(message, from_client=False)
+            async with aclosing(self._intake.take_all(channel)) as taken:
+                async for pending in taken:
+                    self._queue(pending)
 
     async def _read_client(self) -> None:
         """Returns when the session has ended."""
@@ -224,9 +252,9 @@ class HopSession:
 
     async def _hear(self, message: Message) -> None:
         if isinstance(message, Step):
-            await self._accept(message, from_client=True)
+            await self._accept(message)
         elif isinstance(message, Ping):
-            await self._answers.send(Pong(message.nonce, self._gate.received, self._computed))
+            await self._answers.send(Pong(message.nonce, self._intake.received, self._computed))
         elif isinstance(message, Relink):
             await self._hear_relink(message)
 
@@ -239,31 +267,31 @@ class HopSession:
         self._sender.drop_link()
         self._outbox.send_nowait(relink)
 
-    async def _accept(self, step: Step, *, from_client: bool) -> None:
-        """Check, number and queue a step; waits while too much is held."""
-        arrived = time.perf_counter()
-        try:
-            self.shape.check_want(step)
-            load = Load(step.inputs.rows, self.shape.held_bytes(step))
-            await self._backlog.wait_room(load)
-            if not self._life.happens(Event.STEP):
-                return
-            fresh = self._gate.admit(step)
-        except Malformed as error:
-            self.fail(explain(error, from_client=from_client))
-            return
-        if fresh:
-            want = effective_want(step, has_head=self.shape.has_head)
-            pending = Pending(as_fill(step), from_client, want, load, arrived)
-            self._backlog.add(pending)
-            if not self._unpaged.holds(pending):
-                self._compute(pending)
-        elif from_client and step.number < self._sender.emitted:
+    async def _accept(self, step: Step) -> None:
+        """Take a step of the client."""
+        taken = await self._intake.take(step, from_client=True)
+        if isinstance(taken, Pending):
+            self._queue(taken)
+        elif taken is not None and step.number < self._sender.emitted:
             self._backlog.hold(_REPEATED)
             self._outbox.send_nowait(_Again(step.number))
 
+    def _queue(self, pending: Pending) -> None:
+        if pending.step.inputs.rows:
+            self._reuse.settle()
+        self._backlog.add(pending)
+        if not self._unpaged.holds(pending):
+            self._compute(pending)
+
     def _compute(self, pending: Pending) -> None:
-        self._machine.loop.submit(self, pending.step.number, pending.step.inputs.rows)
+        """Have what is left of a step computed; if nothing is, it goes on at once."""
+        number, rows = pending.step.number, pending.step.inputs.rows
+        if rows:
+            self._machine.loop.submit(self, number, rows)
+        else:
+            self._computed = number + 1
+            self._backlog.computed(pending)
+            self._outbox.send_nowait(pending)
 
     async def _compute_unpaged(self) -> None:
         try:
@@ -278,18 +306,17 @@ class HopSession:
         pending, engine = self._backlog.find(piece.number), self._machine.engine
         if pending is None:
             return None  # the session ended just before
+        position, inputs = pending.position + piece.start, pending.step.inputs
         if self._cache is None:
             self._cache = engine.new_cache(self.shape.span, self.shape.max_tokens)
-        step = pending.step
-        self._history.note(step.number, step.position)
-        inputs = step.inputs
+            self._reuse.begin(self._cache, position)
+        self._history.note(pending.step.number, pending.step.position)
         if piece.stop - piece.start < inputs.rows:
             inputs = inputs.row_slice(piece.start, piece.stop)
+        pending.filled += self._reuse.enter(self._cache, position, inputs)
         if not self.shape.takes_tokens:
             inputs = cast_hidden(inputs, engine.dtype)
-        return Call(
-            self._cache, step.position + piece.start, inputs, piece_want(pending.want, last=piece.last)
-        )
+        return Call(self._cache, position, inputs, piece_want(pending.want, last=piece.last))
 
     def take(self, piece: Piece, outcome: Outcome[StepResult], *, alone: bool) -> None:
         """See `node.compute.loop.Runnable`. After its last piece, or a failure, a step goes to the sender."""
@@ -298,7 +325,9 @@ class HopSession:
         pending = self._backlog.find(piece.number)
         assert pending is not None, "it waits until its last piece has run"
         pending.add(outcome, alone=alone)
+        self._reuse.give_back()
         if outcome.error is not None:
+            self._engine_failed = True
             pending.failure = explain(outcome.error, from_client=pending.from_client)
             if pending.failure.code == "engine":
                 logger.error("the engine failed in a session of %s", self.owner.peer, exc_info=outcome.error)
@@ -327,6 +356,8 @@ class HopSession:
                     await self._sender.emit_again(item.number)
                     await self._answers.send(Ack(item.number, 0.0, 0.0))
                     self._backlog.let_go(_REPEATED)
+                elif isinstance(item, _Lacking):
+                    await self._sender.send_instead(item.link, item.number)
                 elif item.failure is not None:
                     self.fail(item.failure)
                 else:
@@ -335,9 +366,12 @@ class HopSession:
             self.fail(Error("malformed", str(error), elsewhere=False))
 
     async def _emit(self, pending: Pending) -> None:
-        step = pending.step
+        step, taken = pending.step, pending.taken
+        # Before it is sent on: it may go back, and with it the journal.
+        self._reuse.leave(pending.filled, self._sender.rows)
+        named = None if taken is None else Named(taken.count, taken.mark)
         await self._sender.emit(
-            Computed(step.number, step.position, step.want, step.fill_until, join(pending.parts)),
+            Computed(step.number, step.position, step.want, step.fill_until, pending.result, named),
             Ack(step.number, max(0.0, pending.queue_ms), pending.compute_ms),
         )
         self._backlog.let_go(pending.load)
@@ -350,6 +384,7 @@ class HopSession:
         if not other._history.stands(fork.after, fork.position):
             raise CannotFork("that session has gone back since")
         self._cache = cache.fork(fork.position)
+        self._reuse.fork(other._reuse, fork.position)
         self._history = History(fork.after)
 
     # --- the end
@@ -357,9 +392,18 @@ class HopSession:
     def _close_cache(self) -> None:
         cache, self._cache = self._cache, None
         if cache is not None:
-            cache.close()
+            try:
+                self._reuse.end(cache)
+            finally:
+                cache.close()
 
     def _released(self, outcome: Outcome[None]) -> None:
         self._machine.growth.release(self._seat)
+        self._reuse.leave_last()
         if outcome.error is not None:
             logger.error("a cache could not be closed", exc_info=outcome.error)
+
+
+def _tell_lacking(outbox: trio.MemorySendChannel[Any], link: Link, number: int) -> None:
+    with suppress(trio.ClosedResourceError, trio.BrokenResourceError):  # the session is over
+        outbox.send_nowait(_Lacking(link, number))

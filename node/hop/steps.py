@@ -99,9 +99,10 @@ class Shape:
     def _output_row_bytes(self) -> int:
         return 0 if self.has_head else self.manifest.hidden_size * ITEM_BYTES[self.dtype]
 
-    def check(self, step: Step) -> None:
-        """Raises Malformed for a step that this session cannot have, wherever it stands."""
-        rows, dims = step.inputs.rows, step.inputs.shape[1:]
+    def check(self, step: Step, named: int = 0) -> None:
+        """Raises Malformed for a step that this session cannot have, wherever it stands; so many rows of it are named
+        and come before its inputs."""
+        rows, dims = named + step.inputs.rows, step.inputs.shape[1:]
         if not 1 <= rows <= limits.STEP_TOKENS:
             raise Malformed(f"a step of {rows} rows; 1 to {limits.STEP_TOKENS} are allowed")
         if self.takes_tokens and (step.inputs.dtype != "i32" or dims):
@@ -143,15 +144,16 @@ class Gate:
         """The first `length` tokens are there, by steps below `number`."""
         self.received, self._length = number, length
 
-    def admit(self, step: Step) -> bool:
-        """Whether the step is new; False for one that came before. Raises: Malformed."""
+    def admit(self, step: Step, named: int = 0) -> bool:
+        """Whether the step is new; False for one that came before. So many rows of it are named and come before its
+        inputs. Raises: Malformed."""
         if step.number < self.received:
             return False
-        self._shape.check(step)
+        self._shape.check(step, named)
         if step.position > self._length:
             raise Malformed(f"position {step.position}, but only {self._length} tokens came before")
         self.received = step.number + 1
-        self._length = step.position + step.inputs.rows
+        self._length = step.position + named + step.inputs.rows
         return True
 
 
@@ -193,6 +195,14 @@ def explain(error: Exception, *, from_client: bool) -> Error:
 
 
 @dataclass(frozen=True, slots=True)
+class Named:
+    """The first rows of a result that the next hop may know by their mark."""
+
+    rows: int
+    mark: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Computed:
     """A step's result, with what decides where it goes."""
 
@@ -201,6 +211,7 @@ class Computed:
     want: Want
     fill_until: int | None
     result: StepResult
+    named: Named | None = None
 
 
 def output_of(done: Computed, *, bridged: bool) -> Output | None:

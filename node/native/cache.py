@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from node.compute.interfaces import PAGE_POSITIONS, KvPage
 from node.native.packed import TILE, address
-from node.native.pages import PAGE_POSITIONS, Page, PagePool
+from node.native.pages import Page, PagePool
 from protocol.errors import LocalProtocolError
 from protocol.model import Span
 
@@ -68,29 +69,36 @@ class PagedCache:
         return other
 
     def pages(self, start: int, stop: int) -> list[Page]:
-        """The pages of start:stop, both multiples of PAGE_POSITIONS and at most `length`, to be released one by one.
-
-        None at all, if the cache is of no blocks. Raises: LocalProtocolError.
+        """The pages of start:stop, `start` a multiple of PAGE_POSITIONS, `stop` at most `length`; to be released one
+        by one. None at all, if the cache is of no blocks. Raises: LocalProtocolError.
         """
-        if start % PAGE_POSITIONS or stop % PAGE_POSITIONS or not 0 <= start <= stop <= self.length:
-            raise LocalProtocolError(
-                f"{start}:{stop} are no whole pages of a cache of {self.length} positions"
-            )
-        taken = self._held[start // PAGE_POSITIONS : stop // PAGE_POSITIONS]
+        if start % PAGE_POSITIONS or not 0 <= start <= stop <= self.length:
+            raise LocalProtocolError(f"{start}:{stop} are no pages of a cache of {self.length} positions")
+        taken = self._held[start // PAGE_POSITIONS : -(-stop // PAGE_POSITIONS)]
         return [page.hold() for page in taken]
 
-    def adopt(self, pages: Sequence[Page]) -> None:
-        """Begin with whole pages of another cache for the same blocks; who gave them still has to release them.
+    def adopt(self, pages: Sequence[KvPage], length: int) -> None:
+        """Begin with `length` positions of another cache for the same blocks, on these pages, of which it may not
+        need all; who gave them still has to release them.
 
-        Raises: LocalProtocolError, if this cache is not empty, or a page is not for it.
+        Raises: LocalProtocolError, if this cache is not empty, or the pages are not for it.
         """
-        shape = (len(self.table), PAGE_POSITIONS * self._row_bytes)
-        if self._held or any(page.memory.shape != shape for page in pages):
-            raise LocalProtocolError(
-                "only an empty cache adopts pages, and only whole ones for its own blocks"
-            )
-        self._hold(pages)
-        self.length = PAGE_POSITIONS * len(pages)
+        own = [page for page in pages if isinstance(page, Page)]
+        blocks, count = len(self.table), -(-length // PAGE_POSITIONS)
+        fit = all(page.memory.shape == (blocks, page.positions * self._row_bytes) for page in own)
+        if self._held or not fit or len(own) < len(pages):
+            raise LocalProtocolError("only an empty cache adopts pages, and only those for its own blocks")
+        if blocks:
+            needed, last = own[:count], length - PAGE_POSITIONS * (count - 1)
+            sizes = [page.positions for page in needed]
+            if (
+                len(needed) < count
+                or any(size < PAGE_POSITIONS for size in sizes[:-1])
+                or sizes[-1:] < [last]
+            ):
+                raise LocalProtocolError(f"{length} positions are not on these pages")
+            self._hold(needed)
+        self.length = length
 
     def close(self) -> None:
         """Give the memory back. Safe to call twice."""

@@ -10,9 +10,9 @@ from typing import Any
 from node.engine.files import CheckpointFiles
 from node.engine.sources import open_source
 from node.native.family import Plan, plan_model
-from node.native.names import block_tensors, end_tensors
+from node.native.names import block_tensors, end_tensors, holds_bytes
 from node.native.precision import Precision
-from node.native.tensors import StoredRows
+from node.native.tensors import BYTES, FLOATS, StoredRows
 from protocol.errors import BadCheckpoint, ConfigError, UnsupportedModel
 from protocol.model import Manifest, Span
 
@@ -82,11 +82,13 @@ class NativeCheckpoint:
         if not self.has(stage):
             return self.plan.stored
         largest = max(self._stages[stage].items(), key=lambda item: math.prod(item[1]))[0]
-        return self._files.stored(largest)[1].dtype
+        dtype = self._files.stored(largest)[1].dtype
+        return "BF16" if dtype in BYTES else dtype  # what bytes stand for is kept in that
 
     def rows(self, stage: int, name: str) -> StoredRows:
         """A tensor of a stage. Raises: BadCheckpoint."""
-        return StoredRows(name, *self._files.stored(name), self._stages[stage][name])
+        dtypes = BYTES if holds_bytes(name) else FLOATS
+        return StoredRows(name, *self._files.stored(name), self._stages[stage][name], dtypes)
 
 
 def _config(files: CheckpointFiles) -> Mapping[str, Any]:

@@ -29,6 +29,7 @@ class NativeEngine:
     """
 
     dtype = "f32"
+    shares_pages = True
 
     def __init__(self, checkpoint: NativeCheckpoint, span: Span, kernel: Kernel) -> None:
         """Use `load`."""

@@ -47,9 +47,10 @@ static void choose_experts(const Model *model, const Layer *layer, const float *
     uint8_t taken[MOST_EXPERTS] = {0};
     float top = 0;
     for (int i = 0; i < model->experts_per_row; i++) {
-        int best = -1;
-        for (int e = 0; e < count; e++)
-            if (!taken[e] && (best < 0 || logits[e] > logits[best])) best = e;
+        int best = 0;
+        while (taken[best]) best++;
+        for (int e = best + 1; e < count; e++)
+            if (!taken[e] && logits[e] > logits[best]) best = e;
         taken[best] = 1;
         if (i == 0) top = logits[best];
     }

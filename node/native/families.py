@@ -112,6 +112,11 @@ class Family:
     windows: Windows | None = None
     routed: Routed | None = None
 
+    def flags(self) -> tuple[Flag, ...]:
+        """The fields that say where biases are."""
+        biases = (self.query_bias, self.out_bias, self.mlp_bias)
+        return tuple(bias for bias in biases if isinstance(bias, Flag))
+
 
 _GEMMA: Final = Family(norm_offset=1.0, head_dim=256, tied=True)
 _GEMMA2: Final = replace(

@@ -60,6 +60,7 @@ class Plan:
     out_bias: bool
     mlp_bias: bool
     context: int
+    mxfp4: bool  # the matrices of experts are stored in four-bit floats
     stored: str  # the dtype of most tensors, as safetensors names it, if config.json tells the truth
 
 
@@ -90,10 +91,36 @@ def plan_model(config: Mapping[str, Any]) -> Plan:
         out_bias=_flag(fields, family.out_bias),
         mlp_bias=_flag(fields, family.mlp_bias),
         context=context,
+        mxfp4=_is_mxfp4(fields) if kind == "gpt_oss" else False,
         stored=_stored(fields),
     )
+    for name in ("attention_bias", "mlp_bias"):
+        if name not in {flag.name for flag in family.flags()}:
+            fields.expect(name, False)
     fields.close()
     return plan
+
+
+def _stored(fields: Fields) -> str:
+    names = [fields.any(name, None) for name in ("dtype", "torch_dtype")]
+    name = next((name for name in names if name is not None), "float32")
+    if not isinstance(name, str) or (stored := _DTYPES.get(name.removeprefix("torch."))) is None:
+        raise UnsupportedModel(f"config.json has the dtype {str(name)[:80]!r}")
+    return stored
+
+
+def _is_mxfp4(fields: Fields) -> bool:
+    given = fields.any("quantization_config", None)
+    if given is None:
+        return False
+    if not isinstance(given, dict):
+        raise UnsupportedModel("config.json has a quantization_config of another form")
+    quantization = Fields(given, "quantization_config")
+    quantization.ignore("modules_to_not_convert")
+    if (method := quantization.text("quant_method")) != "mxfp4":
+        raise UnsupportedModel(f"quantization_config has quant_method {method!r}")
+    quantization.close()
+    return True
 
 
 def _with_experts(kind: str, fields: Fields, shape: Shape, experts: Experts) -> Shape:
@@ -113,14 +140,6 @@ def _padded_heads(family: Family, head_dim: int) -> int:
     if head_dim % GROUP and family.query_norms:
         raise UnsupportedModel(f"head_dim {head_dim} is no multiple of {GROUP}, and heads are normed")
     return -(-head_dim // GROUP) * GROUP
-
-
-def _stored(fields: Fields) -> str:
-    names = [fields.any(name, None) for name in ("dtype", "torch_dtype")]
-    name = next((name for name in names if name is not None), "float32")
-    if not isinstance(name, str) or (stored := _DTYPES.get(name.removeprefix("torch."))) is None:
-        raise UnsupportedModel(f"config.json has the dtype {str(name)[:80]!r}")
-    return stored
 
 
 def _sizes(kind: str, family: Family, fields: Fields) -> Shape:

@@ -6,7 +6,7 @@
 #define TASK_BYTES (96 * 1024)
 /* Tasks for each member, so that who begins late is waited for briefly. */
 #define SHARES 4
-/* How far ahead of the dots weights are asked for. */
+/* How far ahead of the dots of one row, or of the first rows, weights are asked for. */
 #define AHEAD 8192
 
 INLINE void emit(const Product *product, const vec *sums, int rows, int tiles, int row, int tile) {
@@ -30,7 +30,7 @@ INLINE void pass_plain(const Product *product, int kind, int rows, int tiles, in
     emit(product, sums, rows, tiles, row, tile);
 }
 
-INLINE void pass_quantised(const Product *product, int kind, int rows, int tiles, int row, int tile) {
+INLINE void pass_quantised(const Product *product, int kind, int rows, int tiles, int row, int tile, size_t ahead) {
     const Linear *w = product->weights;
     const size_t groups = (size_t)w->ins / GROUP, ins = (size_t)w->ins;
     const size_t step = kind == INT8 ? 512 : 256, scale_step = kind == INT8 ? LANES : 2 * LANES;
@@ -43,9 +43,9 @@ INLINE void pass_quantised(const Product *product, int kind, int rows, int tiles
     FOR_EACH(i, rows * tiles * PARTS) sums[i] = (vec){0};
     for (size_t group = 0; group < groups; group++, codes += step, scales += scale_step) {
         ivec dots[MOST_SUMS];
-        FOR_EACH(t, tiles) {
-            for (size_t i = 0; i < step; i += 64) __builtin_prefetch(codes + t * groups * step + AHEAD + i);
-            __builtin_prefetch(scales + (t * groups + AHEAD / step) * scale_step);
+        if (ahead) FOR_EACH(t, tiles) {
+            for (size_t i = 0; i < step; i += 64) __builtin_prefetch(codes + t * groups * step + ahead + i);
+            __builtin_prefetch(scales + (t * groups + ahead / step) * scale_step);
         }
         if (kind == INT8)
             dot_int8(dots, rows, tiles, codes, groups * step, q + group * GROUP, ins, totals + group, groups);
@@ -65,9 +65,10 @@ INLINE void pass_quantised(const Product *product, int kind, int rows, int tiles
     emit(product, sums, rows, tiles, row, tile);
 }
 
-INLINE void pass(const Product *product, int kind, int rows, int tiles, int row, int tile) {
+/* Weights are asked for `ahead` bytes before their dots; 0: not at all. */
+INLINE void pass(const Product *product, int kind, int rows, int tiles, int row, int tile, size_t ahead) {
     if (is_quantised(kind))
-        pass_quantised(product, kind, rows, tiles, row, tile);
+        pass_quantised(product, kind, rows, tiles, row, tile, ahead);
     else
         pass_plain(product, kind, rows, tiles, row, tile);
 }
@@ -75,8 +76,23 @@ INLINE void pass(const Product *product, int kind, int rows, int tiles, int row,
 /* One row: memory is the limit, and one stream of weights in rising order is what it gives fastest. */
 INLINE void lone_row(const Product *product, int kind, int row, int tile, int stop) {
     const int tiles = is_quantised(kind) ? 1 : PASS_TILES;
-    for (; tile + tiles <= stop; tile += tiles) pass(product, kind, 1, tiles, row, tile);
-    for (; tile < stop; tile++) pass(product, kind, 1, 1, row, tile);
+    for (; tile + tiles <= stop; tile += tiles) pass(product, kind, 1, tiles, row, tile, AHEAD);
+    for (; tile < stop; tile++) pass(product, kind, 1, 1, row, tile, AHEAD);
+}
+
+/* Rows [row, last) through so many tiles. The first few bring the weights from memory; the next find them in a cache,
+ * and have the memory bring what the first will need after these tiles, so that neither waits for the other. */
+INLINE void all_rows(const Product *product, int kind, int most_rows, int tiles, int row, int last, int tile) {
+    const size_t next = tiles * native_code_bytes(kind, LANES, product->weights->ins);
+    size_t ahead = AHEAD;
+    int r = row;
+    for (; r + most_rows <= last; r += most_rows) {
+        pass(product, kind, most_rows, tiles, r, tile, ahead);
+        ahead = r == row ? next : 0;
+    }
+    if (last - r == 3 && most_rows > 3) pass(product, kind, 3, tiles, r, tile, ahead);
+    if (last - r == 2 && most_rows > 2) pass(product, kind, 2, tiles, r, tile, ahead);
+    if (last - r == 1) pass(product, kind, 1, tiles, r, tile, ahead);
 }
 
 /* Rows [row, last) of tiles [tile, stop), as many at once as the registers hold. */
@@ -87,16 +103,9 @@ INLINE void panel(const Product *product, int kind, int row, int last, int tile,
         lone_row(product, kind, row, tile, stop);
         return;
     }
-    for (; tile + many_tiles <= stop; tile += many_tiles) {
-        int r = row;
-        for (; r + many_rows <= last; r += many_rows) pass(product, kind, many_rows, many_tiles, r, tile);
-        for (; r < last; r++) pass(product, kind, 1, many_tiles, r, tile);
-    }
-    for (; tile < stop; tile++) {
-        int r = row;
-        for (; r + many_rows <= last; r += many_rows) pass(product, kind, many_rows, 1, r, tile);
-        for (; r < last; r++) pass(product, kind, 1, 1, r, tile);
-    }
+    for (; tile + many_tiles <= stop; tile += many_tiles)
+        all_rows(product, kind, many_rows, many_tiles, row, last, tile);
+    for (; tile < stop; tile++) all_rows(product, kind, many_rows, 1, row, last, tile);
 }
 
 static void panel_of_kind(const Product *product, int row, int last, int tile, int stop) {

@@ -33,7 +33,7 @@ typedef struct {
 typedef struct {
     Linear qkv, out;
     Linear gate_up, down; /* beside experts: what every row goes through as well */
-    Linear router, shared_gate; /* F32; the second says how much the MLP beside experts counts */
+    Linear router, shared_gate; /* never quantised; the second says how much the MLP beside experts counts */
     const Expert *experts;
     const float *sinks; /* of each head the score of what is not there, or NULL */
     Norm attention_norm, attention_post_norm, mlp_norm, mlp_post_norm, query_norm, key_norm;

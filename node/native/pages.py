@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from node.native.packed import memory
 
-PAGE_POSITIONS: Final = 256
 # Pages of small models come from the system together, up to so much at once.
 SLAB_BYTES: Final = 1 << 20
 # So much stays for the next session, or a quarter of what is in use: to have it from the system again costs a fault
@@ -52,6 +51,11 @@ class Page:
         self._holders = 1
         begin = self._start * slab.size
         self.memory: NDArray[np.uint8] = slab.memory[begin : begin + slab.size].reshape(blocks, -1)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes."""
+        return self.memory.nbytes
 
     @property
     def is_shared(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,11 +14,9 @@ from node.engine.shards import StoredTensor
 from node.native.packed import TILE
 from protocol.errors import BadCheckpoint
 
-_DTYPES: Final[dict[str, np.dtype[Any]]] = {
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "BF16": np.dtype("<u2"),
-}
+Dtypes = Mapping[str, np.dtype[Any]]
+FLOATS: Final[Dtypes] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+BYTES: Final[Dtypes] = {"U8": np.dtype("u1")}
 # Of each row or column that is wanted where it is stored, -1 for zeros.
 Order = NDArray[np.intp]
 # Floats that are widened at once while a matrix is packed: some MiB.
@@ -28,14 +26,16 @@ _PIECE: Final = 1 << 20
 class StoredRows:
     """A vector or a matrix in a file. Nothing is read before it is asked for."""
 
-    def __init__(self, name: str, path: Path, tensor: StoredTensor, shape: tuple[int, ...]) -> None:
-        """Raises: BadCheckpoint, if it is stored in another shape, or in no float dtype."""
+    def __init__(
+        self, name: str, path: Path, tensor: StoredTensor, shape: tuple[int, ...], dtypes: Dtypes = FLOATS
+    ) -> None:
+        """Raises: BadCheckpoint, if it is stored in another shape, or in none of these dtypes."""
         if tensor.shape != shape:
             shapes = f"{list(tensor.shape)} instead of {list(shape)}"
             raise BadCheckpoint(
                 f"{name} has the shape {shapes}, so config.json and the weights do not belong together"
             )
-        dtype = _DTYPES.get(tensor.dtype)
+        dtype = dtypes.get(tensor.dtype)
         if dtype is None or tensor.stop - tensor.start != dtype.itemsize * int(np.prod(shape)):
             raise BadCheckpoint(f"{path}: {name} is stored as {tensor.dtype}, which is not read")
         try:
@@ -51,6 +51,11 @@ class StoredRows:
     def nbytes(self) -> int:
         """Bytes in the file."""
         return self._array.nbytes
+
+    @property
+    def raw(self) -> NDArray[Any]:
+        """As it is stored."""
+        return self._array
 
     def at(self, index: int) -> StoredRows:
         """One of those that lie in this tensor."""
@@ -99,7 +104,7 @@ class StoredRows:
 
     def pieces(self) -> Iterator[NDArray[np.float32]]:
         """Its rows in order, some at a time: whole tiles, but for the last."""
-        step = max(TILE, _PIECE // self._array.shape[1] // TILE * TILE)
+        step = max(TILE, _PIECE // self.shape[1] // TILE * TILE)
         for row in range(0, self.shape[0], step):
             yield self._some(row, row + step)
 

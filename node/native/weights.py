@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from node.native.blocks import BlockWeights
 from node.native.checkpoint import NativeCheckpoint
 from node.native.kernel import Kernel
+from node.native.mxfp4 import Mxfp4Rows
 from node.native.names import (
     SINKS,
     Part,
@@ -20,6 +21,7 @@ from node.native.names import (
     expert_matrices,
     has_experts,
     head_name,
+    mxfp4_names,
     norm_names,
     norm_tensors,
 )
@@ -111,7 +113,7 @@ class Loader:
         stage, prefix = 1 + index, block_prefix(index)
         weights, biases = [], []
         for part in parts:
-            stored = self._checkpoint.rows(stage, prefix + part.weight)
+            stored = self._stored(stage, prefix + part.weight, part.mxfp4)
             if part.stacked:
                 stored = stored.at(part.index)
             if part.transposed:
@@ -122,6 +124,12 @@ class Loader:
                 biases.append((bias.at(part.index) if part.stacked else bias).ordered(part.rows).vector())
         size = sum(rows.shape[0] for rows in weights), weights[0].shape[1]
         return self._pack(kind, size, weights, np.concatenate(biases) if biases else None)
+
+    def _stored(self, stage: int, name: str, mxfp4: bool) -> StoredRows:
+        if not mxfp4:
+            return self._checkpoint.rows(stage, name)
+        blocks, exponents = mxfp4_names(name)
+        return Mxfp4Rows(name, self._checkpoint.rows(stage, blocks), self._checkpoint.rows(stage, exponents))
 
     def _pack(
         self,

@@ -21,6 +21,7 @@ from swarm.cli.options import (
     Join,
     MaxNewTokens,
     Model,
+    NoReuse,
     Precision,
     RepetitionPenalty,
     Seed,
@@ -56,6 +57,7 @@ def chat(
     weights: Weights = None,
     precision: Precision = "any",
     wait: Wait = 10.0,
+    no_reuse: NoReuse = False,
     system: Annotated[
         str | None,
         typer.Option(metavar="TEXT", help="A system message.", show_default=False, rich_help_panel=ANSWER),
@@ -80,7 +82,7 @@ def chat(
     """
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
     screen = Screen(open_terminal())
-    where = Where(tuple(join or ()), model, wait, weights, precision)
+    where = Where(tuple(join or ()), model, wait, weights, precision, not no_reuse)
     with open_client(where, screen.terminal, screen.event) as client:
         talk = client.conversation(
             system=readable(system or "") or None, sampling=sampling, max_new_tokens=max_new_tokens

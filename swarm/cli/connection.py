@@ -31,6 +31,7 @@ def open_client(where: Where, terminal: Terminal, on_event: OnEvent) -> Iterator
         "wait_s": where.wait_s,
         "weights": where.weights,
         "precision": where.precision,
+        "reuse": where.reuse,
         "on_event": on_event,
     }
     if where.model is not None and Path(where.model).is_dir():

@@ -84,6 +84,14 @@ Weights = Annotated[
         rich_help_panel=NETWORK,
     ),
 ]
+NoReuse = Annotated[
+    bool,
+    typer.Option(
+        "--no-reuse",
+        help="Nodes compute everything anew, and keep nothing of it for others who ask the same.",
+        rich_help_panel=NETWORK,
+    ),
+]
 Precision = Annotated[
     str,
     typer.Option(
@@ -132,6 +140,7 @@ class Where:
     wait_s: float = 0.0
     weights: str | None = None
     precision: str = "any"
+    reuse: bool = True
 
 
 def taking(options: type[T], command: Callable[[T], None]) -> Callable[..., None]:

@@ -92,7 +92,14 @@ def _plans(chain: Chain, other: Chain, position: int, after: int) -> list[_Plan]
         fork = Fork(hop.session, position, after)
         following = places[index + 1] if behind is not None and not carried else None
         request = Open(
-            places[index].session, spec.digest, hop.span, spec.max_tokens, following, carried, fork
+            places[index].session,
+            spec.digest,
+            hop.span,
+            spec.max_tokens,
+            following,
+            carried,
+            fork,
+            spec.reuse,
         )
         plans.append(_Plan(hop, request, _feed(chain, hop, index, position, after)))
     return plans

@@ -69,6 +69,7 @@ class SessionSpec:
     max_tokens: int
     wait_s: float = 0.0  # how long to wait for somebody to serve stages that nobody serves
     direct: bool = True  # hops send to each other; else everything passes through the client
+    reuse: bool = True  # hops may take what they computed for others, and keep for others what they compute
 
 
 class Chain:
@@ -80,9 +81,9 @@ class Chain:
         self.id = secrets.token_hex(8)
         self.journal = journal or Journal(spec.max_tokens)
         self._hops: list[HopStream] = []
-        self._lost_feeds: dict[
-            int, Journal
-        ] = {}  # of hops that could not be forked, by the stage they begin at
+        # Of hops that could not be forked, by the stage they begin at.
+        self._lost_feeds: dict[int, Journal] = {}
+        self._forked_numerics: Mapping[int, Numerics] = {}  # of all stages, where they were forked
         self._done = self.sent
         self._rounds = 1  # how often hops may have been sent the same steps
         self._slow: Counter[str] = Counter()  # how often each peer was too slow
@@ -109,7 +110,8 @@ class Chain:
         if not self.done:
             return {}
         hops = (hop.planned for hop in self._hops)
-        return {stage: hop.numerics for hop in hops if hop.numerics is not None for stage in hop.span}
+        of_hops = {stage: hop.numerics for hop in hops if hop.numerics is not None for stage in hop.span}
+        return {**self._forked_numerics, **of_hops}
 
     @property
     def sent(self) -> int:
@@ -189,12 +191,15 @@ class Chain:
 
     # -- what changes
 
-    def begin_with(self, hops: Sequence[HopStream], lost_feeds: Mapping[int, Journal]) -> None:
+    def begin_with(
+        self, hops: Sequence[HopStream], lost_feeds: Mapping[int, Journal], numerics: Mapping[int, Numerics]
+    ) -> None:
         """Have hops that were forked from another session's; where some are missing there is a gap.
 
         lost_feeds: of those that are missing and were fed by the client, what they were fed, by their first stage.
+        numerics: what the other session's stages were computed in.
         """
-        self._hops, self._lost_feeds = list(hops), dict(lost_feeds)
+        self._hops, self._lost_feeds, self._forked_numerics = list(hops), dict(lost_feeds), numerics
 
     def splice(self, gap: Gap, opened: list[HopStream]) -> list[HopStream]:
         """Put new hops in a gap, to be filled by whoever fed the first of those they replace; returns these."""

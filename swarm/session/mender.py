@@ -50,7 +50,7 @@ class Mender:
         view = self._view
         search = Search(self._chain, view, self._tell_of_wait)
         beside = await open_beside(self._chain, other, position, view.transport, search.note_failure)
-        self._chain.begin_with(beside.hops, beside.lost_feeds)
+        self._chain.begin_with(beside.hops, beside.lost_feeds, other.numerics)
         view.used(self._chain.spec.digest, [hop.planned for hop in beside.hops])
         for hop in beside.hops:
             self._on_open(hop)

@@ -62,7 +62,9 @@ class Search:
             hop, next_hop = hops[index], following[index] if spec.direct else None
             bridged = next_hop is None and following[index] is not None
             session = places[index].session
-            request = Open(session, spec.digest, hop.span, spec.max_tokens, next_hop, bridged)
+            request = Open(
+                session, spec.digest, hop.span, spec.max_tokens, next_hop, bridged, reuse=spec.reuse
+            )
             try:
                 opened[index] = await open_hop(self._view.transport, hop, request, spec.hidden_size)
             except (PeerUnavailable, RemoteProtocolError) as error:

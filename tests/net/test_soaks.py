@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from scripts.soak import fuzz, kills
+from scripts.soak import fuzz, kills, sessions
 
 pytestmark = [pytest.mark.net, pytest.mark.timeout(240)]
 
 KILLS = 12
 FRAMES = 20_000
 CLIENT_FRAMES = 200
+SESSIONS = 600
 
 
 def test_no_answer_is_wrong_or_missing_while_nodes_die() -> None:
@@ -33,3 +34,13 @@ def test_frames_that_nobody_would_send_break_nothing() -> None:
     assert result.sound
     assert result.frames >= FRAMES
     assert set(result.states) == {"idle", "opening", "open", "attached", "map", "model"}
+
+
+def test_sessions_that_come_and_go_leave_no_memory_behind() -> None:
+    """Nodes hold after hundreds what they held after the first of them."""
+    log = sessions.run(SESSIONS, seed=1)
+    print(log.memory_mib)
+    assert log.tracebacks == []
+    assert log.sound
+    assert log.sessions >= SESSIONS
+    assert log.forks > SESSIONS / 10

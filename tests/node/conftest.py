@@ -30,12 +30,20 @@ class Node:
         executor: Executor,
         kv_tokens: int,
         addresses_of: AddressesOf,
+        prefix_bytes: int,
     ) -> None:
         self.transport = transport
         self.engine = FakeEngine(span)
         self.budget = Admission(Room(kv_tokens))
         neighbours = Neighbours(transport, addresses_of)
-        self.hop = HopServer(self.engine, transport, self.budget, neighbours=neighbours, executor=executor)
+        self.hop = HopServer(
+            self.engine,
+            transport,
+            self.budget,
+            neighbours=neighbours,
+            executor=executor,
+            prefix_bytes=prefix_bytes,
+        )
         self.hop.serve()
 
     def as_next(self, client: Client) -> NextHop:
@@ -63,11 +71,23 @@ class Swarm:
             made.send_nowait(transport)
             await trio.sleep_forever()
 
-    async def node(self, span: Span, *, executor: Executor | None = None, kv_tokens: int = 1000) -> Node:
+    async def node(
+        self,
+        span: Span,
+        *,
+        executor: Executor | None = None,
+        kv_tokens: int = 1000,
+        prefix_bytes: int = 0,
+    ) -> Node:
         """A new node that serves `span`."""
         transport = await self.transport()
         return Node(
-            transport, span, executor or InlineExecutor(), kv_tokens, lambda peer: self.met.get(peer, ())
+            transport,
+            span,
+            executor or InlineExecutor(),
+            kv_tokens,
+            lambda peer: self.met.get(peer, ()),
+            prefix_bytes,
         )
 
     async def client(self, node: Node, host: str | None = None) -> Client:

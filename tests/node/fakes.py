@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
 
@@ -14,7 +15,7 @@ import trio
 from numpy.typing import NDArray
 
 from node.compute.call import run_alone
-from node.compute.interfaces import Call, StepResult
+from node.compute.interfaces import PAGE_POSITIONS, Call, KvPage, StepResult
 from node.compute.loop import Outcome, attempt
 from protocol.candidates import NOTHING, Candidates, Want
 from protocol.errors import Malformed, SwarmError
@@ -77,9 +78,41 @@ class FakeCache:
         other.grow(position)
         return other
 
+    def pages(self, start: int, stop: int) -> list[FakePage]:
+        """Copies: nobody writes to them."""
+        assert not self.closed
+        assert not start % PAGE_POSITIONS
+        assert start <= stop <= self._length
+        starts = range(start, stop, PAGE_POSITIONS)
+        return [FakePage({n: s[at : at + PAGE_POSITIONS] for n, s in self.states.items()}) for at in starts]
+
+    def adopt(self, pages: Sequence[KvPage], length: int) -> None:
+        """Begin with them."""
+        assert not self._length
+        for page in pages:
+            assert isinstance(page, FakePage)
+            assert not page.released
+            for stage, states in page.states.items():
+                self.states[stage] += states
+        self.cut(length)
+
     def close(self) -> None:
         """Give the memory back."""
         self.closed = True
+
+
+@dataclass(eq=False)
+class FakePage:
+    """The states of a page; counts its releases."""
+
+    states: dict[int, list[Rows]]
+    released: int = 0
+    nbytes: int = 64 * PAGE_POSITIONS
+
+    def release(self) -> None:
+        """Nobody holds it."""
+        assert not self.released
+        self.released += 1
 
 
 class FakeEngine:
@@ -88,6 +121,7 @@ class FakeEngine:
     """
 
     dtype = "f32"
+    shares_pages = True
     numerics = Numerics("f32")
     hidden_size = HIDDEN
     manifest = MANIFEST
@@ -248,10 +282,16 @@ class Client:
         return cls(Channel(stream, state=StreamState(Side.OPENER)), session)
 
     async def open(
-        self, span: Span, *, next: NextHop | None = None, bridged: bool = False, max_tokens: int = 64
+        self,
+        span: Span,
+        *,
+        next: NextHop | None = None,
+        bridged: bool = False,
+        max_tokens: int = 64,
+        reuse: bool = True,
     ) -> None:
         """Say Open; the answer is still to come."""
-        await self.send(Open(self.session, MANIFEST.digest, span, max_tokens, next, bridged))
+        await self.send(Open(self.session, MANIFEST.digest, span, max_tokens, next, bridged, reuse=reuse))
 
     async def attach(self, session: bytes, stage: int = 4) -> None:
         """Say Attach."""

@@ -17,6 +17,8 @@ from protocol.messages import (
     Close,
     Error,
     Fork,
+    Instead,
+    Known,
     LinkDown,
     MapRequest,
     Message,
@@ -26,6 +28,7 @@ from protocol.messages import (
     Ping,
     Relink,
     Step,
+    Unknown,
 )
 from protocol.model import Span
 from protocol.tensors import Tensor, from_numpy
@@ -65,6 +68,8 @@ class Stranger:
         if kind == 10:
             return Ping(rng.randrange(9))
         attach = Attach(rng.choice(IDS), rng.randrange(STAGES))
+        if rng.random() < 0.3:
+            return rng.choice([self._known(), Instead(rng.randrange(9)), Unknown(rng.randrange(9))])
         others = [self._open(), attach, Close(), Error("x", "y", False), MapRequest()]
         return rng.choice([*others, LinkDown(IDS[0], "")])
 
@@ -113,6 +118,14 @@ class Stranger:
         fill = rng.choice([None, None, rng.randrange(STAGES + 1)])
         return Step(rng.randrange(6), rng.randrange(10), self._inputs(), want, fill)
 
+    def _known(self) -> Known:
+        rng = self._rng
+        inputs = rng.choice([None, self._inputs()])
+        mark = rng.choice([bytes(32), rng.randbytes(32)])
+        return Known(
+            rng.randrange(6), rng.randrange(10), rng.choice([0, 32, 512]), mark, inputs, self._step().want
+        )
+
     def _inputs(self) -> Tensor:
         rng = self._rng
         rows = rng.choice([0, 1, 2, 7, 600])
@@ -148,7 +161,7 @@ async def test_strangers_do_no_harm(
     monkeypatch.setattr("protocol.limits.ATTACH_WAIT_S", 0.02)
     monkeypatch.setattr("protocol.limits.FORK_WAIT_S", 0.02)
     rng = random.Random(seed)
-    node = await swarm.node(WHOLE)
+    node = await swarm.node(WHOLE, prefix_bytes=1 << 20)
     crowd = [await swarm.transport() for _ in range(2)]
     honest = await opened(await swarm.client(node), WHOLE)
     with caplog.at_level(logging.WARNING):

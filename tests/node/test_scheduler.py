@@ -137,7 +137,7 @@ class Batches(RuleBasedStateMachine):
         owner = Owner(str(session % 2), str(session % 3))
         self.scheduler.add(session, len(steps) - 1, rows, self.now, owner)
 
-    @rule(short=st.integers(8, 40), beside=st.integers(8, 40), more=st.integers(0, 40))
+    @rule(short=st.integers(8, 40), beside=st.integers(1, 40), more=st.integers(0, 40))
     def measure_anew(self, short: int, beside: int, more: int) -> None:
         self.scheduler.budget = Budget(short, beside, beside + more)
 
@@ -175,7 +175,7 @@ class Batches(RuleBasedStateMachine):
 TestBatches = Batches.TestCase
 
 
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 100)), max_size=40), st.integers(8, 30))
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 100)), max_size=40), st.integers(1, 30))
 def test_who_decodes_runs_in_every_batch(jobs: list[tuple[int, int]], beside: int) -> None:
     """With so many rows beside it at most, however many prompts wait, and how long ones."""
     scheduler = Scheduler(Budget(short=32, beside=beside, alone=100))

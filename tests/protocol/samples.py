@@ -18,6 +18,8 @@ from protocol.messages import (
     FileChunk,
     FileRequest,
     Fork,
+    Instead,
+    Known,
     LinkDown,
     ManifestReply,
     ManifestRequest,
@@ -33,6 +35,7 @@ from protocol.messages import (
     Refused,
     Relink,
     Step,
+    Unknown,
 )
 from protocol.model import Manifest, ManifestFile, Span
 from protocol.numerics import Numerics
@@ -103,7 +106,7 @@ def announcement(**changes: Any) -> Announcement:
 # Two values of the classes whose optional fields matter; the first word of each name is the message's tag.
 MESSAGES: dict[str, Message] = {
     "open": Open(SESSION, DIGEST, Span(0, 3), 2048, HOP),
-    "open (last hop)": Open(SESSION, DIGEST, Span(3, 6), 2048, None, bridged=True),
+    "open (last hop)": Open(SESSION, DIGEST, Span(3, 6), 2048, None, bridged=True, reuse=False),
     "open (fork)": Open(SESSION, DIGEST, Span(3, 6), 2048, None, fork=Fork(NEXT_SESSION, 300, 7)),
     "opened": Opened("bf16", Numerics("bf16")),
     "refused": Refused("busy", "all full", 2.5),
@@ -112,6 +115,12 @@ MESSAGES: dict[str, Message] = {
     "step (fill)": Step(
         300, 70_000, Tensor("bf16", (1, 2), bytes.fromhex("803f 0040")), Want("nothing"), fill_until=3
     ),
+    "known": Known(1, 0, 128, DIGEST, None, Want("nothing")),
+    "known (and a row)": Known(
+        1, 0, 128, DIGEST, Tensor("bf16", (1, 2), bytes.fromhex("803f 0040")), Want(top=2, temperature=0.5)
+    ),
+    "unknown": Unknown(300),
+    "instead": Instead(300),
     "output": Output(1, 1, candidates=candidates()),
     "output (hidden)": Output(1, 0, hidden=Tensor("f16", (1, 2), bytes.fromhex("003c 0040"))),
     "ack": Ack(1, 0.5, 12.25),

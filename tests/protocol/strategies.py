@@ -20,6 +20,8 @@ from protocol.messages import (
     FileChunk,
     FileRequest,
     Fork,
+    Instead,
+    Known,
     LinkDown,
     ManifestReply,
     ManifestRequest,
@@ -35,6 +37,7 @@ from protocol.messages import (
     Refused,
     Relink,
     Step,
+    Unknown,
 )
 from protocol.model import Manifest, ManifestFile, Span
 from protocol.numerics import Numerics
@@ -129,6 +132,7 @@ FIELDS: dict[type[Message], dict[str, st.SearchStrategy[Any]]] = {
         "next": hops,
         "bridged": st.booleans(),
         "fork": st.none() | st.builds(Fork, session=session_ids, position=positions, after=numbers),
+        "reuse": st.booleans(),
     },
     Opened: {"dtype": dtypes, "numerics": numerics},
     Refused: {
@@ -144,6 +148,16 @@ FIELDS: dict[type[Message], dict[str, st.SearchStrategy[Any]]] = {
         "want": wants,
         "fill_until": st.none() | stages,
     },
+    Known: {
+        "number": numbers,
+        "position": positions,
+        "rows": uints(limits.STEP_TOKENS),
+        "mark": digests,
+        "inputs": st.none() | tensors(),
+        "want": wants,
+    },
+    Unknown: {"number": numbers},
+    Instead: {"number": numbers},
     Output: {
         "number": numbers,
         "position": positions,

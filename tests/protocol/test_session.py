@@ -3,7 +3,7 @@
 What the table promises:
 - A stream begins with Open (a client's) or Attach (a previous hop's), said by whoever opened it.
 - A client may send steps before it hears Opened; the hop's answer is Opened, Refused or Error, nothing else.
-- On an attached stream only steps come, and nothing goes back but Error.
+- On an attached stream only steps come, whose rows may be known, and nothing goes back but Unknown and Error.
 - The hop never closes in silence: it ends a stream with Refused or Error; the opener with Close or Error.
 - After that nobody says anything.
 - Maps, manifests and files are not spoken of on a session stream.
@@ -24,6 +24,8 @@ from protocol.messages import (
     Error,
     FileChunk,
     FileRequest,
+    Instead,
+    Known,
     LinkDown,
     ManifestReply,
     ManifestRequest,
@@ -38,6 +40,7 @@ from protocol.messages import (
     Refused,
     Relink,
     Step,
+    Unknown,
 )
 from protocol.session import TRANSITIONS, Side, State, StreamState
 from tests.protocol.samples import MESSAGES
@@ -103,10 +106,10 @@ def test_an_open_is_answered_once() -> None:
     )
 
 
-def test_an_attached_stream_is_one_way() -> None:
-    """Steps one way, and back only why it failed: answers go to the client directly."""
-    assert said(State.ATTACHED, Side.OPENER) == {Step, Close, Error}
-    assert said(State.ATTACHED, Side.HOP) == {Error}
+def test_an_attached_stream() -> None:
+    """Steps one way, and back only what is not known and why it failed: answers go to the client directly."""
+    assert said(State.ATTACHED, Side.OPENER) == {Step, Known, Instead, Close, Error}
+    assert said(State.ATTACHED, Side.HOP) == {Unknown, Error}
 
 
 def test_an_open_stream() -> None:

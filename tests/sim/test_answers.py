@@ -43,7 +43,9 @@ async def client_in(world: World, wait_s: float = 0.0) -> AsyncIterator[Client]:
         nursery.start_soon(texts.run)
         text = await load_text(texts, model_files(tokenizer_config={"chat_template": CHAT}))
         model = Model("fake", MANIFEST.digest, MANIFEST)
-        yield Client(world.view, model, text, None, world.events.append, wait_s=wait_s, direct=True)
+        yield Client(
+            world.view, model, text, None, world.events.append, wait_s=wait_s, direct=True, reuse=True
+        )
 
 
 def along(*nodes: FakeNode) -> Route:

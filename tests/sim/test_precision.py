@@ -7,7 +7,7 @@ import trio
 
 from protocol.errors import NoRoute
 from protocol.model import Span
-from protocol.numerics import parse_numerics
+from protocol.numerics import Numerics, parse_numerics
 from swarm.events import Altered
 from swarm.routing.precision import parse_precisions
 from swarm.session.mender import changes
@@ -114,6 +114,23 @@ async def test_before_the_first_step_nothing_binds(clock: trio.testing.MockClock
         assert await greedy(session, PROMPT, 5) == greedy_reference(PROMPT, 5)
         assert session.route.peers == (world.nodes[0].peer, world.nodes[2].peer)
         assert altered(world) == []
+
+
+@pytest.mark.parametrize(("kind", "used"), [(INT8, 3), (INT4, 2)])
+async def test_what_a_fork_lacks_is_replaced_by_its_kind(
+    kind: Numerics, used: int, clock: trio.testing.MockClock
+) -> None:
+    """That of the session that it was forked from; if nobody is of it, by whoever is quickest, which is told."""
+    numerics = {0: INT8, 1: INT8, 3: kind}
+    async with swarm_of((0, 4), (4, 8), (4, 8), (4, 8), slow=[3], numerics=numerics) as world:
+        session = await world.session()
+        begin = await greedy(session, PROMPT, 5)
+        world.network.kill(world.nodes[1].peer)
+        fork = await session.fork()
+        assert fork.route.peers == (world.nodes[0].peer, world.nodes[used].peer)
+        assert begin + await greedy(fork, begin[-1:], 5) == greedy_reference(PROMPT, 10)
+        told = [] if kind == INT8 else [Altered(fork.id, Span(4, 8), INT8, F32)]
+        assert [event for event in fork.events if isinstance(event, Altered)] == told
 
 
 def test_what_changed_is_told_in_whole_spans() -> None:

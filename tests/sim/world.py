@@ -125,9 +125,13 @@ class World:
         """The node of that id."""
         return next(node for node in self.nodes if node.peer == peer)
 
-    async def session(self, *, max_tokens: int = 256, wait_s: float = 0.0, direct: bool = True) -> Session:
+    async def session(
+        self, *, max_tokens: int = 256, wait_s: float = 0.0, direct: bool = True, reuse: bool = True
+    ) -> Session:
         """An open session over the whole model."""
-        spec = SessionSpec(MANIFEST.digest, MANIFEST.blocks, VOCAB, HIDDEN, ALL, max_tokens, wait_s, direct)
+        spec = SessionSpec(
+            MANIFEST.digest, MANIFEST.blocks, VOCAB, HIDDEN, ALL, max_tokens, wait_s, direct, reuse
+        )
         session = Session(self.view, spec, self.events.append)
         await session.open()
         return session
@@ -144,6 +148,7 @@ async def start_node(
     identity: Identity | None = None,
     loading: bool = False,
     host: str | None = None,
+    prefix_bytes: int = 0,
 ) -> FakeNode:
     """A node of its own identity that serves `span` and hands out everybody's records.
 
@@ -159,7 +164,12 @@ async def start_node(
 
     neighbours = Neighbours(mouth, addresses_of)
     hop = HopServer(
-        engine, mouth, Admission(Room(4096)), neighbours=neighbours, executor=InlineExecutor(step_s)
+        engine,
+        mouth,
+        Admission(Room(4096)),
+        neighbours=neighbours,
+        executor=InlineExecutor(step_s),
+        prefix_bytes=prefix_bytes,
     )
     if not loading:
         hop.serve()
@@ -181,6 +191,7 @@ async def swarm_of(
     latency_s: float = 0.01,
     step_s: float = 0.0,
     hosts: Mapping[int, str] | None = None,
+    prefix_bytes: int = 0,
     numerics: Mapping[int, Numerics] | None = None,
 ) -> AsyncIterator[World]:
     """Nodes of these spans and a client that knows them; those in `slow` are chosen only when others fail.
@@ -200,6 +211,7 @@ async def swarm_of(
                 decode_ms=cost,
                 step_s=step_s,
                 host=(hosts or {}).get(index),
+                prefix_bytes=prefix_bytes,
             )
             node.engine.numerics = (numerics or {}).get(index, node.engine.numerics)
             nodes.append(node)

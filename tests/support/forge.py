@@ -25,6 +25,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal
 
+from swarm.cli.app import COMMANDS
+
 ROOT = Path(__file__).parents[2]
 READY_S = 90.0
 REAP_EVERY_S = 0.02
@@ -35,10 +37,10 @@ MODULES = (
     "node.engine.shards",
     "node.engine.span",
     "node.engine.split",
+    "node.native.backend",
     "node.process",
     "protocol.transport.libp2p",
-    "swarm.cli",
-    "swarm.client",
+    *(f"swarm.cli.{name}" for name in COMMANDS),
     "transformers.models.auto.modeling_auto",
     "transformers.models.llama.modeling_llama",
 )

@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from node.compute.call import run_alone
+from node.compute.interfaces import PAGE_POSITIONS
 from node.native.cache import PagedCache
 from node.native.checkpoint import NativeCheckpoint
 from node.native.engine import NativeEngine
 from node.native.kernel import Kernel
-from node.native.pages import PAGE_POSITIONS, SLAB_BYTES, SPARE_BYTES, SPARE_SHARE, PagePool
+from node.native.pages import SLAB_BYTES, SPARE_BYTES, SPARE_SHARE, PagePool
 from node.native.precision import PRECISIONS
 from protocol.candidates import NOTHING, Candidates, Want
 from protocol.errors import LocalProtocolError
@@ -122,15 +123,16 @@ def test_a_short_session_takes_little() -> None:
     short.check()
 
 
-def test_whole_pages_go_from_one_cache_to_another() -> None:
-    """Also when the first one is gone."""
+@pytest.mark.parametrize("stop", [512, 600])
+def test_pages_go_from_one_cache_to_another(stop: int) -> None:
+    """Also when the first one is gone, and not all positions of the last page are wanted."""
     pool = PagePool()
     first, second = empty(pool), empty(pool)
     first.write(0, list(range(600)))
-    kept = first.cache.pages(0, 512)
+    kept = first.cache.pages(0, stop)
     first.cache.close()
-    second.cache.adopt(kept)
-    second.values = list(range(512))
+    second.cache.adopt(kept, stop - 7)
+    second.values = list(range(stop - 7))
     for page in kept:
         page.release()
     second.check()
@@ -141,11 +143,11 @@ def test_whole_pages_go_from_one_cache_to_another() -> None:
 
 
 def test_what_cannot_be_shared_is_refused() -> None:
-    """Half pages, what is not there, and pages for others."""
+    """What begins inside a page, what is not there, too few pages, and pages for others."""
     pool = PagePool()
     cache = empty(pool)
     cache.write(0, list(range(300)))
-    for start, stop in ((0, 100), (10, 256), (0, 512), (256, 0), (-256, 0)):
+    for start, stop in ((10, 256), (0, 512), (256, 0), (-256, 0)):
         with pytest.raises(LocalProtocolError):
             cache.cache.pages(start, stop)
     for position in (-1, 301):
@@ -153,9 +155,11 @@ def test_what_cannot_be_shared_is_refused() -> None:
             cache.cache.fork(position)
     (page,) = cache.cache.pages(0, 256)
     with pytest.raises(LocalProtocolError):
-        cache.cache.adopt([page])
+        cache.cache.adopt([page], 256)
     with pytest.raises(LocalProtocolError):
-        PagedCache(Span(1, 2), 1, ROW_BYTES, pool=pool).adopt([page])
+        PagedCache(Span(1, 3), BLOCKS, ROW_BYTES, pool=pool).adopt([page], 257)
+    with pytest.raises(LocalProtocolError):
+        PagedCache(Span(1, 2), 1, ROW_BYTES, pool=pool).adopt([page], 256)
 
 
 @pytest.mark.parametrize("size", [1 << 10, 1 << 18, 3 << 20])
