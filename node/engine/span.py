@@ -18,6 +18,7 @@ from node.engine.device import free_bytes
 from node.engine.pool import PAGE, Pool
 from node.engine.quantised import Quantiser
 from node.engine.replay import MOST_ROWS, Replay
+from node.engine.sources import first_line
 from node.engine.split import SplitModel
 from node.engine.trial import Trial
 from protocol.candidates import Want
@@ -191,8 +192,9 @@ class SpanEngine:
         except torch.OutOfMemoryError:
             self._make_room(group)
             return False
-        except RuntimeError:
-            logger.warning("steps are not recorded any more", exc_info=True)
+        except RuntimeError as error:
+            logger.warning("steps are not recorded any more: %s", first_line(error))
+            logger.debug("what failed", exc_info=True)
             self.records = False
             self._make_room(group)
             return False

@@ -84,14 +84,15 @@ class Trial:
             raise
         except Exception as error:  # a family's code fails as it likes where it meets what it does not know
             what = f"{type(error).__name__}: {first_line(error)}"
-            logger.warning("rows of sessions are not computed together: %s", what, exc_info=pool is not None)
+            logger.warning("rows of sessions cannot be %s: %s", "recorded" if pool else "joined", what)
+            logger.debug("what failed", exc_info=True)
             return False
         finally:
             for cache in together:
                 cache.close()
         if _close(torch.cat(expected), found, _ROUNDING[self._model.dtype]):
             return True
-        logger.warning("rows of sessions are not computed together: they would not be what they are alone")
+        logger.warning("rows of sessions are %s not what they are alone", "recorded" if pool else "joined")
         return False
 
     def _filled(self, pool: Pool | None) -> list[SpanCache]:

@@ -121,25 +121,28 @@ def test_a_model_is_tried_before_it_is_replayed(tiny: Tiny) -> None:
 
 @torch.inference_mode()
 def test_what_a_session_leaves_behind_reaches_nobody(tiny: Tiny) -> None:
-    """Numbers that are none, in pages that others get next and in rows that stand for no session."""
-    model = SplitModel(Checkpoint.open(str(tiny("llama"))), frozenset(Span(1, 6)), "f32", "cpu")
-    span, pool = Span(1, 6), Pool(2, CPU)
+    """Numbers that are none, in pages that others get next, and in rows that stand for no session."""
+    span, pool = Span(1, 6), Pool(4, CPU)
+    model = SplitModel(Checkpoint.open(str(tiny("llama"))), frozenset(span), "f32", "cpu")
     replay = Replay(model, span, pool)
-    bad, good = torch.full((1, 3, 64), 3e38), torch.randn(1, 3, 64)
-    for _ in range(2):
-        hostile = model.new_cache(span, pool=pool)
-        model.hidden(span, hostile.layers, bad)
-        replay.run([hostile.layers], bad[:, :1], logits=False)
-        # More rows than sessions: what the last batch gave these stays in its place.
-        second = model.new_cache(span, pool=pool)
-        replay.run([hostile.layers, second.layers], bad.transpose(0, 1)[:2], logits=False)
-        for cache in (hostile, second):
-            cache.close()
-    caches = [model.new_cache(span, pool=each) for each in (pool, None)]
-    for cache in caches:
-        model.hidden(span, cache.layers, good)
-    found = replay.run([caches[0].layers], good[:, :1], logits=False)
-    torch.testing.assert_close(found, model.hidden(span, caches[1].layers, good[:, :1])[:, 0])
+    bad = torch.full((4, 1, 64), torch.nan)
+    hostile = [model.new_cache(span, pool=pool) for _ in range(4)]
+    for cache in hostile:
+        model.hidden(span, cache.layers, torch.full((1, 40, 64), torch.nan))
+    for count in (4, 3):  # what the fourth gave stays in its row, which is nobody's the second time
+        replay.run([cache.layers for cache in hostile[:count]], bad[:count], logits=False)
+    for cache in hostile:
+        cache.close()
+    lengths = (3, PAGE + 3)  # so that the first has a table with room for more pages than it holds
+    pooled, alone = ([model.new_cache(span, pool=each) for _ in lengths] for each in (pool, None))
+    for length, *caches in zip(lengths, pooled, alone, strict=True):
+        good = torch.randn(1, length, 64)
+        for cache in caches:
+            model.hidden(span, cache.layers, good)
+    rows = torch.randn(2, 1, 64)
+    found = replay.run([cache.layers for cache in pooled], rows, logits=False)
+    expected = [model.hidden(span, c.layers, rows[i : i + 1])[:, 0] for i, c in enumerate(alone)]
+    torch.testing.assert_close(found, torch.cat(expected), rtol=1e-4, atol=1e-4)
 
 
 def test_a_pool_that_is_full_says_so_and_keeps_what_is_held() -> None:
