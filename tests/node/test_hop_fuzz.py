@@ -176,4 +176,4 @@ async def test_strangers_do_no_harm(
     await eventually(lambda: len(node.hop) == 1 and node.budget.free == 1000 - 64)
     assert [record.message for record in caplog.records if record.exc_info] == []
     assert [cache.closed for cache in node.engine.caches].count(False) == 1  # the honest one's
-    assert len(node.engine.steps) > ROUNDS + 5  # strangers got that far too
+    assert len(node.engine.steps) > ROUNDS  # strangers got that far too
