@@ -298,7 +298,7 @@ def main() -> None:
     parser.add_argument("--engine", action="store_true", help="the engine loop alone, in this process")
     parser.add_argument("--threads", type=int, default=2, help="of the node (default: 2)")
     options = parser.parse_args()
-    plan = Plan(layers=8, turns=2, tokens=24) if options.quick else Plan(layers=24, turns=5, tokens=48)
+    plan = Plan(layers=8, turns=2, tokens=24) if options.quick else Plan(layers=24, turns=3, tokens=32)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         replace(HALF_BILLION, layers=plan.layers).write(folder)
