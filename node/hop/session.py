@@ -66,7 +66,7 @@ from node.hop.backlog import Backlog, Load, Pending
 from node.hop.forks import CannotFork, History
 from node.hop.growth import Growth, Unpaged
 from node.hop.intake import Intake
-from node.hop.life import Event, Life
+from node.hop.life import Event, Life, State
 from node.hop.neighbours import Neighbours
 from node.hop.next_hop import Link
 from node.hop.reuse import Reuse
@@ -357,6 +357,8 @@ class HopSession:
     async def _emit_all(self, nursery: trio.Nursery) -> None:
         try:
             async for item in self._to_emit:
+                if self._life.state is State.FREED:
+                    return  # it was handed over just before, and there is no journal any more
                 if isinstance(item, Relink):
                     self._relink_taken.set()
                     await self._sender.relink(nursery, item)
@@ -375,13 +377,18 @@ class HopSession:
 
     async def _emit(self, pending: Pending) -> None:
         step, taken = pending.step, pending.taken
-        # Before it is sent on: it may go back, and with it the journal.
-        self._reuse.leave(pending.filled, self._sender.rows)
+        # What stood before is left before: the step may go back, and with it the journal. Of a step in several pieces
+        # pages may have been filled that it sends on itself.
+        earlier = [filled for filled in pending.filled if filled.stop <= step.position]
+        self._reuse.leave(earlier, self._sender.rows)
         named = None if taken is None else Named(taken.count, taken.mark)
         await self._sender.emit(
             Computed(step.number, step.position, step.want, step.fill_until, pending.result, named),
             Ack(step.number, max(0.0, pending.queue_ms), pending.compute_ms),
         )
+        if self._life.state is not State.FREED:
+            own = [filled for filled in pending.filled if filled.stop > step.position]
+            self._reuse.leave(own, self._sender.rows)
         self._backlog.let_go(pending.load)
 
     def _take_cache(self, other: HopSession, fork: Fork) -> None:

@@ -315,13 +315,15 @@ def cpu_seconds(node: RunningNode) -> float:
 
 
 def tracebacks(node: RunningNode) -> list[str]:
-    """The last line of each traceback in what a node has printed."""
+    """The end of each traceback that a node has printed; logged ones are indented as a whole."""
     lines = node.process.lines
-    return [
-        next((line for line in lines[at + 1 :] if line and not line.startswith(" ")), "?")
-        for at, line in enumerate(lines)
-        if "Traceback" in line
-    ]
+    found = []
+    for at, line in enumerate(lines):
+        if "Traceback" in line:
+            margin = line[: len(line) - len(line.lstrip())] + " "
+            end = next((n for n in range(at + 1, len(lines)) if not lines[n].startswith(margin)), len(lines))
+            found.append(" ".join(text.strip() for text in lines[max(at, end - 3) : end + 1]))
+    return found
 
 
 def _tolerantly(check: Callable[[], Awaitable[bool]]) -> Callable[[], Awaitable[bool]]:

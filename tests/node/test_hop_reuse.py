@@ -15,6 +15,7 @@ import trio
 import trio.testing
 
 from node.compute.prefix import GRAIN, PrefixIndex
+from node.compute.scheduler import Budget
 from protocol.candidates import HIDDEN, NOTHING, Want
 from protocol.messages import (
     SESSION_PROTOCOL,
@@ -139,6 +140,20 @@ class Pair:
         self.front.engine.steps.clear()
         self.back.engine.steps.clear()
         return both
+
+
+async def test_regression_a_step_in_pieces_fills_pages_of_its_own(swarm: Swarm) -> None:
+    """They are left once it has been sent on, and are right."""
+    pair = await Pair.made(swarm)
+    for node in (pair.front, pair.back):
+        node.hop.scheduler.budget = Budget(short=8, beside=100, alone=100)
+    front, back = await pair.session()
+    assert await ask(front, back, PROMPT, chunk=512) == [expected_ids(PROMPT)[-1]]
+    await leave(pair.front, front)
+    await leave(pair.back, back)
+    pair.computed()
+    assert await pair.asked(PROMPT) == [expected_ids(PROMPT)[-1]]
+    assert pair.computed() == ([(576, 24)], [(576, 24)])
 
 
 async def test_another_client_asks_the_same(swarm: Swarm) -> None:

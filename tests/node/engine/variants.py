@@ -120,6 +120,8 @@ EXACT: dict[str, dict[str, Any]] = {
     "vaultgemma": _WINDOW,
     "xglm": {"ffn_dim": 128},
 }
+# Families that choose the positions they attend to by scores of their own.
+INDEXED = tuple(name for name, changes in EXACT.items() if changes is _INDEXED)
 
 # Name -> (changes, a word of why the engine refuses it).
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
