@@ -22,6 +22,7 @@ from node.hop.admission import Admission
 from node.hop.neighbours import Neighbours
 from node.hop.seats import Room
 from node.hop.server import HopServer
+from node.memory import for_weights
 from node.presence.announce import Announcer, Load, Served, disagreeing
 from node.presence.gossip import Gossip
 from node.presence.modelfiles import ModelFiles
@@ -40,9 +41,6 @@ T = TypeVar("T")
 
 # How long the addresses given have to answer: an address is there or wrong, seconds tell.
 JOIN_WITHIN_S = 10.0
-# Of the memory that is free, what a node that chooses its own span takes for weights: the rest is for KV caches, for
-# the activations of long prompts, and for whoever owns the machine.
-WEIGHTS_SHARE = 0.6
 # Weights that a node does not serve are read for the digest of the whole up to this size: a second or two.
 READ_BYTES = 256 * 1024 * 1024
 # Digits of that digest, as `--weights` takes them.
@@ -143,7 +141,7 @@ class Node:
         sizes = await _in_thread(
             lambda: [model.stage_bytes(stage, dtype) for stage in range(manifest.stages)]
         )
-        memory_bytes = int(WEIGHTS_SHARE * await self._memory(backend))
+        memory_bytes = for_weights(await self._memory(backend))
         peers = [said for said in self._announcer.others() if said.digest == manifest.digest]
         counts = coverage([said.span for said in peers], manifest.stages)
         span = choose_span(counts, sizes, memory_bytes, self._rng)
