@@ -5,13 +5,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import Any
+from typing import Any, Final
 
 from node.estimate import Estimate
 from node.footprint import Footprint
 from node.memory import for_weights
 
-KV_TOKENS = 1000
+_KV_TOKENS: Final = 1000
 
 
 def advise(estimate: Estimate, model: str, memories: Sequence[int], free_bytes: int) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def advise(estimate: Estimate, model: str, memories: Sequence[int], free_bytes: 
         "refused": estimate.refused or None,
         "stages": _stages(estimate),
         "total": {"stored": stored, **totals},
-        "kv_1000_tokens": {name: KV_TOKENS * sum(of.kv) for name, of in footprints.items()},
+        "kv_1000_tokens": {name: _KV_TOKENS * sum(of.kv) for name, of in footprints.items()},
         "machines": [_machines(footprints, memory) for memory in memories or [free_bytes]],
         "here": {
             "free": free_bytes,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -66,10 +65,3 @@ class Footprint:
         first, stop = layers
         free_bytes = max(0, memory_bytes - self.weights(layers))
         return default_kv_tokens(free_bytes, sum(self.kv[first:stop]), self.row)
-
-
-def most_precise(
-    footprints: Mapping[str, Footprint], layers: tuple[int, int], weights_bytes: int
-) -> str | None:
-    """The first of `footprints` in which these blocks fit; None if they fit in none."""
-    return next((name for name, of in footprints.items() if of.weights(layers) <= weights_bytes), None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.footprint import Footprint, most_precise
+from node.footprint import Footprint
 
 SIZES = st.integers(1, 40)
 MEMORY = st.integers(0, 200)
@@ -61,9 +61,3 @@ def test_the_ends_count_where_they_are_served() -> None:
     """The embedding with the first layer, the head with the last."""
     footprint = Footprint((100, 1, 2, 3, 1000), (1, 1, 1), 8)
     assert [footprint.weights(layers) for layers in ((0, 1), (1, 2), (2, 3), (0, 3))] == [101, 2, 1003, 1106]
-
-
-def test_the_first_that_fits_is_the_most_precise() -> None:
-    """In the order in which they are given."""
-    known = {"f32": Footprint((4, 4, 4), (1,), 8), "int8": Footprint((1, 1, 1), (1,), 8)}
-    assert [most_precise(known, (0, 1), memory) for memory in (12, 11, 3, 2)] == ["f32", "int8", "int8", None]
