@@ -107,7 +107,7 @@ def open_torch(config: NodeConfig, why: str) -> Backend:
 
     why: it is this engine, for people.
     """
-    _need_torch(config.model, why)
+    need_torch(config.model, why)
     from node.engine.threads import OPENMP_ENVIRONMENT, configure_threads
 
     for name, value in OPENMP_ENVIRONMENT.items():
@@ -139,14 +139,14 @@ def open_ends(model: str) -> NativeEnds | LocalEnds:
     try:
         return NativeEnds.load(NativeCheckpoint.open(model, F32), load_kernel())
     except (UnsupportedModel, NoKernels) as error:
-        _need_torch(model, str(error))
+        need_torch(model, str(error))
     from node.engine.checkpoint import Checkpoint
     from node.engine.ends import LocalEnds
 
     return LocalEnds.load(Checkpoint.open(model))
 
 
-def _need_torch(model: str, why: str) -> None:
+def need_torch(model: str, why: str) -> None:
     """Raises ConfigError with what is missing and how to get it."""
     if missing := [name for name in _TORCH if importlib.util.find_spec(name) is None]:
         raise ConfigError(f"{model} needs {', '.join(missing)}: {_INSTALL} ({why})")

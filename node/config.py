@@ -12,6 +12,8 @@ from protocol.transport.addresses import parse_address, peer_at
 DEFAULT_LISTEN = ("/ip4/0.0.0.0/udp/0/quic-v1",)
 DTYPES = ("f32", "f16", "bf16")
 QUANTS = ("int8", "int4")
+# Of all, the most precise that fits.
+AUTO = "auto"
 ENGINES = ("auto", "native", "torch")
 
 
@@ -25,7 +27,7 @@ class NodeConfig:
     announce    addresses to tell others instead of those listened on
     device      torch's name of it, "cpu" or "cuda"
     dtype       "f32", "f16", "bf16", by torch; None: what suits the checkpoint and the device
-    quant       "int8", "int4"; None: the weights as they are stored
+    quant       "int8", "int4"; None: the weights as they are stored; "auto": of these the most precise that fits
     engine      "native", "torch"; "auto": the native kernels for what they know completely
     kv_tokens   tokens of KV cache that sessions may take together; None: from the free memory
     threads     cores for the engine; None: torch's choice
@@ -86,8 +88,8 @@ class NodeConfig:
     def _check_engine(self) -> None:
         if self.engine not in ENGINES:
             raise ConfigError(f"there is no engine {self.engine!r}: {', '.join(ENGINES)}")
-        if self.quant is not None and self.quant not in QUANTS:
-            raise ConfigError(f"weights cannot be kept in {self.quant!r}: {', '.join(QUANTS)}")
+        if self.quant is not None and self.quant not in (*QUANTS, AUTO):
+            raise ConfigError(f"weights cannot be kept in {self.quant!r}: {', '.join(QUANTS)}, or {AUTO}")
         what = self.quant or ("native" if self.engine == "native" else None)
         if what is not None and not self.suits_kernels:
             raise ConfigError(f"{what} is computed by the native kernels: leave device and dtype out")

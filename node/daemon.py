@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 import trio
@@ -16,16 +19,18 @@ from node.backend import Backend, Model, OpenBackend
 from node.compute.interfaces import Engine
 from node.compute.kv import buffer_bytes, default_kv_tokens, prefix_bytes
 from node.compute.measure import measure
-from node.config import NodeConfig
+from node.config import AUTO, QUANTS, NodeConfig
 from node.events import Notify, describe_size
 from node.hop.admission import Admission
 from node.hop.neighbours import Neighbours
 from node.hop.seats import Room
 from node.hop.server import HopServer
+from node.memory import for_weights
+from node.native.load import NoKernels
 from node.presence.announce import Announcer, Load, Served, disagreeing
 from node.presence.gossip import Gossip
 from node.presence.modelfiles import ModelFiles
-from node.presence.placement import choose_span, coverage
+from node.presence.placement import choose_precision, coverage
 from protocol.errors import ConfigError, EngineError, Unreachable
 from protocol.identity import Identity
 from protocol.model import Span, describe_stages, weights_digest
@@ -40,9 +45,6 @@ T = TypeVar("T")
 
 # How long the addresses given have to answer: an address is there or wrong, seconds tell.
 JOIN_WITHIN_S = 10.0
-# Of the memory that is free, what a node that chooses its own span takes for weights: the rest is for KV caches, for
-# the activations of long prompts, and for whoever owns the machine.
-WEIGHTS_SHARE = 0.6
 # Weights that a node does not serve are read for the digest of the whole up to this size: a second or two.
 READ_BYTES = 256 * 1024 * 1024
 # Digits of that digest, as `--weights` takes them.
@@ -86,19 +88,19 @@ class Node:
         """
         config = self._config
         self._notify(events.Opening(config.model))
-        backend = await _in_thread(lambda: self._open_backend(config))
-        model = backend.model
+        backends = await _in_thread(self._open)
+        model = backends[0].model
         wanted = config.span(model.manifest.blocks)
         self._announcer.serve()
         if config.join:
             await self._join(model)
-        span = wanted or await self._choose_span(backend)
+        backend, span = await self._choose(backends, wanted)
         await self._prepare(backend, span)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._gossip.run)  # others see that somebody is loading this span
             await self._load(backend, span)
             await self._gossip.spread()
-            await self._tell_weights(model)
+            await self._tell_weights(backend.model)
             self._tell_how_to_join()
             self.ready.set()
             await trio.sleep_forever()
@@ -112,6 +114,17 @@ class Node:
             nursery.start_soon(self._gossip.goodbye, LEAVE_WITHIN_S)
             if self._hop is not None:
                 nursery.start_soon(self._hop.drain, LEAVE_WITHIN_S)
+
+    def _open(self) -> list[Backend]:
+        """What may serve: one in the precision that is asked for, or one in each, the most precise first. Blocks."""
+        config = self._config
+        if config.quant != AUTO:
+            return [self._open_backend(config)]
+        backends = [self._open_backend(replace(config, quant=None))]
+        for quant in QUANTS:
+            with contextlib.suppress(NoKernels):
+                backends.append(self._open_backend(replace(config, quant=quant)))
+        return backends
 
     # --- joining
 
@@ -137,22 +150,26 @@ class Node:
                 )
             )
 
-    async def _choose_span(self, backend: Backend) -> Span:
-        model, manifest = backend.model, backend.model.manifest
-        dtype = await _in_thread(backend.dtype)
-        sizes = await _in_thread(
-            lambda: [model.stage_bytes(stage, dtype) for stage in range(manifest.stages)]
-        )
-        memory_bytes = int(WEIGHTS_SHARE * await self._memory(backend))
+    async def _choose(self, backends: Sequence[Backend], wanted: Span | None) -> tuple[Backend, Span]:
+        """Which of these serves, and which span, if the owner has not said both. Raises: ConfigError."""
+        if wanted is not None and len(backends) == 1:
+            return backends[0], wanted
+        manifest = backends[0].model.manifest
+        sizes = [await _in_thread(partial(_stage_bytes, backend)) for backend in backends]
+        memory_bytes = for_weights(await self._memory(backends[0]))
         peers = [said for said in self._announcer.others() if said.digest == manifest.digest]
         counts = coverage([said.span for said in peers], manifest.stages)
-        span = choose_span(counts, sizes, memory_bytes, self._rng)
-        if span is None:
-            least = describe_size(min(sizes))
-            raise ConfigError(
-                f"the smallest stage takes {least}, {describe_size(memory_bytes)} may be used for weights"
-            )
-        return span
+        chosen = choose_precision(counts, sizes, memory_bytes, self._rng, wanted)
+        if chosen is None:
+            if wanted is None:
+                what, least = "the smallest stage takes", min(map(min, sizes))
+            else:
+                what = f"{describe_stages(wanted, manifest.blocks)} take at least"
+                least = min(sum(each[stage] for stage in wanted) for each in sizes)
+            may = f"{describe_size(memory_bytes)} may be used for weights"
+            raise ConfigError(f"{what} {describe_size(least)}, {may}")
+        precision, span = chosen
+        return backends[precision], span
 
     async def _memory(self, backend: Backend) -> int:
         free_bytes = await _in_thread(backend.free_bytes)
@@ -284,6 +301,12 @@ class Node:
             else:
                 self._notify(events.Warned("more nodes serve other weights than can be named here"))
         return self._announcer.announce(self._served, load, "joining" if hop is None else "serving")
+
+
+def _stage_bytes(backend: Backend) -> list[int]:
+    """What each stage of its model takes. Blocks."""
+    model, dtype = backend.model, backend.dtype()
+    return [model.stage_bytes(stage, dtype) for stage in range(model.manifest.stages)]
 
 
 async def _in_thread(work: Callable[[], T]) -> T:

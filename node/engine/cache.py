@@ -277,9 +277,11 @@ class LayerCaches(DynamicCache):
 
     def bytes_per_token(self) -> int:
         """Memory that one position takes; fixed-size recurrent states count nothing."""
-        return sum(self._slot_bytes(self.layers[index]) for index in self._owned)
+        return sum(self.slot_bytes(index) for index in self._owned)
 
-    def _slot_bytes(self, slot: Any) -> int:
+    def slot_bytes(self, index: int) -> int:
+        """The same, of one slot."""
+        slot = self.layers[index]
         if isinstance(slot, _FullSlot | _WindowSlot):
             return slot.buffers.bytes_per_token()
         tensors: list[torch.Tensor | None]

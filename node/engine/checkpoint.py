@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from node.engine.files import CheckpointFiles
-from node.engine.kinds import kind_of, packed_bytes
+from node.engine.quantisation import quantisation_of
 from node.engine.sources import Source, first_line, open_source
 from node.native.precision import Precision
 from protocol import limits
 from protocol.errors import BadCheckpoint, ConfigError, UnsupportedModel
 from protocol.model import Manifest, Span
-from protocol.tensors import ITEM_BYTES
 
 if TYPE_CHECKING:
     from node.engine.skeleton import Layout
@@ -97,14 +96,9 @@ class Checkpoint:
 
         A head that is tied to the embedding counts it: alone, it has to load it. Packed, about so many.
         """
-        layout, precision = self.layout, self.precision
-        names = layout.stages[stage]
-        if precision is None or not stage:
-            sizes = [layout.sizes[name] for name in names]
-            return sum(count * (ITEM_BYTES[dtype] if floating else 8) for count, floating in sizes)
-        return sum(
-            packed_bytes(kind_of(precision, name, layout.stack), layout.sizes[name][0]) for name in names
-        )
+        from node.engine import sizes
+
+        return sizes.stage_bytes(self.layout, stage, dtype, self.precision)
 
     def stage_digests(self, span: Span) -> tuple[bytes, ...]:
         """For each stage of the span 8 bytes of the SHA-256 over its tensors as stored. Reads only these.
@@ -152,12 +146,8 @@ class Checkpoint:
             raise BadCheckpoint(
                 f"{self.name}: config.json does not say what model this is: {error!r}"
             ) from error
-        parts = [
-            raw,
-            *(part for part in raw.values() if isinstance(part, dict)),
-        ]  # of models with several parts
-        for quantised in (part["quantization_config"] for part in parts if part.get("quantization_config")):
-            method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+        if quantised := quantisation_of(raw):
+            method = quantised.get("quant_method")
             raise UnsupportedModel(
                 f"{self.name} is quantised ({method}); only unquantised checkpoints are served"
             )

@@ -14,7 +14,7 @@ from node.compute.kv import default_kv_tokens
 from node.engine import convert, head
 from node.engine.cache import SpanCache
 from node.engine.checkpoint import Checkpoint
-from node.engine.device import free_bytes
+from node.engine.device import free_bytes, suited_dtype
 from node.engine.pool import PAGE, Pool
 from node.engine.quantised import Quantiser
 from node.engine.replay import MOST_ROWS, Replay
@@ -296,9 +296,4 @@ def choose_dtype(checkpoint: Checkpoint, dtype: str | None, device: str) -> str:
         if dtype not in ITEM_BYTES or dtype == "i32":
             raise ConfigError(f"there is no dtype {dtype!r}: f32, f16 or bf16")
         return dtype
-    own = checkpoint.dtype or "f32"
-    if torch.device(device).type != "cpu":
-        return own
-    # Without these instructions bf16 prefill is three times slower than fp32, and fp16 worse.
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16" if own == "bf16" and native else "f32"
+    return suited_dtype(checkpoint.dtype or "f32", device)

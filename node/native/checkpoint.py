@@ -9,6 +9,7 @@ from typing import Any
 
 from node.engine.files import CheckpointFiles
 from node.engine.sources import open_source
+from node.native import sizes
 from node.native.family import Plan, plan_model
 from node.native.names import block_tensors, end_tensors, further_blocks, holds_bytes
 from node.native.precision import Precision
@@ -71,11 +72,7 @@ class NativeCheckpoint:
 
     def stage_bytes(self, stage: int, dtype: str) -> int:
         """See `node.backend.Model`; whatever the dtype of the states, precision and stored dtype decide."""
-        shape, stored = self.plan.shape, self._stored(stage)
-        if stage == 0:
-            return (4 if stored == "F32" else 2) * shape.vocabulary * shape.hidden
-        kept = self.precision.kept(stored)
-        return kept.head_bytes(shape) if stage == self.manifest.stages - 1 else kept.block_bytes(shape)
+        return sizes.stage_bytes(self.plan, stage, self.precision, self._stored(stage))
 
     def stage_digests(self, span: Span) -> tuple[bytes, ...]:
         """See `node.backend.Model`; the same in every precision, for they are of the weights as stored."""

@@ -1,4 +1,4 @@
-"""Which span a node should serve, if its owner does not say. Pure."""
+"""Which span a node should serve, and in which precision, if its owner does not say. Pure."""
 
 from __future__ import annotations
 
@@ -31,6 +31,35 @@ def choose_span(
     scores = [_score(counts, window) for window in windows]
     best = max(scores)
     return rng.choice([window for window, score in zip(windows, scores, strict=True) if score == best])
+
+
+def choose_precision(
+    counts: Sequence[int],
+    stage_bytes: Sequence[Sequence[int]],
+    memory_bytes: int,
+    rng: random.Random,
+    wanted: Span | None = None,
+) -> tuple[int, Span] | None:
+    """Which of several precisions, and which span in it; None if nothing fits.
+
+    stage_bytes: of each stage in each precision, the most precise first. wanted: the span, where it is given.
+    What leaves fewer stages that nobody serves comes first, then what is more precise: who cannot be answered at all
+    gains more than who is answered more exactly.
+    """
+    found: list[tuple[int, int, Span]] = []
+    for precision, sizes in enumerate(stage_bytes):
+        span = wanted
+        if wanted is None:
+            span = choose_span(counts, sizes, memory_bytes, rng)
+        elif sum(sizes[stage] for stage in wanted) > memory_bytes:
+            span = None
+        if span is not None:
+            holes = sum(not count and stage not in span for stage, count in enumerate(counts))
+            found.append((holes, precision, span))
+    if not found:
+        return None
+    _, precision, span = min(found, key=lambda choice: choice[:2])
+    return precision, span
 
 
 def _widest_windows(stage_bytes: Sequence[int], memory_bytes: int) -> list[Span]:

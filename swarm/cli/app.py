@@ -15,7 +15,7 @@ from swarm.cli.streams import OutputLost, own_streams
 from swarm.cli.terminal import open_terminal
 
 # Each is a function in the module of its name.
-COMMANDS: Final = ("chat", "demo", "generate", "node", "route", "status")
+COMMANDS: Final = ("chat", "demo", "generate", "node", "plan", "route", "status")
 
 
 def app_of(*commands: str) -> typer.Typer:

@@ -1,4 +1,4 @@
-"""The one bridge to the node's side: starts the daemon, or runs both ends of a model for a full client.
+"""The one bridge to the node's side: starts the daemon, runs both ends of a model for a full client, plans.
 
 Everything of `node` is imported inside functions, so that a client without its dependencies never notices.
 """
@@ -6,7 +6,8 @@ Everything of `node` is imported inside functions, so that a client without its 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from protocol.errors import ConfigError
@@ -37,6 +38,20 @@ def load_ends(folder: str) -> Ends:
     from node.backend import open_ends
 
     return open_ends(folder)
+
+
+def plan(model: str, memories: Sequence[int], cache_dir: str | None) -> dict[str, Any]:
+    """What `model` would take, and machines with so much free memory for it; see `node.advice.advise`.
+
+    Raises: ConfigError, BadCheckpoint, UnsupportedModel.
+    """
+    _require("planning")
+    from node import memory
+    from node.advice import advise
+    from node.estimate import estimate
+
+    asked = model if not Path(model).expanduser().is_file() else "MODEL"
+    return advise(estimate(model, cache_dir=cache_dir), asked, memories, memory.free_bytes())
 
 
 def _require(what: str) -> None:

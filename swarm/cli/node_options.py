@@ -82,8 +82,9 @@ class NodeOptions:
     quant: Annotated[
         str,
         typer.Option(
-            metavar="none|int8|int4",
-            help="Keep the weights in eight or four bits: a quarter of the memory and less, and faster.",
+            metavar="none|int8|int4|auto",
+            help="Keep the weights in eight or four bits: a quarter of the memory and less, and faster. auto: the "
+            "most precise in which the layers fit, or that leaves the fewest layers that nobody serves.",
             rich_help_panel=_ENGINE,
         ),
     ] = "none"

@@ -9,9 +9,11 @@ import pytest
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from node.backend import OpenBackend
 from node.compute.interfaces import Engine
 from node.config import NodeConfig
 from node.daemon import READ_BYTES, SUSPECTS_NAMED, Node
+from node.native.load import NoKernels
 from protocol.candidates import Want
 from protocol.errors import BadCheckpoint, ConfigError, SwarmError, Unreachable, unwrapped
 from protocol.hints import RecordRule
@@ -77,13 +79,16 @@ class FakeModel:
 class FakeBackend:
     """Instead of torch."""
 
-    def __init__(self, model: FakeModel | None = None, free_bytes: int = 1_000_000) -> None:
+    def __init__(
+        self, model: FakeModel | None = None, free_bytes: int = 1_000_000, precision: str = "f32"
+    ) -> None:
         self.model = model or FakeModel()
         self._free_bytes = free_bytes
+        self._precision = precision
 
     def numerics(self) -> Numerics:
         """See `node.backend.Backend`."""
-        return Numerics("f32")
+        return Numerics(self._precision)
 
     def kernels(self) -> str:
         """See `node.backend.Backend`."""
@@ -130,10 +135,12 @@ class House:
         self.network = Network(rng=random.Random(3))
         self._nursery = nursery
 
-    async def node(self, config: NodeConfig, backend: FakeBackend | None = None) -> Running:
+    async def node(self, config: NodeConfig, backend: FakeBackend | OpenBackend | None = None) -> Running:
         """A node that serves, or has failed."""
         made, here = trio.open_memory_channel[Running](1)
-        self._nursery.start_soon(self._run, config, backend or FakeBackend(), made)
+        chosen = backend or FakeBackend()
+        opens = (lambda _: chosen) if isinstance(chosen, FakeBackend) else chosen
+        self._nursery.start_soon(self._run, config, opens, made)
         node = await here.receive()
         await eventually(lambda: node.said("ready ") or node.error is not None)
         return node
@@ -151,15 +158,13 @@ class House:
         return await here.receive()
 
     async def _run(
-        self, config: NodeConfig, backend: FakeBackend, made: trio.MemorySendChannel[Running]
+        self, config: NodeConfig, opens: OpenBackend, made: trio.MemorySendChannel[Running]
     ) -> None:
         identity = generate()
         async with self.network.transport(identity.key, validate=RecordRule()) as transport:
             running = Running(transport)
             made.send_nowait(running)
-            node = Node(
-                config, identity, transport, lambda _: backend, lambda event: running.lines.append(str(event))
-            )
+            node = Node(config, identity, transport, opens, lambda event: running.lines.append(str(event)))
             with running.scope:
                 try:
                     await node.run()
@@ -218,6 +223,49 @@ async def test_without_layers_a_node_takes_what_is_missing(house: House) -> None
     own = [line.split(" of ")[0] for line in (*first.said("loading"), *second.said("loading"))]
     assert set(own) <= {"loading embedding + layers 0:5", "loading layers 1:6 + head"}
     assert len(set(own)) == 2
+
+
+def by_quant(*, free_bytes: int, kernels: bool = True) -> OpenBackend:
+    """Backends of which a stage takes 40 bytes as stored, 20 and 10 in fewer bits."""
+    sizes = {None: ("f32", 40), "int8": ("int8", 20), "int4": ("int4", 10)}
+
+    def opens(config: NodeConfig) -> FakeBackend:
+        if config.quant is not None and not kernels:
+            raise NoKernels("none here")
+        precision, size = sizes[config.quant]
+        return FakeBackend(FakeModel(stage_bytes=size), free_bytes, precision)
+
+    return opens
+
+
+@pytest.mark.parametrize(
+    ("free_bytes", "precision"), [(400, "f32"), (399, "int8"), (200, "int8"), (199, "int4"), (100, "int4")]
+)
+async def test_the_most_precise_that_fits(house: House, free_bytes: int, precision: str) -> None:
+    """For the layers that its owner wants; three fifths of the memory are for weights."""
+    node = await house.node(NodeConfig("fake", layers=(0, 5), quant="auto"), by_quant(free_bytes=free_bytes))
+    assert node.said("serving embedding + layers 0:5 of")
+    assert f" {precision}, fake)" in node.said("loading")[0]
+
+
+async def test_precision_is_chosen_by_what_the_swarm_lacks(house: House) -> None:
+    """The first node leaves as little undone as it can; the next ones find a whole swarm, and add precision."""
+    opens = by_quant(free_bytes=134)  # for weights 80: two stages as stored, all eight in four bits
+    first = await house.node(NodeConfig("fake", quant="auto"), opens)
+    second = await house.node(NodeConfig("fake", quant="auto", join=first.transport.addrs), opens)
+    assert "(80 B, int4, fake)" in first.said("loading")[0]
+    assert "(80 B, f32, fake)" in second.said("loading")[0]
+    assert "--quant auto" in first.said("others join with")[0]
+
+
+async def test_without_kernels_there_is_one_precision(house: House) -> None:
+    """The one that needs none; and what fits in none is told."""
+    config = NodeConfig("fake", layers=(0, 5), quant="auto")
+    node = await house.node(config, by_quant(free_bytes=400, kernels=False))
+    assert " f32, fake)" in node.said("loading")[0]
+    node = await house.node(config, by_quant(free_bytes=90))
+    assert isinstance(node.error, ConfigError)
+    assert str(node.error) == "embedding + layers 0:5 take at least 60 B, 54 B may be used for weights"
 
 
 async def test_leaving(house: House) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from node.presence.placement import choose_span, coverage
+from node.presence.placement import choose_precision, choose_span, coverage
 from protocol.model import Span
 
 RNG = random.Random(0)
@@ -74,3 +74,32 @@ def test_large_models_are_quick(stages: int) -> None:
     """The deepest model there may be is placed while one waits."""
     span = choose_span([0] * stages, [10] * stages, 100, RNG)
     assert span in (Span(0, 10), Span(stages - 10, stages))
+
+
+def test_the_most_precise_that_leaves_no_more_holes() -> None:
+    """A whole swarm gains precision; one with holes has them filled first, at whatever precision."""
+    sizes = [[40] * 6, [20] * 6, [10] * 6]
+    assert choose_precision([1] * 6, sizes, 80, RNG) in [(0, Span(first, first + 2)) for first in range(5)]
+    assert choose_precision([0, 0, 1, 1, 1, 1], sizes, 80, RNG) == (0, Span(0, 2))
+    assert choose_precision([0, 0, 0, 1, 1, 1], sizes, 80, RNG) == (1, Span(0, 4))
+    assert choose_precision([0] * 6, sizes, 80, RNG) == (2, Span(0, 6))
+    assert choose_precision([0] * 6, sizes, 9, RNG) is None
+
+
+def test_a_span_that_is_given_has_the_most_precise_in_which_it_fits() -> None:
+    """Whatever the swarm lacks."""
+    sizes = [[40] * 6, [20] * 6, [10] * 6]
+    found = [choose_precision([0] * 6, sizes, memory, RNG, Span(1, 4)) for memory in (120, 119, 60, 59, 29)]
+    assert found == [(0, Span(1, 4)), (1, Span(1, 4)), (1, Span(1, 4)), (2, Span(1, 4)), None]
+
+
+@given(SWARMS, st.integers(0, 200), st.integers())
+def test_a_choice_of_one_precision_is_no_choice(
+    stages: list[tuple[int, int]], memory_bytes: int, seed: int
+) -> None:
+    """The span is the same; and a second precision that takes no less changes nothing."""
+    counts, sizes = [c for c, _ in stages], [b for _, b in stages]
+    span = choose_span(counts, sizes, memory_bytes, random.Random(seed))
+    for precisions in ([sizes], [sizes, sizes]):
+        chosen = choose_precision(counts, precisions, memory_bytes, random.Random(seed))
+        assert chosen == (None if span is None else (0, span))

@@ -8,6 +8,7 @@ import pytest
 
 from node.engine.checkpoint import Checkpoint
 from node.engine.span import SpanEngine
+from node.estimate import estimate
 from protocol.errors import BadCheckpoint, ConfigError
 from protocol.model import Span
 from tests.node.engine.conftest import Tiny
@@ -65,3 +66,14 @@ def test_an_unknown_repository_is_one_line_for_the_user(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="the hub cannot be reached") as caught:
         Checkpoint.open("someone/unknown", cache_dir=os.fspath(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def test_an_estimate_needs_the_configuration_alone(tiny: Tiny, tmp_path: Path) -> None:
+    """Off the network too, if it was fetched before: of all files it is the only one in this cache."""
+    only = tmp_path / "only"
+    only.mkdir()
+    shutil.copy(tiny("deepseek_v3") / "config.json", only)
+    cache = cache_of(only, tmp_path / "cache")
+    said = estimate("someone/tiny", cache_dir=os.fspath(cache))
+    assert said.name == "someone/tiny"
+    assert said.footprints == estimate(str(tiny("deepseek_v3"))).footprints

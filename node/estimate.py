@@ -1,0 +1,161 @@
+"""What a model would take, before any of its weights is fetched or loaded: config.json is all that is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from node.backend import need_torch
+from node.engine.quantisation import quantisation_of
+from node.engine.sources import open_source
+from node.footprint import Footprint
+from node.native import sizes
+from node.native.family import Plan, plan_model
+from node.native.precision import BF16, F32, INT4, INT8, PRECISIONS, Precision
+from protocol import limits
+from protocol.errors import BadCheckpoint, ConfigError, UnsupportedModel
+from protocol.tensors import ITEM_BYTES
+
+_CONFIG: Final = "config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A model, as its configuration tells.
+
+    name         for people
+    model_type   its family
+    engine       what would compute it: "native" or "torch"
+    stored_in    the form of its weights in the files
+    stored       of each stage the bytes in the files; None where the form is not known
+    shared       bytes of the files that embedding and head have in common
+    own          the precision in which a node computes that is not asked for another
+    footprints   by precision, the most precise first
+    refused      why a node takes no such checkpoint, "" if it does
+    """
+
+    name: str
+    model_type: str
+    engine: str
+    stored_in: str
+    stored: tuple[int, ...] | None
+    shared: int
+    own: str
+    footprints: Mapping[str, Footprint]
+    refused: str = ""
+
+    @property
+    def blocks(self) -> int:
+        """How many it has."""
+        return self.footprints[self.own].blocks
+
+    def served(self) -> dict[str, Footprint]:
+        """What `swarm node` can be asked for by --quant, the most precise first."""
+        return {name: self.footprints[name] for name in (self.own, "int8", "int4")}
+
+
+def estimate(model: str, *, cache_dir: str | None = None) -> Estimate:
+    """Of a checkpoint's folder, a model of the hub, or a config.json by itself.
+
+    Raises: ConfigError, BadCheckpoint; UnsupportedModel, if no engine could split it.
+    """
+    name, config = _read_config(model, cache_dir)
+    try:
+        return _native(name, str(config.get("model_type")), plan_model(config))
+    except UnsupportedModel as error:
+        need_torch(name, str(error))
+    return _by_torch(name, config)
+
+
+def _native(name: str, model_type: str, plan: Plan) -> Estimate:
+    if plan.mxfp4:
+        plan = replace(
+            plan, stored="BF16"
+        )  # all but the experts, whatever else their configuration leaves out
+    shape, own = plan.shape, "bf16" if plan.stored == "BF16" else "f32"
+    # Wider, or narrower, than they are stored.
+    wide = F32, "F32" if plan.stored == "BF16" else plan.stored
+    narrow = (F32 if own == "bf16" else BF16), plan.stored
+    chosen = {"f32": wide, "bf16": narrow, "int8": (INT8, plan.stored), "int4": (INT4, plan.stored)}
+    stages = range(shape.blocks + 2)
+
+    def footprint(precision: Precision, stored: str) -> Footprint:
+        return Footprint(
+            tuple(sizes.stage_bytes(plan, stage, precision, stored) for stage in stages),
+            (shape.kv_row_bytes(precision.kv_bytes),) * shape.blocks,
+            4 * shape.hidden,
+        )
+
+    return Estimate(
+        name=name,
+        model_type=model_type,
+        engine="native",
+        stored_in="mxfp4" if plan.mxfp4 else plan.stored.lower(),
+        stored=tuple(sizes.stored_bytes(plan, stage) for stage in stages),
+        shared=sizes.shared_bytes(plan),
+        own=own,
+        footprints={name: footprint(*how) for name, how in chosen.items()},
+    )
+
+
+def _by_torch(name: str, config: Mapping[str, Any]) -> Estimate:
+    from node.engine.device import suited_dtype
+    from node.engine.sizes import read_sizes
+
+    found = read_sizes(config)
+
+    def footprint(precision: str) -> Footprint:
+        dtype = precision if precision in ITEM_BYTES else "f32"
+        packed = None if precision in ITEM_BYTES else PRECISIONS[precision]
+        kv = tuple(ITEM_BYTES[dtype] * numbers for numbers in found.kv_numbers)
+        return Footprint(found.stages(dtype, packed), kv, ITEM_BYTES[dtype] * found.hidden)
+
+    quantised = quantisation_of(config) or {}
+    method = str(quantised.get("quant_method"))[:80] if quantised else ""
+    return Estimate(
+        name=name,
+        model_type=str(config["model_type"]),
+        engine="torch",
+        stored_in=method or found.stored,
+        stored=found.kept,
+        shared=found.shared,
+        own=suited_dtype(found.stored, "cpu"),
+        footprints={precision: footprint(precision) for precision in ("f32", "bf16", "int8", "int4")},
+        refused=f"only unquantised checkpoints are served, this one is quantised ({method})"
+        if method
+        else "",
+    )
+
+
+def _read_config(model: str, cache_dir: str | None) -> tuple[str, Mapping[str, Any]]:
+    """A name for people, and config.json. Raises: ConfigError, BadCheckpoint."""
+    path = Path(model).expanduser()
+    if path.is_file():
+        name = path.resolve().parent.name if path.name == _CONFIG else path.stem
+    else:
+        source = open_source(model, cache_dir)
+        name = source.name
+        found = source.find(_CONFIG)
+        if found is None:
+            raise BadCheckpoint(f"{name}: no {_CONFIG}, so this is no model of transformers' format")
+        path = found
+    return name, _parse(path, name)
+
+
+def _parse(path: Path, name: str) -> Mapping[str, Any]:
+    try:
+        with path.open("rb") as file:
+            data = file.read(limits.MODEL_FILE_BYTES + 1)
+        if len(data) > limits.MODEL_FILE_BYTES:
+            raise ConfigError(f"{path} is no config.json: it is too large")
+        config = json.loads(data)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise BadCheckpoint(f"{name}: {path.name} is no JSON") from error
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise BadCheckpoint(f"{name}: {path.name} does not say what model this is")
+    return config

@@ -1,0 +1,98 @@
+"""What the stages of a model take, packed and as they are stored, told from its configuration alone. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+from node.native.family import Plan
+from node.native.names import (
+    Part,
+    Shapes,
+    block_matrices,
+    block_tensors,
+    choice_bias,
+    end_tensors,
+    expert_matrices,
+    has_experts,
+    holds_bytes,
+    norm_names,
+)
+from node.native.packed import Kind, padded
+from node.native.precision import Precision, kept_kind
+
+_F32_BYTES: Final = 4
+_STORED_BYTES: Final = {"F32": 4, "F16": 2, "BF16": 2}
+
+
+def stage_bytes(plan: Plan, stage: int, precision: Precision, stored: str) -> int:
+    """Memory that one stage takes in `precision` where its tensors are stored in `stored`, to the byte."""
+    shape = plan.shape
+    if stage == 0:
+        return _STORED_BYTES[stored] * shape.vocabulary * shape.hidden
+    if stage <= shape.blocks:
+        return _block_bytes(plan, stage - 1, precision, stored)
+    head = _packed(kept_kind(precision.head, {stored}), shape.vocabulary, shape.hidden)
+    return head + _norm_bytes(plan, shape.hidden)
+
+
+def stored_bytes(plan: Plan, stage: int) -> int:
+    """Bytes of one stage's tensors in the checkpoint's files."""
+    ends = end_tensors(plan)
+    if 0 < stage <= plan.shape.blocks:
+        return _tensor_bytes(block_tensors(plan, stage - 1), plan.stored)
+    return _tensor_bytes(ends[min(stage, 1)], plan.stored)
+
+
+def shared_bytes(plan: Plan) -> int:
+    """Bytes of the files that embedding and head have in common."""
+    embedding, head = end_tensors(plan)
+    return _tensor_bytes({name: head[name] for name in embedding.keys() & head.keys()}, plan.stored)
+
+
+def _tensor_bytes(tensors: Shapes, stored: str) -> int:
+    return sum(
+        math.prod(shape) * (1 if holds_bytes(name) else _STORED_BYTES[stored])
+        for name, shape in tensors.items()
+    )
+
+
+def _block_bytes(plan: Plan, index: int, precision: Precision, stored: str) -> int:
+    kinds = {
+        "qkv": precision.attention,
+        "out": precision.attention,
+        "gate_up": precision.mlp,
+        "down": precision.mlp,
+        "router": Kind.F32,
+        "shared_gate": Kind.F32,
+    }
+    size = sum(
+        _matrix_bytes(kinds[field], parts, stored) for field, parts in block_matrices(plan, index).items()
+    )
+    experts = plan.shape.experts
+    if experts is not None and has_experts(plan, index):
+        one = sum(_matrix_bytes(precision.mlp, parts, stored) for parts in expert_matrices(plan, 0))
+        size += experts.count * one
+        if choice_bias(plan, index):
+            size += _F32_BYTES * experts.count
+    if plan.shape.sinks:
+        size += _F32_BYTES * plan.shape.heads
+    return size + sum(_norm_bytes(plan, numbers) for _, numbers in norm_names(plan).values())
+
+
+def _matrix_bytes(kind: Kind, parts: Sequence[Part], stored: str) -> int:
+    """Of parts below one another as one matrix; what four-bit floats stand for is kept as bf16 is."""
+    outs = sum(part.outs if part.rows is None else len(part.rows) for part in parts)
+    ins = parts[0].ins if parts[0].columns is None else len(parts[0].columns)
+    kind = kept_kind(kind, {"BF16" if part.mxfp4 else stored for part in parts})
+    bias = _F32_BYTES * padded(outs) if any(part.bias for part in parts) else 0
+    return _packed(kind, outs, ins) + bias
+
+
+def _packed(kind: Kind, outs: int, ins: int) -> int:
+    return kind.code_bytes(padded(outs), ins) + kind.scale_bytes(padded(outs), ins)
+
+
+def _norm_bytes(plan: Plan, numbers: int) -> int:
+    return _F32_BYTES * numbers * (2 if plan.family.norm == "biased" else 1)
