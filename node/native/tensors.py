@@ -94,9 +94,12 @@ class StoredRows:
         """All of it is finite, in whatever order. Raises: BadCheckpoint, which names it."""
         rows = max(1, _PIECE // max(1, self._array[:1].size))
         for row in range(0, len(self._array), rows):
-            some = self._array[row : row + rows]
-            upper_halves = some.dtype == np.uint16
-            self._require((some & 0x7F80) != 0x7F80 if upper_halves else np.isfinite(some))
+            self._require(self._finite(self._array[row : row + rows]))
+
+    def _finite(self, some: NDArray[Any]) -> NDArray[np.bool_]:
+        upper_halves = some.dtype == np.uint16
+        finite: NDArray[np.bool_] = (some & 0x7F80) != 0x7F80 if upper_halves else np.isfinite(some)
+        return finite
 
     def _require(self, finite: NDArray[np.bool_]) -> None:
         if not finite.all():
@@ -125,8 +128,7 @@ class StoredRows:
             values[:, self._columns < 0] = 0
         return values
 
-    @staticmethod
-    def _widen(stored: NDArray[Any]) -> NDArray[np.float32]:
+    def _widen(self, stored: NDArray[Any]) -> NDArray[np.float32]:
         if stored.dtype == np.uint16:  # the upper halves of floats
             return (stored.astype(np.uint32) << 16).view(np.float32)
         return np.array(stored, np.float32)
