@@ -9,10 +9,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from node.native.families import FAMILIES, Family, Flag
+from node.native.families import FAMILIES, FULL, SLIDING, Family, Flag
 from node.native.fields import Fields
 from node.native.gguf.architectures import ARCHITECTURES
 from node.native.gguf.header import Entry
+from protocol import limits
 from protocol.errors import UnsupportedModel
 
 # Reads a small tensor of floats whole.
@@ -20,14 +21,13 @@ ReadVector = Callable[[str], NDArray[np.float32]]
 
 _RENAMED: Final = {
     "context_length": "max_position_embeddings",
-    "block_count": "num_hidden_layers",
     "embedding_length": "hidden_size",
     "feed_forward_length": "intermediate_size",
     "attention.head_count": "num_attention_heads",
 }
 # Fields that say again what tensors say, or nothing about what is computed.
 _HARMLESS: Final = ("vocab_size", "rope.scaling.finetuned", "rope.scaling.attn_factor", "attention.causal")
-# A number of a model is said in so many characters.
+# A word about a model has so many characters; a list of its blocks has as many entries as there may be.
 _TEXT: Final = 64
 _LLAMA3_CONTEXT: Final = 8192
 
@@ -46,6 +46,7 @@ def read_config(
         kind = "mixtral"
     family = FAMILIES[kind]
     config: dict[str, Any] = {"model_type": kind}
+    config["num_hidden_layers"] = fields.count("block_count", most=limits.STAGES - 2)
     config |= {theirs: fields.count(name, most=1 << 40) for name, theirs in _RENAMED.items()}
     config["num_key_value_heads"] = fields.count("attention.head_count_kv", config["num_attention_heads"])
     config["vocab_size"] = _vocabulary(tensors)
@@ -68,7 +69,8 @@ def _fields(metadata: Mapping[str, Any], architecture: str) -> Fields:
     prefix = f"{architecture}."
     own = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
     for key, value in own.items():
-        if isinstance(value, str | list | np.ndarray) and len(value) > _TEXT:
+        most = limits.STAGES if isinstance(value, np.ndarray) else _TEXT
+        if isinstance(value, str | list | np.ndarray) and len(value) > most:
             raise UnsupportedModel(f"the GGUF file has {prefix}{key} of another form")
     return Fields(own, "the GGUF file")
 
@@ -179,9 +181,22 @@ def _window(fields: Fields, config: Mapping[str, Any]) -> dict[str, Any]:
     return {"sliding_window": fields.count("attention.sliding_window", most=1 << 40)}
 
 
+def _windows(fields: Fields, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The window, and which blocks have it where the file says that too."""
+    found = _window(fields, config)
+    pattern = fields.any("attention.sliding_window_pattern", None)
+    if isinstance(pattern, np.ndarray):
+        found["layer_types"] = [SLIDING if sliding else FULL for sliding in pattern]
+    elif pattern is not None:
+        every = fields.count("attention.sliding_window_pattern")
+        blocks = range(1, config["num_hidden_layers"] + 1)
+        found["layer_types"] = [SLIDING if index % every else FULL for index in blocks]
+    return found
+
+
 def _gemma2(fields: Fields, config: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        **_window(fields, config),
+        **_windows(fields, config),
         "attn_logit_softcapping": fields.number("attn_logit_softcapping"),
         "final_logit_softcapping": fields.number("final_logit_softcapping"),
         "query_pre_attn_scalar": _query_scalar(config, blocks=46),
@@ -189,7 +204,10 @@ def _gemma2(fields: Fields, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _gemma3(fields: Fields, config: Mapping[str, Any]) -> dict[str, Any]:
-    return {**_window(fields, config), "query_pre_attn_scalar": _query_scalar(config, blocks=62)}
+    found = {**_windows(fields, config), "query_pre_attn_scalar": _query_scalar(config, blocks=62)}
+    if fields.has("rope.freq_base_swa"):
+        found["rope_local_base_freq"] = fields.number("rope.freq_base_swa")
+    return found
 
 
 def _query_scalar(config: Mapping[str, Any], blocks: int) -> float:

@@ -39,6 +39,9 @@ class GgufFiles:
         self._entries = _parts(path, first)
         entries = {name: entry for name, (_, entry) in self._entries.items()}
         config = read_config(first.metadata, entries, self._vector)
+        tokens, rows = first.metadata.get("tokenizer.ggml.tokens"), config["vocab_size"]
+        if isinstance(tokens, list) and len(tokens) > rows:
+            raise BadCheckpoint(f"{path}: has {len(tokens)} tokens, and an embedding of {rows}")
         # The same bytes from the same file, wherever it lies: the model's digest binds them.
         self._files = {
             "config.json": json.dumps(config, sort_keys=True).encode(),
