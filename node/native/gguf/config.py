@@ -56,6 +56,9 @@ def read_config(
     config |= _biases(family, tensors)
     config |= _rotation(fields, config, tensors, vector)
     config |= _OWN.get(kind, _nothing)(fields, config)
+    if kind == "stablelm":  # files of the first converters say it of all models
+        fields.ignore("use_parallel_residual")
+        config["use_parallel_residual"] = "blk.0.ffn_norm.weight" not in tensors
     fields.close()
     for end in ("bos", "eos", "padding"):
         token = metadata.get(f"tokenizer.ggml.{end}_token_id")
@@ -176,9 +179,10 @@ def _granite(fields: Fields, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _window(fields: Fields, config: Mapping[str, Any]) -> dict[str, Any]:
-    if not fields.has("attention.sliding_window"):
-        return {"sliding_window": None}
-    return {"sliding_window": fields.count("attention.sliding_window", most=1 << 40)}
+    width = fields.any("attention.sliding_window", None)
+    if type(width) is int and not width:  # so Phi's files say that there is none
+        width = None
+    return {"sliding_window": width and fields.count("attention.sliding_window", most=1 << 40)}
 
 
 def _windows(fields: Fields, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -233,10 +237,6 @@ def _qwen3_moe(fields: Fields, config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _stablelm(fields: Fields, config: Mapping[str, Any]) -> dict[str, Any]:
-    return {"use_parallel_residual": fields.flag("use_parallel_residual", False)}
-
-
 def _starcoder2(fields: Fields, config: Mapping[str, Any]) -> dict[str, Any]:
     return {"hidden_act": "gelu_pytorch_tanh"}
 
@@ -248,6 +248,5 @@ _OWN: Final[Mapping[str, Callable[[Fields, Mapping[str, Any]], dict[str, Any]]]]
     "gemma3_text": _gemma3,
     "mixtral": _mixtral,
     "qwen3_moe": _qwen3_moe,
-    "stablelm": _stablelm,
     "starcoder2": _starcoder2,
 }

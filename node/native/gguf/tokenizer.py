@@ -24,6 +24,14 @@ _CONTRACTIONS: Final = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _LETTERS: Final = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST: Final = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _LLAMA3: Final = rf"{_CONTRACTIONS}|{_LETTERS}|\p{{N}}{{1,3}}|{_REST}"
+# Words by the case of their letters, as cut by tokenizers of 200 000 tokens and by Mistral's newer ones.
+_UPPER: Final = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
+_LOWER: Final = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_LEAD: Final = r"[^\r\n\p{L}\p{N}]?"
+_CASED: Final = (f"{_LEAD}{_UPPER}*{_LOWER}+", f"{_LEAD}{_UPPER}+{_LOWER}*")
+_REST_SLASH: Final = _REST.replace(r"[\r\n]*|", r"[\r\n/]*|", 1)
+_TEKKEN: Final = rf"{'|'.join(_CASED)}|\p{{N}}|{_REST_SLASH}"
+_GPT4O: Final = rf"{_CASED[0]}{_CONTRACTIONS}?|{_CASED[1]}{_CONTRACTIONS}?|\p{{N}}{{1,3}}|{_REST_SLASH}"
 _QWEN2: Final = rf"{_CONTRACTIONS}|{_LETTERS}|\p{{N}}|{_REST}"
 # How text is cut before it is merged, by llama.cpp's names: as GPT-2 does (""), so with digits one by one (None), or
 # by a pattern.
@@ -35,6 +43,8 @@ _CUTS: Final[Mapping[str, str | None]] = {
     "refact": None,
     "llama-bpe": _LLAMA3,
     "llama3": _LLAMA3,
+    "llama-v3": _LLAMA3,
+    "falcon3": _LLAMA3,
     "smaug-bpe": _LLAMA3,
     "dbrx": _LLAMA3,
     "glm4": _LLAMA3,
@@ -42,8 +52,11 @@ _CUTS: Final[Mapping[str, str | None]] = {
     "qwen2": _QWEN2,
     "deepseek-r1-qwen": _QWEN2,
     "stablelm2": _QWEN2,
+    "tekken": _TEKKEN,
+    "gpt-4o": _GPT4O,
 }
-_BEGIN: Final = ("llama-bpe", "llama3")  # these begin with bos unless the file says otherwise
+# Of these a text begins with bos unless the file says otherwise, and what is a token whole is not merged.
+_WHOLE: Final = ("llama-bpe", "llama3", "llama-v3", "falcon3", "tekken")
 
 
 def text_files(metadata: Mapping[str, Any]) -> dict[str, bytes]:
@@ -146,7 +159,7 @@ def _by_merges(metadata: Mapping[str, Any], tokens: Sequence[str]) -> dict[str, 
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
         "post_processor": None,
         "decoder": {**byte_level, "add_prefix_space": True, "use_regex": True},
-        "model": {**_BPE, "vocab": vocabulary, "merges": pairs, "ignore_merges": cut is _LLAMA3},
+        "model": {**_BPE, "vocab": vocabulary, "merges": pairs, "ignore_merges": named in _WHOLE},
     }
 
 
@@ -215,7 +228,7 @@ def _about(metadata: Mapping[str, Any], tokens: Sequence[str]) -> dict[str, Any]
         if type(token) is int and token < len(tokens):
             found[f"{name}_token"] = tokens[token]
     by_scores = metadata.get("tokenizer.ggml.model") == "llama"
-    begins = by_scores or metadata.get("tokenizer.ggml.pre") in _BEGIN
+    begins = by_scores or metadata.get("tokenizer.ggml.pre") in _WHOLE
     found["add_bos_token"] = metadata.get("tokenizer.ggml.add_bos_token", begins) is True
     return found
 

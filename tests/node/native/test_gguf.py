@@ -70,6 +70,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {},
     ),
     "phi3": ("phi3", {"sliding_window": 7}, {}),
+    "phi3, no window": ("phi3", {"sliding_window": None}, {"phi3__attention__sliding_window": 0}),
+    "phi3, part turns": ("phi3", rope("default", partial_rotary_factor=0.5), {}),
     "phi3, longrope": (
         "phi3",
         {
@@ -81,10 +83,29 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "gemma": ("gemma", {"head_dim": 32, "tie_word_embeddings": True}, {}),
     "gemma2": ("gemma2", {"head_dim": 32, "query_pre_attn_scalar": 32, "attn_logit_softcapping": 2.0}, {}),
     "gemma3_text": ("gemma3_text", {"head_dim": 32, "query_pre_attn_scalar": 32}, {}),
+    "gemma3_text, windows": (
+        "gemma3_text",
+        {
+            "head_dim": 32,
+            "query_pre_attn_scalar": 32,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+        },
+        {"gemma3__attention__sliding_window_pattern": 2},
+    ),
+    "gemma3_text, windows one by one": (
+        "gemma3_text",
+        {
+            "head_dim": 32,
+            "query_pre_attn_scalar": 32,
+            "layer_types": ["full_attention", "sliding_attention", "sliding_attention", "full_attention"],
+        },
+        {"gemma3__attention__sliding_window_pattern": [0, 1, 1, 0]},
+    ),
     "olmo2": ("olmo2", {}, {}),
     "glm4": ("glm4", {"head_dim": 32, "attention_bias": True}, {}),
     "starcoder2": ("starcoder2", {"tie_word_embeddings": True}, {}),
-    "stablelm": ("stablelm", {"use_qkv_bias": True}, {}),
+    "stablelm": ("stablelm", {"use_qkv_bias": True}, {"stablelm__use_parallel_residual": True}),
+    "stablelm, side by side": ("stablelm", {"use_parallel_residual": True}, {}),
 }
 Make = Callable[[str], tuple[Path, Path]]
 

@@ -93,6 +93,8 @@ def test_a_text_comes_back_and_the_template_is_the_folders() -> None:
         ("smollm", [" ", "1", "2", "3", "4", " it", "'s", " ok"]),
         ("llama-bpe", [" ", "123", "4", " it", "'s", " ok"]),
         ("qwen2", [" ", "1", "2", "3", "4", " it", "'s", " ok"]),
+        ("gpt-4o", [" ", "123", "4", " it", "'s", " ok"]),
+        ("tekken", [" ", "1", "2", "3", "4", " it", "'s", " ok"]),
     ],
 )
 def test_text_is_cut_as_the_file_says(cut: str, pieces: list[str]) -> None:
