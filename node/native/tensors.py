@@ -20,7 +20,7 @@ BYTES: Final[Dtypes] = {"U8": np.dtype("u1")}
 # Of each row or column that is wanted where it is stored, -1 for zeros.
 Order = NDArray[np.intp]
 # Floats that are widened at once while a matrix is packed: some MiB.
-_PIECE: Final = 1 << 20
+PIECE: Final = 1 << 20
 
 
 class StoredRows:
@@ -92,7 +92,7 @@ class StoredRows:
 
     def check(self) -> None:
         """All of it is finite, in whatever order. Raises: BadCheckpoint, which names it."""
-        rows = max(1, _PIECE // max(1, self._array[:1].size))
+        rows = max(1, PIECE // max(1, self._array[:1].size))
         for row in range(0, len(self._array), rows):
             self._require(self._finite(self._array[row : row + rows]))
 
@@ -107,7 +107,7 @@ class StoredRows:
 
     def pieces(self) -> Iterator[NDArray[np.float32]]:
         """Its rows in order, some at a time: whole tiles, but for the last."""
-        step = max(TILE, _PIECE // self.shape[1] // TILE * TILE)
+        step = max(TILE, PIECE // self.shape[1] // TILE * TILE)
         for row in range(0, self.shape[0], step):
             yield self._some(row, row + step)
 

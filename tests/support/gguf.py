@@ -74,6 +74,18 @@ def as_q8_0(name: str, values: NDArray[np.float32]) -> Stored:
     return 8, values.shape, blocks.tobytes()
 
 
+def as_q4_0(name: str, values: NDArray[np.float32]) -> Stored:
+    """Matrices in groups of 32 codes of four bits, of which 8 is zero; steps may be negative."""
+    if values.ndim < 2:
+        return as_f32(name, values)
+    groups = values.reshape(-1, 32)
+    greatest = np.take_along_axis(groups, np.abs(groups).argmax(axis=1)[:, None], 1)
+    steps = greatest / np.float32(-8)
+    codes = np.clip(np.round(groups / steps) + 8, 0, 15).astype(np.uint8)
+    blocks = np.concatenate((steps.astype("<f2").view(np.uint8), codes[:, :16] | codes[:, 16:] << 4), axis=1)
+    return 2, values.shape, blocks.tobytes()
+
+
 _ENDS = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 _BLOCK = {
     "self_attn.q_proj": "attn_q",

@@ -16,7 +16,7 @@ from node.engine import shards
 from node.engine.files import make_manifest
 from node.native.gguf.architectures import GgufTensor, rename
 from node.native.gguf.config import read_config
-from node.native.gguf.header import Entry, Header, read_header
+from node.native.gguf.header import Entry, Header, begins_like_gguf, read_header
 from node.native.gguf.quants import TYPES, widen
 from node.native.gguf.tokenizer import text_files
 from protocol.errors import BadCheckpoint, ConfigError
@@ -103,11 +103,13 @@ class GgufFiles:
 def find_gguf(model: str) -> Path | None:
     """The GGUF file that `model` names: itself, or the only one (or the first part) of a folder without config.json.
 
+    A file may be called anything, as those of Ollama are.
+
     Raises: ConfigError, where a folder has several.
     """
     path = Path(model).expanduser()
     if path.is_file():
-        return path if path.suffix.lower() == SUFFIX else None
+        return path if path.suffix.lower() == SUFFIX or begins_like_gguf(path) else None
     if not path.is_dir() or (path / "config.json").exists():
         return None
     found = sorted(file for file in path.glob(f"*{SUFFIX}") if _is_first(file.name))

@@ -67,6 +67,15 @@ def read_header(path: Path) -> Header:
         raise BadCheckpoint(f"{path}: no GGUF file that can be read: {error}") from error
 
 
+def begins_like_gguf(path: Path) -> bool:
+    """Whether the first bytes of a file are those of a GGUF file."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_MAGIC)) == _MAGIC
+    except OSError:
+        return False
+
+
 class _Reader:
     """A place in a header that moves on. Its methods raise ValueError."""
 

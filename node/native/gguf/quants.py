@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 Blocks = NDArray[np.uint8]
 Floats = NDArray[np.float32]
+# Codes from 0 to 15 [n, groups, 32], and of each group the step and the least: a number is code * step + least.
+Fours = tuple[Blocks, Floats, Floats]
 
 _SUPER: Final = 256
 # Of IQ4 and of MXFP4 (in halves) what the codes 0 to 15 stand for.
@@ -41,6 +43,15 @@ def widen(kind: str, rows: NDArray[np.uint8]) -> Floats:
     with np.errstate(over="ignore", invalid="ignore"):  # whoever packs them refuses what is not finite
         values = type_.widen(blocks)
     return values.reshape(*rows.shape[:-1], -1)
+
+
+def fours(kind: str, rows: NDArray[np.uint8]) -> Fours:
+    """Rows of bytes [n, row bytes] of one of FOURS as they are, without a float in between."""
+    blocks = np.ascontiguousarray(rows).reshape(-1, TYPES[kind].size)
+    with np.errstate(over="ignore", invalid="ignore"):
+        codes, steps, minima = FOURS[kind](blocks)
+    groups = len(rows), -1
+    return codes.reshape(*groups, 32), steps.reshape(groups), minima.reshape(groups)
 
 
 def _half(blocks: Blocks, at: int) -> Floats:
@@ -152,6 +163,20 @@ def _q4_k(blocks: Blocks) -> Floats:
     return _less(_scaled(steps, _pairs(blocks[:, 16:], 4)), least)
 
 
+def _fours_q4_0(blocks: Blocks) -> Fours:
+    steps = _half(blocks, 0)
+    return _nibbles(blocks[:, 2:]), steps, -8 * steps
+
+
+def _fours_q4_1(blocks: Blocks) -> Fours:
+    return _nibbles(blocks[:, 4:]), _half(blocks, 0), _half(blocks, 2)
+
+
+def _fours_q4_k(blocks: Blocks) -> Fours:
+    scales, minima = _six_bits(blocks[:, 4:16])
+    return _pairs(blocks[:, 16:], 4), _half(blocks, 0) * scales, -_half(blocks, 2) * minima
+
+
 def _q5_k(blocks: Blocks) -> Floats:
     scales, minima = _six_bits(blocks[:, 4:16])
     steps, least = _half(blocks, 0) * scales, _half(blocks, 2) * minima
@@ -193,4 +218,10 @@ TYPES: Final[Mapping[str, Type]] = {
     "IQ4_XS": Type(23, _SUPER, 136, _iq4_xs),
     "BF16": Type(30, 1, 2, _bf16),
     "MXFP4": Type(39, 32, 17, _mxfp4),
+}
+# The types that are what our own four bits are.
+FOURS: Final[Mapping[str, Callable[[Blocks], Fours]]] = {
+    "Q4_0": _fours_q4_0,
+    "Q4_1": _fours_q4_1,
+    "Q4_K": _fours_q4_k,
 }

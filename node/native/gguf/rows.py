@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from node.native.gguf.architectures import GgufTensor
-from node.native.gguf.quants import TYPES, widen
-from node.native.tensors import Order, StoredRows
+from node.native.gguf.quants import FOURS, TYPES, Fours, fours, widen
+from node.native.packed import TILE
+from node.native.tensors import PIECE, Order, StoredRows
 from protocol.errors import BadCheckpoint
 
 
@@ -53,6 +55,17 @@ class GgufRows(StoredRows):
         if rows is None:
             return super().ordered(self._turned, columns)
         return super().ordered(np.where(rows < 0, -1, self._turned[rows]), columns)
+
+    @property
+    def in_fours(self) -> bool:
+        """Whether its groups can be packed as they are: see `fours`."""
+        return self.stored in FOURS and self._rows is None and self._columns is None
+
+    def fours(self) -> Iterator[Fours]:
+        """Its rows in groups of four bits, some at a time: whole tiles, but for the last."""
+        step = max(TILE, PIECE // self.shape[1] // TILE * TILE)
+        for row in range(0, self.shape[0], step):
+            yield fours(self.stored, self._array[row : row + step])
 
     def _finite(self, some: NDArray[Any]) -> NDArray[np.bool_]:
         return np.isfinite(self._widen(some))

@@ -15,7 +15,7 @@ from node.native.checkpoint import NativeCheckpoint
 from node.native.engine import NativeEngine
 from node.native.gguf.architectures import ARCHITECTURES
 from node.native.kernel import Kernel
-from node.native.precision import F32
+from node.native.precision import F32, Precision
 from protocol.candidates import Candidates, Want
 from protocol.model import Span
 from protocol.tensors import from_numpy
@@ -126,9 +126,9 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
     return both
 
 
-def logits(model: Path, kernel: Kernel) -> NDArray[np.float32]:
-    """Of 30 positions, in f32."""
-    checkpoint = NativeCheckpoint.open(str(model), F32)
+def logits(model: Path, kernel: Kernel, precision: Precision = F32) -> NDArray[np.float32]:
+    """Of 30 positions."""
+    checkpoint = NativeCheckpoint.open(str(model), precision)
     whole = Span(0, checkpoint.manifest.stages)
     engine = NativeEngine.load(checkpoint, whole, kernel)
     ids = from_numpy(np.arange(1, 31, dtype=np.int32) * 5 % 260)

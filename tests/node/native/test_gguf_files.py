@@ -20,11 +20,13 @@ from node.native.checkpoint import NativeCheckpoint
 from node.native.gguf.header import read_header
 from node.native.gguf.quants import widen
 from node.native.kernel import Kernel
-from node.native.precision import F32
+from node.native.packed import Kind
+from node.native.precision import F32, INT4
+from node.native.weights import Loader
 from protocol.errors import BadCheckpoint, ConfigError, UnsupportedModel
 from protocol.model import Span
 from tests.node.native.test_gguf import logits
-from tests.support.gguf import as_f32, as_q8_0, convert, tokenizer_fields, write_gguf
+from tests.support.gguf import as_f32, as_q4_0, as_q8_0, convert, tokenizer_fields, write_gguf
 from tests.support.models import make_model
 
 WHOLE = Span(0, 6)
@@ -61,6 +63,17 @@ def test_a_quantised_file_is_the_model_of_its_dequantised_weights(
     assert np.array_equal(logits(file, kernel), logits(other, kernel))
 
 
+def test_four_bits_compute_what_they_stand_for(folder: Path, tmp_path: Path, kernel: Kernel) -> None:
+    """Packed as they are, with steps that rise and steps that fall: only the states lose a little."""
+    file = convert(folder, tmp_path / "model.gguf", as_q4_0)
+    block = Loader(NativeCheckpoint.open(str(file), INT4), kernel).block(2)
+    assert block.down is not None
+    assert block.down.kind is Kind.INT4
+    assert (block.down.scales.view("<f2") < 0).any()
+    wide, packed = (logits(file, kernel, precision) for precision in (F32, INT4))
+    assert np.abs(packed - wide).max() < 0.1 * np.abs(wide).max()
+
+
 def test_the_banner_says_what_was_made_of_the_weights(folder: Path, tmp_path: Path) -> None:
     """By the names that GGUF has for types."""
     file = convert(folder, tmp_path / "model.gguf", as_q8_0)
@@ -80,7 +93,7 @@ def test_a_folder_with_one_file_is_that_file(file: Path) -> None:
 
 def test_where_a_file_lies_is_no_part_of_the_model(file: Path, tmp_path: Path) -> None:
     """Two owners of one file serve one model, whatever they call it."""
-    other = tmp_path / "elsewhere.gguf"
+    other = tmp_path / "sha256-0123"
     other.write_bytes(file.read_bytes())
     assert NativeCheckpoint.open(str(file), F32).manifest == NativeCheckpoint.open(str(other), F32).manifest
 

@@ -7,10 +7,11 @@ import hashlib
 import numpy as np
 import pytest
 
-from node.native.gguf.quants import TYPES, widen
+from node.native.gguf.quants import FOURS, TYPES, fours, widen
 from node.native.kernel import Kernel
 from node.native.known_answer import numbers
 from node.native.packed import Kind
+from protocol.errors import BadCheckpoint
 from tests.node.native.test_quant import values
 
 # Of what gguf 0.19.0 makes of 64 blocks of random bytes (0 for what is not finite): the first half of the SHA-256.
@@ -63,3 +64,40 @@ def test_packing_loses_nothing_of_what_is_like_ours(kind: str, into: Kind, kerne
     floats = widen(kind, np.concatenate((*halves, codes), axis=1).reshape(32, -1))
     assert floats.shape == (32, 64)
     assert np.allclose(values(kernel.pack(into, (32, 64), [floats])), floats, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", FOURS)
+def test_four_bits_stay_the_four_bits_they_were(kind: str, kernel: Kernel) -> None:
+    """Also where a group does not use all of its codes, and in a matrix of no whole tiles."""
+    type_ = TYPES[kind]
+    raw = np.random.default_rng(1).integers(0, 256, (40, 512 // type_.values, type_.size), dtype=np.uint8)
+    raw[..., :4].view("<f2")[:] = [0.013, -0.2]  # step and minimum, or a step and the first codes
+    rows = raw.reshape(40, -1)
+    packed = kernel.pack_fours((40, 512), [fours(kind, rows[:32]), fours(kind, rows[32:])])
+    found = values(packed)
+    expected = widen(kind, rows)
+    # Q4_K's steps have more bits than ours.
+    assert np.allclose(
+        found[:40], expected, rtol=0, atol=np.abs(expected).max() * 2**-11 if kind == "Q4_K" else 1e-6
+    )
+    assert not found[40:].any()
+
+
+def test_groups_of_four_bits_are_laid_out_as_the_kernel_lays_them_out(kernel: Kernel) -> None:
+    """Byte for byte, where both find the same codes."""
+    weights = np.tile(np.arange(16, dtype=np.float32), (16, 4)) * 0.5 - 3
+    packed = kernel.pack(Kind.INT4, (16, 64), [weights])
+    codes = np.tile(np.arange(16, dtype=np.uint8), (16, 4)).reshape(16, 2, 32)
+    steps = np.full((16, 2), 0.5, np.float32)
+    grouped = kernel.pack_fours((16, 64), [(codes, steps, -6 * steps)])
+    assert np.array_equal(packed.codes, grouped.codes)
+    assert np.array_equal(packed.scales, grouped.scales)
+
+
+def test_a_step_that_is_no_number_is_refused(kernel: Kernel) -> None:
+    """Infinite, or too large for sixteen bits once it is multiplied."""
+    for step in (np.inf, np.nan, 9000.0):
+        raw = np.zeros((16, 18), np.uint8)
+        raw[3, :2] = np.array([step], "<f2").view(np.uint8)
+        with pytest.raises(BadCheckpoint, match="not finite, or too large for int4"):
+            kernel.pack_fours((16, 32), [fours("Q4_0", raw)])
