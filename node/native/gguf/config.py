@@ -27,8 +27,10 @@ _RENAMED: Final = {
 }
 # Fields that say again what tensors say, or nothing about what is computed.
 _HARMLESS: Final = ("vocab_size", "rope.scaling.finetuned", "rope.scaling.attn_factor", "attention.causal")
-# A word about a model has so many characters; a list of its blocks has as many entries as there may be.
+# A word about a model has so many characters.
 _TEXT: Final = 64
+# Of each block whether it has a window: no other field is known that tells blocks apart.
+_PATTERN: Final = "attention.sliding_window_pattern"
 _LLAMA3_CONTEXT: Final = 8192
 
 
@@ -72,8 +74,10 @@ def _fields(metadata: Mapping[str, Any], architecture: str) -> Fields:
     prefix = f"{architecture}."
     own = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
     for key, value in own.items():
-        most = limits.STAGES if isinstance(value, np.ndarray) else _TEXT
-        if isinstance(value, str | list | np.ndarray) and len(value) > most:
+        fits = not isinstance(value, str | list | np.ndarray)
+        fits |= isinstance(value, str) and len(value) <= _TEXT
+        fits |= isinstance(value, np.ndarray) and key == _PATTERN and len(value) <= limits.STAGES
+        if not fits:
             raise UnsupportedModel(f"the GGUF file has {prefix}{key} of another form")
     return Fields(own, "the GGUF file")
 
@@ -188,11 +192,11 @@ def _window(fields: Fields, config: Mapping[str, Any]) -> dict[str, Any]:
 def _windows(fields: Fields, config: Mapping[str, Any]) -> dict[str, Any]:
     """The window, and which blocks have it where the file says that too."""
     found = _window(fields, config)
-    pattern = fields.any("attention.sliding_window_pattern", None)
+    pattern = fields.any(_PATTERN, None)
     if isinstance(pattern, np.ndarray):
         found["layer_types"] = [SLIDING if sliding else FULL for sliding in pattern]
     elif pattern is not None:
-        every = fields.count("attention.sliding_window_pattern")
+        every = fields.count(_PATTERN)
         blocks = range(1, config["num_hidden_layers"] + 1)
         found["layer_types"] = [SLIDING if index % every else FULL for index in blocks]
     return found

@@ -65,13 +65,13 @@ def text_files(metadata: Mapping[str, Any]) -> dict[str, bytes]:
     Raises: BadCheckpoint; UnsupportedModel, naming a tokenizer that is not known.
     """
     tokens, kinds = _tokens(metadata), _kinds(metadata)
-    match metadata.get("tokenizer.ggml.model"):
+    match _word(metadata, "model"):
         case "gpt2":
             tokenizer = _by_merges(metadata, tokens)
         case "llama":
             tokenizer = _by_scores(metadata, tokens, kinds)
         case other:
-            raise UnsupportedModel(f"GGUF tokenizers of type {str(other)[:40]!r} are not known")
+            raise UnsupportedModel(f"GGUF tokenizers of type {other[:40]!r} are not known")
     tokenizer["added_tokens"] = [
         _added(index, token, kind)
         for index, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
@@ -92,6 +92,12 @@ def text_files(metadata: Mapping[str, Any]) -> dict[str, bytes]:
         if len(data) > limits.MODEL_FILE_BYTES:
             raise BadCheckpoint(f"the GGUF file makes a {name} of {len(data)} bytes")
     return written
+
+
+def _word(metadata: Mapping[str, Any], name: str) -> str:
+    """A field of the tokenizer that is text; of any other kind it is shown as that."""
+    value = metadata.get(f"tokenizer.ggml.{name}", "")
+    return value if isinstance(value, str) else type(value).__name__
 
 
 def _json(value: object) -> bytes:
@@ -140,9 +146,9 @@ def _by_merges(metadata: Mapping[str, Any], tokens: Sequence[str]) -> dict[str, 
     for pair in pairs:
         if len(pair) != 2 or not {*pair, "".join(pair)} <= vocabulary.keys():
             raise BadCheckpoint(f"the GGUF file merges {str(pair)[:80]}, which is not of its vocabulary")
-    named = metadata.get("tokenizer.ggml.pre", "default")
-    if not isinstance(named, str) or named not in _CUTS:
-        raise UnsupportedModel(f"GGUF tokenizers that cut text like {str(named)[:40]!r} are not known")
+    named = _word(metadata, "pre") or "default"
+    if named not in _CUTS:
+        raise UnsupportedModel(f"GGUF tokenizers that cut text like {named[:40]!r} are not known")
     cut = _CUTS[named]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": not cut}
     steps: list[dict[str, Any]] = [byte_level]
@@ -227,8 +233,7 @@ def _about(metadata: Mapping[str, Any], tokens: Sequence[str]) -> dict[str, Any]
         token = metadata.get(f"tokenizer.ggml.{theirs}_token_id")
         if type(token) is int and token < len(tokens):
             found[f"{name}_token"] = tokens[token]
-    by_scores = metadata.get("tokenizer.ggml.model") == "llama"
-    begins = by_scores or metadata.get("tokenizer.ggml.pre") in _WHOLE
+    begins = _word(metadata, "model") == "llama" or _word(metadata, "pre") in _WHOLE
     found["add_bos_token"] = metadata.get("tokenizer.ggml.add_bos_token", begins) is True
     return found
 

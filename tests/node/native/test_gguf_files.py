@@ -181,6 +181,39 @@ def test_what_does_not_fit_is_named(
     assert len(str(error.value)) < 400
 
 
+ODD: list[Any] = [
+    0,
+    4_294_967_295,
+    True,
+    -1.0,
+    float("nan"),
+    "",
+    "x" * 5000,
+    [],
+    ["a"],
+    [1.5] * 264,
+    [0] * 264,
+]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=lambda odd: str(odd)[:20])
+def test_no_field_is_taken_for_what_it_is_not(folder: Path, tmp_path: Path, odd: Any) -> None:
+    """Of any field, any value of another kind: a named error in one line of bounded length, or a model."""
+    fields = read_header(convert(folder, tmp_path / "plain.gguf")).metadata
+    more = ("rope.scaling.type", "rope.scaling.factor", "expert_count", "attention.sliding_window")
+    names = [*fields, "general.alignment", "split.count", *(f"llama.{name}" for name in more)]
+    names += [f"tokenizer.ggml.{name}" for name in ("add_bos_token", "scores", "eot_token_id")]
+    errors: list[str] = []
+    for name in names:
+        path = changed(folder, tmp_path, **{name.replace(".", "__"): odd})
+        try:
+            open_whole(path)
+        except (BadCheckpoint, UnsupportedModel) as error:
+            errors.append(str(error))
+    assert len(errors) > 4
+    assert all("\n" not in error and len(error) < 600 for error in errors)
+
+
 def header(*, pairs: int = 0, tensors: int = 0, rest: bytes = b"") -> bytes:
     """A file of these counts."""
     return b"GGUF" + struct.pack("<IQQ", 3, tensors, pairs) + rest

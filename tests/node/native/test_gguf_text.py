@@ -119,7 +119,7 @@ def test_text_is_cut_as_the_file_says(cut: str, pieces: list[str]) -> None:
         ({"tokenizer__ggml__scores": np.full(267, np.nan, np.float32)}, "no scores"),
         ({"tokenizer__ggml__token_type": np.full(267, 1.5)}, "token types"),
         ({"tokenizer__ggml__tokens": []}, "no vocabulary"),
-        ({"tokenizer__ggml__model": None}, "type 'None'"),
+        ({"tokenizer__ggml__model": None}, "type 'NoneType'"),
         ({"tokenizer__chat_template": "x" * (1 << 21)}, "chat template"),
     ],
     ids=lambda value: str(value)[:30],
