@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from node.compute.interfaces import Engine
 from node.config import NodeConfig
+from node.native.gguf.files import find_gguf
 from node.native.load import NoKernels, load_kernel
 from protocol.errors import ConfigError, UnsupportedModel
 from protocol.model import Manifest, Span
@@ -80,14 +81,20 @@ OpenBackend = Callable[[NodeConfig], Backend]
 def open_backend(config: NodeConfig) -> Backend:
     """The checkpoint that `config` names, for the engine that it asks for.
 
-    Left to choose, that is the native one, unless the kernels do not know the model completely or are not there.
+    Left to choose, that is the native one, unless the kernels do not know the model completely or are not there. A
+    GGUF file is for the native one alone.
     """
+    single = find_gguf(config.model) is not None
+    if single and (config.engine == "torch" or not config.suits_kernels):
+        raise ConfigError(
+            f"{config.model} is a GGUF file, which only the native kernels serve, in --quant's precision"
+        )
     if config.engine == "torch" or not config.suits_kernels:
         return open_torch(config, "as asked")
     try:
         return open_native(config)
     except (UnsupportedModel, NoKernels) as error:
-        if config.engine == "native":
+        if config.engine == "native" or single:
             raise ConfigError(f"{config.model} cannot be served by the native kernels: {error}") from error
         return open_torch(config, str(error))
 
@@ -139,6 +146,8 @@ def open_ends(model: str) -> NativeEnds | LocalEnds:
     try:
         return NativeEnds.load(NativeCheckpoint.open(model, F32), load_kernel())
     except (UnsupportedModel, NoKernels) as error:
+        if find_gguf(model) is not None:
+            raise ConfigError(f"{model} cannot be served by the native kernels: {error}") from error
         need_torch(model, str(error))
     from node.engine.checkpoint import Checkpoint
     from node.engine.ends import LocalEnds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -47,10 +47,8 @@ class CheckpointFiles:
 
     def manifest(self, blocks: int, hidden_size: int, vocab_size: int, context: int) -> Manifest:
         """What the nodes of this model agree on."""
-        files = [ManifestFile(n, len(data), hashlib.sha256(data).digest()) for n, data in self._files.items()]
-        names = shards.names_digest(self._shards)
-        context = min(context, limits.SESSION_TOKENS)
-        return Manifest(blocks, hidden_size, vocab_size, context, names, tuple(files))
+        sizes = blocks, hidden_size, vocab_size, context
+        return make_manifest(self._files, self._shards, sizes)
 
     def has(self, tensors: Iterable[str]) -> bool:
         """Whether the files of these tensors are on this machine already; fetches nothing."""
@@ -105,3 +103,13 @@ class CheckpointFiles:
             wanted = f"neither {shards.SINGLE_FILE} nor {shards.INDEX_FILE}"
             raise BadCheckpoint(f"{self.name}: {wanted}; weights in other formats are not read")
         return dict.fromkeys(names, shards.SINGLE_FILE)
+
+
+def make_manifest(
+    files: Mapping[str, bytes], tensors: Iterable[str], sizes: tuple[int, int, int, int]
+) -> Manifest:
+    """Of small files and the names of all tensors; sizes: blocks, hidden size, vocabulary and context."""
+    blocks, hidden_size, vocab_size, context = sizes
+    entries = tuple(ManifestFile(n, len(data), hashlib.sha256(data).digest()) for n, data in files.items())
+    context = min(context, limits.SESSION_TOKENS)
+    return Manifest(blocks, hidden_size, vocab_size, context, shards.names_digest(tensors), entries)

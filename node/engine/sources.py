@@ -132,9 +132,8 @@ def open_source(model: str, cache_dir: str | None) -> Source:
     if folder.is_dir():
         return FolderSource(folder)
     if folder.exists():
-        raise ConfigError(
-            f"{model} is a file; a model is a folder with config.json, or a hub id like org/name"
-        )
+        wanted = "a folder with config.json, a GGUF file, or a hub id like org/name"
+        raise ConfigError(f"{model} is a file; a model is {wanted}")
     if _HUB_ID.fullmatch(model):
         return HubSource(model, cache_dir)
     raise ConfigError(f"{model}: no such folder, and not a hub id like org/name")

@@ -39,7 +39,8 @@ class NativeBackend:
 
     def kernels(self) -> str:
         """See `node.backend.Backend`."""
-        return f"native {self._kernel.isa}"
+        conversion = self.model.conversion()
+        return f"native {self._kernel.isa}" + (f", {conversion}" if conversion else "")
 
     def dtype(self) -> str:
         """See `node.backend.Backend`."""

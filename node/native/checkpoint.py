@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
 
 from node.engine.files import CheckpointFiles
+from node.engine.shards import StoredTensor
 from node.engine.sources import open_source
 from node.native import sizes
 from node.native.family import Plan, plan_model
+from node.native.gguf.architectures import GgufTensor
+from node.native.gguf.files import GgufFiles, find_gguf
+from node.native.gguf.rows import GgufRows
 from node.native.names import block_tensors, end_tensors, further_blocks, holds_bytes
 from node.native.precision import Precision
 from node.native.tensors import BYTES, FLOATS, StoredRows
@@ -18,10 +23,37 @@ from protocol.errors import BadCheckpoint, ConfigError, UnsupportedModel
 from protocol.model import Manifest, Span
 
 
+class ModelFiles(Protocol):
+    """Where a checkpoint lies, in whatever format."""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+
+    @property
+    def tensors(self) -> Iterable[str]:
+        """The names of all tensors."""
+
+    def file(self, name: str) -> bytes:
+        """The bytes of a small file. Raises: KeyError."""
+
+    def manifest(self, blocks: int, hidden_size: int, vocab_size: int, context: int) -> Manifest:
+        """What the nodes of this model agree on."""
+
+    def has(self, tensors: Iterable[str]) -> bool:
+        """Whether these are on this machine already."""
+
+    def stored(self, tensor: str) -> tuple[Path, StoredTensor]:
+        """Where in which file a tensor lies. Raises: BadCheckpoint."""
+
+    def stage_digest(self, tensors: Iterable[str]) -> bytes:
+        """8 bytes that name these tensors as stored. Raises: BadCheckpoint."""
+
+
 class NativeCheckpoint:
     """A checkpoint and the precision that it is served in. See `node.backend.Model`."""
 
-    def __init__(self, files: CheckpointFiles, precision: Precision) -> None:
+    def __init__(self, files: ModelFiles, precision: Precision) -> None:
         """Raises: UnsupportedModel, saying what the kernels do not know; BadCheckpoint."""
         self.name = files.name
         self.precision = precision
@@ -46,7 +78,9 @@ class NativeCheckpoint:
 
     @classmethod
     def open(cls, model: str, precision: Precision, *, cache_dir: str | None = None) -> NativeCheckpoint:
-        """Open a folder or a model of the hub. Raises: ConfigError, BadCheckpoint, UnsupportedModel."""
+        """Open a folder, a GGUF file or a model of the hub. Raises: ConfigError, BadCheckpoint, UnsupportedModel."""
+        if (path := find_gguf(model)) is not None:
+            return cls(GgufFiles(path), precision)
         return cls(CheckpointFiles(open_source(model, cache_dir)), precision)
 
     def file(self, name: str) -> bytes:
@@ -78,6 +112,11 @@ class NativeCheckpoint:
         """See `node.backend.Model`; the same in every precision, for they are of the weights as stored."""
         return tuple(self._files.stage_digest(self._stages[stage]) for stage in span)
 
+    def conversion(self) -> str:
+        """What is made of weights that are kept in another form here, for people; "" where that is plain."""
+        kinds = self._files.kinds() if isinstance(self._files, GgufFiles) else ""
+        return f"{kinds} into {self.precision.name}" if kinds else ""
+
     def _stored(self, stage: int) -> str:
         """The dtype of most of a stage: as its files say if they are here, else as config.json does."""
         if not self.has(stage):
@@ -88,11 +127,14 @@ class NativeCheckpoint:
 
     def rows(self, stage: int, name: str) -> StoredRows:
         """A tensor of a stage. Raises: BadCheckpoint."""
+        path, tensor = self._files.stored(name)
+        if isinstance(tensor, GgufTensor):
+            return GgufRows(name, path, tensor, self._stages[stage][name])
         dtypes = BYTES if holds_bytes(name) else FLOATS
-        return StoredRows(name, *self._files.stored(name), self._stages[stage][name], dtypes)
+        return StoredRows(name, path, tensor, self._stages[stage][name], dtypes)
 
 
-def _config(files: CheckpointFiles) -> Mapping[str, Any]:
+def _config(files: ModelFiles) -> Mapping[str, Any]:
     try:
         config = json.loads(files.file("config.json"))
     except (ValueError, RecursionError) as error:

@@ -20,7 +20,7 @@ BYTES: Final[Dtypes] = {"U8": np.dtype("u1")}
 # Of each row or column that is wanted where it is stored, -1 for zeros.
 Order = NDArray[np.intp]
 # Floats that are widened at once while a matrix is packed: some MiB.
-_PIECE: Final = 1 << 20
+PIECE: Final = 1 << 20
 
 
 class StoredRows:
@@ -92,11 +92,14 @@ class StoredRows:
 
     def check(self) -> None:
         """All of it is finite, in whatever order. Raises: BadCheckpoint, which names it."""
-        rows = max(1, _PIECE // max(1, self._array[:1].size))
+        rows = max(1, PIECE // max(1, self._array[:1].size))
         for row in range(0, len(self._array), rows):
-            some = self._array[row : row + rows]
-            upper_halves = some.dtype == np.uint16
-            self._require((some & 0x7F80) != 0x7F80 if upper_halves else np.isfinite(some))
+            self._require(self._finite(self._array[row : row + rows]))
+
+    def _finite(self, some: NDArray[Any]) -> NDArray[np.bool_]:
+        upper_halves = some.dtype == np.uint16
+        finite: NDArray[np.bool_] = (some & 0x7F80) != 0x7F80 if upper_halves else np.isfinite(some)
+        return finite
 
     def _require(self, finite: NDArray[np.bool_]) -> None:
         if not finite.all():
@@ -104,7 +107,7 @@ class StoredRows:
 
     def pieces(self) -> Iterator[NDArray[np.float32]]:
         """Its rows in order, some at a time: whole tiles, but for the last."""
-        step = max(TILE, _PIECE // self.shape[1] // TILE * TILE)
+        step = max(TILE, PIECE // self.shape[1] // TILE * TILE)
         for row in range(0, self.shape[0], step):
             yield self._some(row, row + step)
 
@@ -125,8 +128,7 @@ class StoredRows:
             values[:, self._columns < 0] = 0
         return values
 
-    @staticmethod
-    def _widen(stored: NDArray[Any]) -> NDArray[np.float32]:
+    def _widen(self, stored: NDArray[Any]) -> NDArray[np.float32]:
         if stored.dtype == np.uint16:  # the upper halves of floats
             return (stored.astype(np.uint32) << 16).view(np.float32)
         return np.array(stored, np.float32)

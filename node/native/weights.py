@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from node.native.blocks import BlockWeights
 from node.native.checkpoint import NativeCheckpoint
+from node.native.gguf.rows import GgufRows
 from node.native.kernel import Kernel
 from node.native.mxfp4 import Mxfp4Rows
 from node.native.names import (
@@ -142,7 +143,11 @@ class Loader:
         bias: NDArray[np.float32] | None = None,
     ) -> Matrix:
         kind = kept_kind(kind, {part.stored for part in parts})
+        grouped = [part for part in parts if isinstance(part, GgufRows) and part.in_fours]
         try:
+            if kind is Kind.INT4 and len(grouped) == len(parts):
+                pieces = chain.from_iterable(part.fours() for part in grouped)
+                return self._kernel.pack_fours(size, pieces, bias)
             return self._kernel.pack(kind, size, chain.from_iterable(part.pieces() for part in parts), bias)
         except BadCheckpoint as error:
             for part in parts:

@@ -34,7 +34,7 @@ def open_client(where: Where, terminal: Terminal, on_event: OnEvent) -> Iterator
         "reuse": where.reuse,
         "on_event": on_event,
     }
-    if where.model is not None and Path(where.model).is_dir():
+    if where.model is not None and _is_checkpoint(where.model):
         with working(terminal, f"loading both ends of {where.model}"):
             how |= {"model": None, "ends": local.load_ends(where.model)}
     with ExitStack() as stack:
@@ -66,3 +66,9 @@ def working(terminal: Terminal, what: str) -> AbstractContextManager[object]:
     return terminal.err.status(
         Text(one_line(what), style="dim"), spinner="dots" if "utf" in terminal.err.encoding else "line"
     )
+
+
+def _is_checkpoint(model: str) -> bool:
+    """Whether this is no name: a folder, or a GGUF file."""
+    path = Path(model)
+    return path.is_dir() or (path.suffix.lower() == ".gguf" and path.is_file())

@@ -22,7 +22,12 @@ class NodeOptions:
 
     model: Annotated[
         str,
-        typer.Option("--model", "-m", metavar="MODEL", help="A checkpoint's folder, or org/name of the hub."),
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="MODEL",
+            help="A checkpoint's folder, a GGUF file, or org/name of the hub.",
+        ),
     ]
     layers: Annotated[
         str | None,

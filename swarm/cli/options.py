@@ -58,7 +58,7 @@ Model = Annotated[
         "-m",
         metavar="NAME|FOLDER",
         help="Which model, where the swarm serves several: its name or the first digits of its digest. The folder "
-        "of a checkpoint makes this a full client, which runs both ends of the model itself.",
+        "of a checkpoint, or a GGUF file, makes this a full client, which runs both ends of the model itself.",
         show_default=False,
         rich_help_panel=NETWORK,
     ),
