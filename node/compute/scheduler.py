@@ -171,8 +171,9 @@ class Scheduler:
             rows = self._jobs[self._short.first()][0].left
             if pieces and rows > left:
                 break
-            left -= rows
-            pieces.append(self._cut(self._short.take(), rows))
+            # The budget may have shrunk since the step was found to be short.
+            pieces.append(self._cut(self._short.take(), max(left, DECODE_ROWS)))
+            left -= pieces[-1].rows
         return pieces
 
     def _take_long(self, now: float, *, beside: bool) -> list[Piece]:

@@ -150,7 +150,7 @@ class Batches(RuleBasedStateMachine):
         budget, sessions = self.scheduler.budget, [piece.session for piece in self.running]
         assert bool(self.running) == bool(waiting)
         assert len(set(sessions)) == len(sessions)
-        assert sum(piece.rows for piece in self.running) <= max(budget.short, 40) + budget.alone
+        assert sum(piece.rows for piece in self.running) <= budget.short + budget.alone
         for piece in self.running:
             ran = self.ran.setdefault(piece.session, [])
             ran += [(piece.number, row) for row in range(piece.start, piece.stop)]
