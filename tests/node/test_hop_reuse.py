@@ -146,7 +146,7 @@ async def test_regression_a_step_in_pieces_fills_pages_of_its_own(swarm: Swarm) 
     """They are left once it has been sent on, and are right."""
     pair = await Pair.made(swarm)
     for node in (pair.front, pair.back):
-        node.hop.scheduler.budget = Budget(short=8, beside=100, alone=100)
+        node.hop.scheduler.budget = Budget(short=100, beside=100, alone=100)
     front, back = await pair.session()
     assert await ask(front, back, PROMPT, chunk=512) == [expected_ids(PROMPT)[-1]]
     await leave(pair.front, front)
