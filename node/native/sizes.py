@@ -27,10 +27,11 @@ _STORED_BYTES: Final = {"F32": 4, "F16": 2, "BF16": 2}
 
 
 def stage_bytes(plan: Plan, stage: int, precision: Precision, stored: str) -> int:
-    """Memory that one stage takes in `precision` where its tensors are stored in `stored`, to the byte."""
+    """Memory of one stage in `precision`, of tensors stored in `stored`: to the byte, but for a GGUF file."""
     shape = plan.shape
     if stage == 0:
-        return _STORED_BYTES[stored] * shape.vocabulary * shape.hidden
+        # Quantised rows of a GGUF file are mapped too, and take less than the two bytes that they count as.
+        return _STORED_BYTES.get(stored, 2) * shape.vocabulary * shape.hidden
     if stage <= shape.blocks:
         return _block_bytes(plan, stage - 1, precision, stored)
     head = _packed(kept_kind(precision.head, {stored}), shape.vocabulary, shape.hidden)

@@ -45,6 +45,14 @@ def file(folder: Path, tmp_path: Path) -> Path:
     return convert(folder, tmp_path / "model.gguf")
 
 
+def test_the_memory_that_a_quantised_file_takes_is_told_before(folder: Path, tmp_path: Path) -> None:
+    """Of every stage, before anything is packed: a node that is to start asks for it."""
+    model = NativeCheckpoint.open(str(convert(folder, tmp_path / "model.gguf", as_q8_0)), INT4)
+    sizes = [model.stage_bytes(stage, "f32") for stage in WHOLE]
+    whole = NativeCheckpoint.open(str(folder), F32)
+    assert all(0 < size < whole.stage_bytes(stage, "f32") for stage, size in enumerate(sizes))
+
+
 def test_a_quantised_file_is_the_model_of_its_dequantised_weights(
     folder: Path, tmp_path: Path, kernel: Kernel
 ) -> None:
