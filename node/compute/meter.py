@@ -89,5 +89,10 @@ class Meter:
         return now - self._last_at >= QUIET_S
 
 
+def blend(old: float, new: float) -> float:
+    """The running mean of what it was and one new value."""
+    return old + WEIGHT * (new - old)
+
+
 def _mean(old: float, new: float) -> float:
-    return old + WEIGHT * (new - old) if old > 0.0 else new
+    return blend(old, new) if old > 0.0 else new

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from node.compute.measure import Speed
+from node.compute.meter import blend
 from node.compute.scheduler import DECODE_ROWS, Budget
 from protocol import limits
 
@@ -18,8 +19,6 @@ LEAST_BESIDE_MS: Final = 5.0
 SHORT: Final = 3.0
 # How long a piece of a long step holds up whoever comes meanwhile, where nobody decodes.
 ALONE_MS: Final = 400.0
-# A tenth of the new: forgets half of the past in seven batches.
-WEIGHT: Final = 0.1
 
 
 class Sizer:
@@ -34,9 +33,9 @@ class Sizer:
     def observe(self, rows: int, compute_ms: float) -> None:
         """Take in one batch."""
         if rows == 1:
-            self._step_ms = _mean(self._step_ms, compute_ms)
+            self._step_ms = blend(self._step_ms, compute_ms)
         else:
-            self._row_ms = _mean(self._row_ms, max(compute_ms - self._step_ms, 0.0) / (rows - 1))
+            self._row_ms = blend(self._row_ms, max(compute_ms - self._step_ms, 0.0) / (rows - 1))
         self.budget = self._size()
 
     def _size(self) -> Budget:
@@ -50,7 +49,3 @@ class Sizer:
     def _rows_in(self, ms: float, *, least: int) -> int:
         rows = ms / self._row_ms if self._row_ms > 0 else limits.STEP_TOKENS
         return int(min(max(rows, least), limits.STEP_TOKENS))
-
-
-def _mean(old: float, new: float) -> float:
-    return old + WEIGHT * (new - old)

@@ -19,6 +19,8 @@ from node.native.precision import F32, Precision
 from protocol.candidates import Candidates, Want
 from protocol.model import Span
 from protocol.tensors import from_numpy
+from tests.node.native.test_families import VARIANTS as FAMILY_VARIANTS
+from tests.node.native.test_families import rope
 from tests.support.gguf import convert
 from tests.support.models import make_model
 
@@ -30,24 +32,13 @@ SMOOTH = (64 / WAVES - 1) / 3
 LLAMA3 = np.where(WAVES < 16, 1, np.where(WAVES > 64, 8, 1 / ((1 - SMOOTH) / 8 + SMOOTH)))
 
 
-def rope(kind: str, **more: Any) -> dict[str, Any]:
-    """rope_parameters of this kind."""
-    return {"rope_parameters": {"rope_type": kind, "rope_theta": 10_000.0, **more}}
-
-
 # The family, what is changed in its config, and metadata that does not follow from that.
 VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "llama": ("llama", {"num_attention_heads": 4, "num_key_value_heads": 2}, {}),
     "llama, biases": ("llama", {"attention_bias": True, "mlp_bias": True}, {}),
     "llama, llama3": (
         "llama",
-        rope(
-            "llama3",
-            factor=8.0,
-            low_freq_factor=1.0,
-            high_freq_factor=4.0,
-            original_max_position_embeddings=64,
-        ),
+        FAMILY_VARIANTS["llama, llama3"][1],
         {"rope_freqs": LLAMA3, "llama__rope__scaling__original_context_length": 64},
     ),
     "mixtral": ("mixtral", {"num_local_experts": 5}, {}),
