@@ -106,6 +106,9 @@ class NativeCheckpoint:
 
     def stage_bytes(self, stage: int, dtype: str) -> int:
         """See `node.backend.Model`; whatever the dtype of the states, precision and stored dtype decide."""
+        if stage == 0 and self.has(0):  # mapped as it is stored, in whatever form
+            tensors = (self._files.stored(name)[1] for name in self._stages[0])
+            return sum(tensor.stop - tensor.start for tensor in tensors)
         return sizes.stage_bytes(self.plan, stage, self.precision, self._stored(stage))
 
     def stage_digests(self, span: Span) -> tuple[bytes, ...]:

@@ -21,17 +21,16 @@ from node.native.names import (
 )
 from node.native.packed import Kind, padded
 from node.native.precision import Precision, kept_kind
+from node.native.tensors import FLOATS
 
 _F32_BYTES: Final = 4
-_STORED_BYTES: Final = {"F32": 4, "F16": 2, "BF16": 2}
 
 
 def stage_bytes(plan: Plan, stage: int, precision: Precision, stored: str) -> int:
-    """Memory of one stage in `precision`, of tensors stored in `stored`: to the byte, but for a GGUF file."""
+    """Memory that one stage takes in `precision` where its tensors are stored in `stored`, to the byte."""
     shape = plan.shape
     if stage == 0:
-        # Quantised rows of a GGUF file are mapped too, and take less than the two bytes that they count as.
-        return _STORED_BYTES.get(stored, 2) * shape.vocabulary * shape.hidden
+        return FLOATS[stored].itemsize * shape.vocabulary * shape.hidden
     if stage <= shape.blocks:
         return _block_bytes(plan, stage - 1, precision, stored)
     head = _packed(kept_kind(precision.head, {stored}), shape.vocabulary, shape.hidden)
@@ -54,7 +53,7 @@ def shared_bytes(plan: Plan) -> int:
 
 def _tensor_bytes(tensors: Shapes, stored: str) -> int:
     return sum(
-        math.prod(shape) * (1 if holds_bytes(name) else _STORED_BYTES[stored])
+        math.prod(shape) * (1 if holds_bytes(name) else FLOATS[stored].itemsize)
         for name, shape in tensors.items()
     )
 

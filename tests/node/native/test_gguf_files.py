@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from node.backend import open_backend
 from node.config import NodeConfig
 from node.native.checkpoint import NativeCheckpoint
+from node.native.engine import NativeEngine
 from node.native.gguf.header import read_header
 from node.native.gguf.quants import widen
 from node.native.kernel import Kernel
@@ -45,10 +46,13 @@ def file(folder: Path, tmp_path: Path) -> Path:
     return convert(folder, tmp_path / "model.gguf")
 
 
-def test_the_memory_that_a_quantised_file_takes_is_told_before(folder: Path, tmp_path: Path) -> None:
-    """Of every stage, before anything is packed: a node that is to start asks for it."""
+def test_the_memory_that_a_quantised_file_takes_is_told_before(
+    folder: Path, tmp_path: Path, kernel: Kernel
+) -> None:
+    """Of every stage to the byte, before anything is packed: a node that is to start asks for it."""
     model = NativeCheckpoint.open(str(convert(folder, tmp_path / "model.gguf", as_q8_0)), INT4)
     sizes = [model.stage_bytes(stage, "f32") for stage in WHOLE]
+    assert sum(sizes) == NativeEngine.load(model, WHOLE, kernel).weight_bytes
     whole = NativeCheckpoint.open(str(folder), F32)
     assert all(0 < size < whole.stage_bytes(stage, "f32") for stage, size in enumerate(sizes))
 
