@@ -90,9 +90,12 @@ class NodeConfig:
             raise ConfigError(f"there is no engine {self.engine!r}: {', '.join(ENGINES)}")
         if self.quant is not None and self.quant not in (*QUANTS, AUTO):
             raise ConfigError(f"weights cannot be kept in {self.quant!r}: {', '.join(QUANTS)}, or {AUTO}")
-        what = self.quant or ("native" if self.engine == "native" else None)
-        if what is not None and not self.suits_kernels:
-            raise ConfigError(f"{what} is computed by the native kernels: leave device and dtype out")
+        if self.engine == "native" and not self.suits_kernels:
+            raise ConfigError("the native kernels compute on the CPU: leave device and dtype out")
+        if self.quant is not None and self.dtype is not None:
+            raise ConfigError(
+                f"weights in {self.quant} are computed in a dtype of their own: leave dtype out"
+            )
 
     def span(self, blocks: int) -> Span | None:
         """The stages that `layers` and `ends` mean in a model of `blocks`; None if the swarm's need decides.

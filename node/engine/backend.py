@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
+from node.engine.card import on_card
 from node.engine.checkpoint import Checkpoint
-from node.engine.device import free_bytes
+from node.engine.device import free_bytes, need_device
+from node.engine.products import on_kernels
 from node.engine.quantised import Quantiser
 from node.engine.span import SpanEngine, choose_dtype, numerics_of
 from node.native.load import load_kernel
@@ -38,16 +42,18 @@ class TorchBackend:
     ) -> TorchBackend:
         """Open a folder or a model of the hub; `why` it is computed here, for people.
 
-        `quant` packs its weights, for the CPU, with so many threads.
-        Raises: ConfigError, also where weights are to be packed and there are no kernels; BadCheckpoint,
-        UnsupportedModel.
+        `quant` packs its weights; on the CPU with so many threads.
+        Raises: ConfigError, also if there is no such device, or it has nothing to compute packed weights with;
+        BadCheckpoint, UnsupportedModel.
         """
+        need_device(device)
         if quant is None:
             return cls(Checkpoint.open(model, cache_dir=cache_dir), dtype, device, None, why)
+        on_cpu = torch.device(device).type == "cpu"
+        pack = on_kernels(load_kernel(threads)) if on_cpu else on_card(device)
         precision = PRECISIONS[quant]
-        quantiser = Quantiser(load_kernel(threads), precision)
         checkpoint = Checkpoint.open(model, cache_dir=cache_dir, precision=precision)
-        return cls(checkpoint, "f32", device, quantiser, why)
+        return cls(checkpoint, "f32" if on_cpu else "bf16", device, Quantiser(pack, precision), why)
 
     def dtype(self) -> str:
         """See `node.backend.Backend`."""

@@ -1,10 +1,22 @@
-"""What is free on the device that computes."""
+"""The device that computes: whether there is one of that name, what is free on it, what suits it."""
 
 from __future__ import annotations
 
 import torch
 
 from node import memory
+from protocol.errors import ConfigError
+
+
+def need_device(device: str) -> None:
+    """Raises ConfigError, in one line, unless torch has a device of this name here."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        found = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        raise ConfigError(
+            f"torch {torch.__version__} has no device {device!r} here, only {', '.join(found)}"
+        ) from error
 
 
 def free_bytes(device: str) -> int:

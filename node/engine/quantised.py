@@ -1,38 +1,33 @@
-"""Weights of a model's modules in eight and four bits: its linear layers and experts, by the native kernels' product.
+"""Weights of a model's modules in eight and four bits: its linear layers and experts.
 
-A family that the kernels do not know whole keeps its own modules, but for those in which nearly all of its weights
-are. Each row is computed by itself, so a result does not depend on what else is in a batch.
+A family that the kernels do not know whole, or that a graphics card computes, keeps its own modules, but for those in
+which nearly all of its weights are. What multiplies is given: `products` on the CPU, `card` on a graphics card.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Final
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from node.engine.kinds import kind_of
+from node.engine.products import Pack, Product
 from node.engine.skeleton import Layout
-from node.native.kernel import Kernel
-from node.native.packed import GROUP, TILE, Kind, Matrix
+from node.native.packed import GROUP, Kind
 from node.native.precision import Precision
 from protocol.errors import BadCheckpoint
 
 # What decides which experts a row goes to, where an error is another expert; and what some families read themselves.
 _KEPT: Final = frozenset({"gate", "router", "shared_expert_gate", "dt_proj"})
-# Floats of a weight that are copied at once while it is packed: some MiB.
-_PIECE: Final = 1 << 20
 
 
 class Quantiser:
     """Puts packed modules in the place of a model's own."""
 
-    def __init__(self, kernel: Kernel, precision: Precision) -> None:
-        self._kernel = kernel
+    def __init__(self, pack: Pack, precision: Precision) -> None:
+        self._pack = pack
         self._precision = precision
 
     def replace(self, model: nn.Module, layout: Layout) -> None:
@@ -54,7 +49,7 @@ class Quantiser:
         if is_packable(module):
             weight: torch.Tensor = module.weight  # type: ignore[assignment]
             rows = weight.T if type(module) is Conv1D else weight
-            return PackedLinear(self._kernel, self._matrix(kind, rows, module.bias))  # type: ignore[arg-type]
+            return PackedLinear(self._pack(kind, rows, module.bias), rows)  # type: ignore[arg-type]
         if are_packable_experts(module):
             return self._experts(module, kind)
         return None
@@ -62,19 +57,14 @@ class Quantiser:
     def _experts(self, module: Any, kind: Kind) -> PackedExperts:
         first = "gate_up_proj" if module.has_gate else "up_proj"
 
-        def each(name: str) -> list[Matrix]:
+        def each(name: str) -> list[Product]:
             weights, biases = getattr(module, name), getattr(module, f"{name}_bias", None)
             return [
-                self._matrix(kind, w.T if module.is_transposed else w, None if biases is None else biases[i])
+                self._pack(kind, w.T if module.is_transposed else w, None if biases is None else biases[i])
                 for i, w in enumerate(weights)
             ]
 
-        return PackedExperts(self._kernel, module, each(first), each("down_proj"))
-
-    def _matrix(self, kind: Kind, weight: torch.Tensor, bias: torch.Tensor | None) -> Matrix:
-        return self._kernel.pack(
-            kind, (weight.shape[0], weight.shape[1]), _pieces(weight), None if bias is None else _floats(bias)
-        )
+        return PackedExperts(module, each(first), each("down_proj"))
 
 
 def is_packable(module: nn.Module) -> bool:
@@ -85,7 +75,8 @@ def is_packable(module: nn.Module) -> bool:
         return False
     if type(module) is nn.Linear:
         return True
-    sample = torch.linspace(-1, 1, module.in_features, dtype=module.weight.dtype)[None]
+    weight = module.weight
+    sample = torch.linspace(-1, 1, module.in_features, dtype=weight.dtype, device=weight.device)[None]
     return torch.allclose(module(sample), nn.functional.linear(sample, module.weight, module.bias))
 
 
@@ -100,43 +91,41 @@ def are_packable_experts(module: Any) -> bool:
 
 
 class PackedLinear(nn.Module):
-    """A linear layer in few bits, on the CPU."""
+    """A linear layer in few bits."""
 
-    def __init__(self, kernel: Kernel, matrix: Matrix) -> None:
+    def __init__(self, product: Product, weight: torch.Tensor) -> None:
         super().__init__()
-        self._kernel = kernel
-        self._matrix = matrix
-        self.in_features, self.out_features = matrix.ins, matrix.outs
+        self.product = product
+        self.out_features, self.in_features = weight.shape
         # Some families ask the weight for its dtype or its device. Who computes with this one fails.
-        self.weight = torch.empty(matrix.outs, 0)
+        self.weight = weight.new_empty(self.out_features, 0)
 
     @property
     def packed_bytes(self) -> int:
         """Memory that it takes."""
-        return self._matrix.nbytes
+        return self.product.nbytes
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """States [..., in_features] to [..., out_features], in fp32."""
-        out = _product(self._kernel, self._matrix, states.reshape(-1, self.in_features))
+        """States [..., in_features] to [..., out_features]."""
+        out = self.product(states.reshape(-1, self.in_features))
         return out.view(*states.shape[:-1], self.out_features)
 
 
 class PackedExperts(nn.Module):
     """The experts of a layer in few bits. Activation and gate are the family's own."""
 
-    def __init__(self, kernel: Kernel, family: Any, first: list[Matrix], down: list[Matrix]) -> None:
+    def __init__(self, family: Any, first: list[Product], down: list[Product]) -> None:
         super().__init__()
         for name, _ in list(family.named_parameters(recurse=False)):
             if name.removesuffix("_bias") in ("gate_up_proj", "up_proj", "down_proj"):
                 setattr(family, name, None)
         self._family = family
-        self._kernel = kernel
-        self._first, self._down = first, down
+        self.first, self.down = first, down
 
     @property
     def packed_bytes(self) -> int:
         """Memory that they take."""
-        return sum(matrix.nbytes for matrix in (*self._first, *self._down))
+        return sum(product.nbytes for product in (*self.first, *self.down))
 
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
@@ -145,7 +134,7 @@ class PackedExperts(nn.Module):
         rows, k = top_k_index.shape
         parts = hidden_states.new_zeros(rows, k, hidden_states.shape[-1])
         for expert in top_k_index.unique().tolist():
-            if expert >= len(self._first):
+            if expert >= len(self.first):
                 continue  # beyond the last: a row that is routed nowhere
             row, place = torch.where(top_k_index == expert)
             parts[row, place] = self._run(expert, hidden_states[row])
@@ -154,30 +143,12 @@ class PackedExperts(nn.Module):
 
     def _run(self, expert: int, states: torch.Tensor) -> torch.Tensor:
         family = self._family
-        inner = _product(self._kernel, self._first[expert], states)
+        inner = self.first[expert](states)
         inner = family._apply_gate(inner) if family.has_gate else family.act_fn(inner)
-        out = _product(self._kernel, self._down[expert], inner)
+        out = self.down[expert](inner)
         return family.post_expert_norm(out) if family.has_post_expert_norm else out
-
-
-def _product(kernel: Kernel, matrix: Matrix, states: torch.Tensor) -> torch.Tensor:
-    """Rows [rows, ins] to [rows, outs], contiguous."""
-    given = states.float().contiguous().numpy()
-    out = torch.from_numpy(kernel.product(matrix, given))
-    return out[:, : matrix.outs].contiguous().to(states.dtype)
 
 
 def _is_loaded(module: nn.Module) -> bool:
     own = list(module.parameters(recurse=False))
-    return bool(own) and all(parameter.device.type == "cpu" for parameter in own)
-
-
-def _floats(values: torch.Tensor) -> NDArray[np.float32]:
-    return values.detach().float().numpy()
-
-
-def _pieces(weight: torch.Tensor) -> Iterator[NDArray[np.float32]]:
-    """Rows in order, some at a time: whole tiles, but for the last."""
-    step = max(TILE, _PIECE // weight.shape[1] // TILE * TILE)
-    for row in range(0, len(weight), step):
-        yield _floats(weight[row : row + step])
+    return bool(own) and all(parameter.device.type != "meta" for parameter in own)

@@ -90,7 +90,7 @@ class SpanEngine:
         """Load the span's tensors, no others, and try them out.
 
         dtype: None takes the checkpoint's own where the device computes in it natively, else "f32". quantiser: packs
-        the weights, on the CPU and for "f32". recorded: False launches every step anew, to compare.
+        the weights, on the CPU for "f32", on a card for "bf16". recorded: False launches every step anew, to compare.
         Raises: BadCheckpoint, UnsupportedModel; ConfigError, if the model has no such span or dtype, or the device
         no memory for it.
         """

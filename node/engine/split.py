@@ -54,7 +54,7 @@ class SplitModel:
         device: str,
         quantiser: Quantiser | None = None,
     ) -> None:
-        """quantiser: on the CPU, packs the weights while they are loaded. Raises: BadCheckpoint, UnsupportedModel."""
+        """quantiser: packs the weights while they are loaded. Raises: BadCheckpoint, UnsupportedModel."""
         self.config = checkpoint.config
         self.stages = stages
         self.dtype = DTYPES[dtype]
@@ -99,6 +99,8 @@ class SplitModel:
         if empty:
             raise BadCheckpoint(f"{checkpoint.name}: no tensors for {', '.join(empty[:3])}")
         self.weight_bytes = self._weight_bytes()
+        if quantiser is not None and self.device.type == "cuda":
+            torch.cuda.empty_cache()  # what the weights took before they were packed is free for others
 
     def _is_meta(self, name: str) -> bool:
         tensor: torch.Tensor = self._model.get_parameter_or_buffer(name)

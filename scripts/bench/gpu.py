@@ -1,14 +1,14 @@
 """The engine on a graphics card against transformers' generate there, turn by turn, in bf16.
 
-    python scripts/bench/gpu.py [--quick] [--models 0.5B 1B] [--json FILE]
+    python scripts/bench/gpu.py [--quick] [--models 0.5B 1B 8B] [--quant int8|int4] [--json FILE]
     python scripts/bench/gpu.py --device cpu [--quant int8|int4] [--json FILE]
 
 Tokens per second of greedy decoding by 1 to 16 sessions at once, and of a long prompt; random weights. transformers
 decodes a batch of as many prompts of one length; ours are sessions, each with a length and a cache of its own. The
 ratio is the median over the turns, in which both take theirs one after the other; the speeds are those of the best
-turns. `aggregate_16` is what sixteen sessions get together by what one gets. With `--device cpu` a sixth of a model
-runs in fp32, which shows that all works, and the summary has `aggregate_8_fp32`; with --quant its modules are packed,
-which is how families compute that the kernels do not know.
+turns. `aggregate_16` is what sixteen sessions get together by what one gets. With --quant the modules of ours are
+packed, `generate` stays as it is. With `--device cpu` a sixth of a model runs in fp32, which shows that all works, and
+the summary has `aggregate_8_fp32`; packed, that is how families compute that the kernels do not know.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from protocol.model import Span
 from protocol.tensors import from_numpy
 
 BILLION = Shape(layers=16, hidden=2048, heads=32, kv_heads=8, intermediate=8192, vocabulary=32_000)
+EIGHT_BILLION = Shape(layers=32, hidden=4096, heads=32, kv_heads=8, intermediate=14_336, vocabulary=32_000)
 BEST = Want(top=1)
 
 
@@ -93,9 +94,11 @@ class Bench:
         backend = TorchBackend.open(str(folder), cache_dir=None, dtype=dtype, device=device, quant=quant)
         span = Span(0, backend.model.stages)
         self.engine = backend.load(span)
-        if self.engine.records:
+        self._launched: SpanEngine | None = None
+        if self.engine.records and quant is None:
             self._launched = SpanEngine.load(backend.model, span, dtype=dtype, device=device, recorded=False)
-        say(f"{name}: batches: {self.engine.batches}, records: {self.engine.records}")
+        size = self.engine.weight_bytes / 2**20
+        say(f"{name}: {size:.0f} MiB, batches: {self.engine.batches}, records: {self.engine.records}")
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, _TORCH[dtype]))
         self._model = model.to(device).eval()
 
@@ -110,7 +113,7 @@ class Bench:
         )
         for count in plan.sessions:
             yield self._decode(self.engine, f"decode, {count} sessions", count)
-        if self.engine.records:
+        if self._launched is not None:
             for count in (plan.sessions[0], plan.sessions[-1]):
                 yield self._decode(self._launched, f"decode, {count} sessions, launched", count)
 
@@ -192,15 +195,15 @@ def main() -> None:
     """Measure, print the table, write the JSON."""
     parser = arguments(__doc__ or "")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--quant", choices=("int8", "int4"), help="on the CPU")
-    parser.add_argument("--models", nargs="+", choices=("0.5B", "1B"), default=("0.5B", "1B"))
+    parser.add_argument("--quant", choices=("int8", "int4"), help="what ours packs the weights in")
+    parser.add_argument("--models", nargs="+", choices=("0.5B", "1B", "8B"), default=("0.5B", "1B"))
     options = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     if options.device != "cpu" and not torch.cuda.is_available():
         parser.error("there is no CUDA device here; --device cpu shows that it runs")
     small = options.device == "cpu"
-    shapes = {"0.5B": HALF_BILLION, "1B": BILLION}
+    shapes = {"0.5B": HALF_BILLION, "1B": BILLION, "8B": EIGHT_BILLION}
     models = {name: shapes[name] for name in options.models}
     if small:
         models = {"0.5B": replace(HALF_BILLION, layers=4)}

@@ -13,9 +13,13 @@ import torch
 from node.compute.call import run_alone
 from node.compute.interfaces import Call, KvCache
 from node.compute.measure import measure
+from node.engine import card
+from node.engine.backend import TorchBackend
 from node.engine.checkpoint import Checkpoint
+from node.engine.convert import hidden_out
 from node.engine.ends import LocalEnds
 from node.engine.span import SpanEngine
+from node.native.packed import Kind
 from protocol.candidates import HIDDEN, NOTHING, Candidates, Want
 from protocol.errors import CacheFull, ConfigError
 from protocol.model import Span
@@ -114,6 +118,56 @@ def test_sessions_decode_together_on_the_device(family: str, tmp_path: Path) -> 
                 assert isinstance(expected, Candidates)
                 ours, theirs = logits_of(given), logits_of(expected)
                 assert np.linalg.norm(ours - theirs) <= most * np.linalg.norm(theirs)
+
+
+@pytest.mark.parametrize("ins", [32, 64, 96, 128, 640])
+@pytest.mark.parametrize("kind", [Kind.INT8, Kind.INT4])
+def test_a_product_in_few_bits_is_the_one_with_its_weights(kind: Kind, ins: int) -> None:
+    """By the card's kernel for few rows, and by widening for many: within rounding in bf16."""
+    generator = torch.Generator().manual_seed(3)
+    weight, bias = (torch.randn(*shape, generator=generator).cuda() for shape in ((52, ins), (52,)))
+    groups = card.group(kind, weight)
+    product = card.CardProduct(groups, bias)
+    for rows in (1, 3, 17, 100):
+        states = torch.randn(rows, ins, generator=generator).cuda().bfloat16()
+        wanted = states.double() @ groups.floats().double().T + bias.double()
+        found = product(states).double()
+        assert (found - wanted).norm() <= 0.01 * wanted.norm()
+
+
+@pytest.mark.parametrize("quant", ["int8", "int4"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
+def test_weights_in_few_bits_on_the_device(family: str, quant: str, tmp_path: Path) -> None:
+    """They are about what they are in bf16, in less memory; sessions decode together, recorded too."""
+    folder = str(make_model(family, tmp_path / family, seed=7, hidden_size=64))
+    backends = {
+        q: TorchBackend.open(folder, cache_dir=None, dtype=None, device="cuda", quant=q)
+        for q in (None, quant)
+    }
+    plain, packed = (backend.load(Span(1, 6)) for backend in backends.values())
+    assert packed.weight_bytes < (0.75 if quant == "int8" else 0.6) * plain.weight_bytes * (
+        0.5 if plain.dtype == "f32" else 1
+    )
+    assert packed.dtype == "bf16"
+    assert str(packed.numerics) == quant
+    assert packed.batches
+    assert packed.records or family == "mixtral"
+    rng = np.random.default_rng(5)
+    states = rng.standard_normal((70, 64), np.float32)
+
+    def logits(engine: SpanEngine, rows: int) -> np.ndarray:
+        cache = engine.new_cache(engine.span)
+        dtype = torch.bfloat16 if engine.dtype == "bf16" else torch.float32
+        given = hidden_out(torch.from_numpy(states[:rows]).to(dtype))
+        out = run_alone(engine, cache, 0, given, ALL)
+        assert isinstance(out, Candidates)
+        return logits_of(out)
+
+    many, few = logits(packed, 70), logits(packed, 9)
+    assert np.linalg.norm(many[:9] - few) <= 0.05 * np.linalg.norm(few)
+    if family != "mixtral":  # where another expert may be chosen
+        wanted = logits(plain, 70)
+        assert np.linalg.norm(many - wanted) <= (0.1 if quant == "int8" else 0.4) * np.linalg.norm(wanted)
 
 
 def caches_of(engine: SpanEngine, lengths: tuple[int, ...]) -> list[KvCache]:

@@ -54,6 +54,13 @@ def test_torch_computes_where_it_is_asked_for(changed: dict[str, Any]) -> None:
     assert opened.dtype() == changed.get("dtype", "f32")
 
 
+@pytest.mark.parametrize("device", ["cuda:99", "toaster"])
+def test_a_device_that_is_not_there_is_said_in_one_line(device: str) -> None:
+    """With what there is."""
+    with pytest.raises(ConfigError, match=rf"no device '{device}' here, only cpu"):
+        open_backend(replace(ASKED, device=device))
+
+
 def test_torch_computes_what_the_kernels_do_not_know(strange: NodeConfig) -> None:
     """And the field that they do not know is named."""
     kernels = open_backend(strange).kernels()

@@ -75,7 +75,6 @@ def test_what_cannot_be_is_said_in_one_line() -> None:
         NodeConfig("m", dtype="int8"),
         NodeConfig("m", quant="int3"),
         NodeConfig("m", quant="int8", dtype="f32"),
-        NodeConfig("m", quant="int4", device="cuda"),
         NodeConfig("m", engine="numpy"),
         NodeConfig("m", engine="native", device="cuda"),
         NodeConfig("m", engine="native", dtype="bf16"),

@@ -16,6 +16,7 @@ from node.compute.interfaces import Call, Engine
 from node.config import NodeConfig
 from node.engine.backend import TorchBackend
 from node.engine.checkpoint import Checkpoint
+from node.engine.products import KernelProduct, Product, on_kernels
 from node.engine.quantised import PackedExperts, PackedLinear, Quantiser
 from node.engine.skeleton import build_skeleton, trace
 from node.native.load import load_kernel
@@ -78,16 +79,22 @@ def test_a_row_does_not_depend_on_its_batch(family: str, tiny: Tiny) -> None:
         np.testing.assert_allclose(logits_of(given), logits_of(alone), rtol=1e-4, atol=1e-4)
 
 
+def kind_of(product: Product) -> Kind:
+    """What it is packed in."""
+    assert isinstance(product, KernelProduct)
+    return product.matrix.kind
+
+
 def test_what_is_packed_and_how() -> None:
     """Attention and head in eight bits, the rest in four; experts each; routers, norms and the embedding stay."""
     model = random_model(tiny_config("mixtral"), seed=1).requires_grad_(False)
     layout = trace(build_skeleton(model.config, "f32"))
-    Quantiser(load_kernel(1), PRECISIONS["int4"]).replace(model, layout)
-    kinds = {n: m._matrix.kind for n, m in model.named_modules() if isinstance(m, PackedLinear)}
+    Quantiser(on_kernels(load_kernel(1)), PRECISIONS["int4"]).replace(model, layout)
+    kinds = {n: kind_of(m.product) for n, m in model.named_modules() if isinstance(m, PackedLinear)}
     assert kinds["lm_head"] is kinds["model.layers.0.self_attn.q_proj"] is Kind.INT8
     experts = model.get_submodule("model.layers.3.mlp.experts")
     assert isinstance(experts, PackedExperts)
-    assert {m.kind for m in (*experts._first, *experts._down)} == {Kind.INT4}
+    assert set(map(kind_of, (*experts.first, *experts.down))) == {Kind.INT4}
     left = {name for name, _ in model.named_parameters()}
     assert left == {
         name for name in left if name.endswith(("norm.weight", "gate.weight", "embed_tokens.weight"))
@@ -97,7 +104,9 @@ def test_what_is_packed_and_how() -> None:
 def test_layers_that_do_not_fit_the_groups_stay() -> None:
     """48 inputs are no whole number of groups."""
     model = random_model(tiny_config("llama", intermediate_size=48), seed=1).requires_grad_(False)
-    Quantiser(load_kernel(1), PRECISIONS["int8"]).replace(model, trace(build_skeleton(model.config, "f32")))
+    Quantiser(on_kernels(load_kernel(1)), PRECISIONS["int8"]).replace(
+        model, trace(build_skeleton(model.config, "f32"))
+    )
     mlp = model.get_submodule("model.layers.0.mlp")
     assert isinstance(mlp.down_proj, torch.nn.Linear)
     assert isinstance(mlp.up_proj, PackedLinear)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from node.engine.checkpoint import Checkpoint
+from node.engine.products import on_kernels
 from node.engine.quantised import Quantiser
 from node.engine.span import SpanEngine
 from node.estimate import estimate
@@ -39,7 +40,7 @@ def test_packed_it_is_about_what_loading_takes(family: str, tmp_path: Path) -> N
     random_model(tiny_config(family, layers=2, **fields), seed=1).save_pretrained(tmp_path)
     said = estimate(str(tmp_path))
     for name, precision in (("int8", INT8), ("int4", INT4)):
-        quantiser = Quantiser(load_kernel(1), precision)
+        quantiser = Quantiser(on_kernels(load_kernel(1)), precision)
         checkpoint = Checkpoint.open(str(tmp_path), precision=precision)
         engine = SpanEngine.load(checkpoint, Span(1, 3), dtype="f32", quantiser=quantiser)
         assert sum(said.footprints[name].stages[1:3]) == pytest.approx(engine.weight_bytes, rel=0.1)
