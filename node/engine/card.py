@@ -21,6 +21,7 @@ from protocol.errors import BadCheckpoint, ConfigError
 # The kernel's tile: rows of the weight, and columns for each of its inner steps.
 _ROWS: Final = 8
 _COLUMNS: Final = 16
+_ROW_BITS: Final = 3
 # Columns that have a scale in common, in eight bits: where no group of 128 fits, of 64.
 _WIDE: Final = (128, 64, GROUP)
 # What is tried at each end of a group's range in four bits: as it is, and narrower by up to 8 %.
@@ -189,15 +190,20 @@ def _laid_out(codes: torch.Tensor, inner: int) -> torch.Tensor:
 def _taken_out(packed: torch.Tensor, inner: int) -> torch.Tensor:
     """The codes [outs, ins] that `_laid_out` was given."""
     tiles = packed.contiguous().view(torch.uint8).flatten(2)
-    fours = torch.stack((tiles & 15, tiles >> 4), 3).flatten(2)
-    found = fours.index_select(2, _places(inner, packed.device)).unflatten(2, (_ROWS, -1))
-    codes: torch.Tensor = found.transpose(1, 2).flatten(0, 1).flatten(1)
-    return codes
+    fours = torch.stack((tiles & 15, tiles >> 4), 3)  # [outs / 8, ins / (16 inner), bytes of a tile, 2]
+    bits = _bits(inner, packed.device)
+    split = fours.view(*fours.shape[:2], *(2,) * len(bits))
+    row_bits, column_bits = bits[:_ROW_BITS], bits[_ROW_BITS:]
+    order = (0, *(2 + bit for bit in row_bits), 1, *(2 + bit for bit in column_bits))
+    return split.permute(order).reshape(len(packed) * _ROWS, -1)
 
 
 @cache
-def _places(inner: int, device: torch.device) -> torch.Tensor:
-    """Where in a packed tile the code of each row and column lies: which no document says, so it is tried out."""
+def _bits(inner: int, device: torch.device) -> tuple[int, ...]:
+    """Which digit of a code's place in a packed tile is which digit of its row, then of its column, highest first.
+
+    No document says so; it is tried out. Raises: RuntimeError, if places are not digits in another order.
+    """
     columns = inner * _COLUMNS
     index = torch.arange(_ROWS * columns, device=device)
     found = torch.zeros_like(index)
@@ -205,4 +211,9 @@ def _places(inner: int, device: torch.device) -> torch.Tensor:
         digit = (index >> shift & 15).byte().view(_ROWS, columns)
         tile = _laid_out(digit, inner).view(torch.uint8).flatten()
         found |= torch.stack((tile & 15, tile >> 4), 1).flatten().long() << shift
-    return found.argsort()
+    count = len(index).bit_length() - 1
+    by_place = [int(found[1 << (count - 1 - digit)]).bit_length() for digit in range(count)]
+    bits = tuple(by_place.index(count - digit) for digit in range(count))
+    if not torch.equal(found.view((2,) * count).permute(bits).flatten(), index):
+        raise RuntimeError(f"torch {torch.__version__} lays out weights of four bits in an unknown way")
+    return bits

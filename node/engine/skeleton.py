@@ -97,7 +97,7 @@ def probing(config: PreTrainedConfig) -> Iterator[None]:
     """
     try:
         yield
-    except SwarmError:
+    except (SwarmError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         what = f"{type(error).__name__}: {first_line(error)}"

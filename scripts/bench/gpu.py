@@ -7,8 +7,8 @@ Tokens per second of greedy decoding by 1 to 16 sessions at once, and of a long 
 decodes a batch of as many prompts of one length; ours are sessions, each with a length and a cache of its own. The
 ratio is the median over the turns, in which both take theirs one after the other; the speeds are those of the best
 turns. `aggregate_16` is what sixteen sessions get together by what one gets. With --quant the modules of ours are
-packed, `generate` stays as it is. With `--device cpu` a sixth of a model runs in fp32, which shows that all works, and
-the summary has `aggregate_8_fp32`; packed, that is how families compute that the kernels do not know.
+packed, `generate` stays as it is. With `--device cpu` a sixth of a model runs in fp32, which shows that all works,
+and the summary has `aggregate_8_fp32`; packed, that is how families compute that the kernels do not know.
 """
 
 from __future__ import annotations
