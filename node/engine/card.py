@@ -26,8 +26,8 @@ _ROW_BITS: Final = 3
 _WIDE: Final = (128, 64, GROUP)
 # What is tried at each end of a group's range in four bits: as it is, and narrower by up to 8 %.
 _NARROWED: Final = (0.0, 0.02, 0.04, 0.06, 0.08)
-# From so many rows on widening costs less than the kernel's passes over the codes.
-_MANY: Final = 64
+# From about so many rows on widening costs less than the kernel's passes over the codes (on an H200).
+_MANY: Final = 192
 # Weights that are packed or widened at once.
 _PIECE: Final = 1 << 24
 # Compute capability: earlier cards have no bf16, in which the kernel takes the states.
