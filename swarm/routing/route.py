@@ -181,7 +181,8 @@ class _Search:
     ) -> None:
         self.wanted, self.so_far, self.nodes, self.network = need.stages, need.so_far, nodes, network
         wanted, so_far = need.stages, need.so_far
-        edges = {wanted.start, wanted.stop}
+        # Where a node's time bends: embedding and head cost otherwise than blocks, so a change there may be the best.
+        edges = {wanted.start, 1, need.blocks + 1, wanted.stop}
         edges.update(stage for n in nodes for stage in (n.span.start, n.span.stop))
         edges.update(stage for stage in wanted if so_far.get(stage) != so_far.get(stage - 1))
         self.stops = sorted(stage for stage in edges if wanted.start <= stage <= wanted.stop)

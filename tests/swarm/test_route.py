@@ -6,7 +6,7 @@ import itertools
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from protocol.errors import NoRoute
@@ -153,6 +153,7 @@ spans = st.tuples(st.integers(0, 11), st.integers(1, 12)).filter(lambda pair: pa
 
 
 @given(st.lists(st.tuples(spans, st.integers(1, 20), st.integers(0, 50)), min_size=1, max_size=5))
+@example([((0, 2), 2, 0), ((0, 12), 1, 0)])  # the best way is to change right after the embedding
 def test_no_route_is_better(shapes: list[tuple[tuple[int, int], int, int]]) -> None:
     """The route found costs no more than the best of all routes, tried one by one (but for the scatter)."""
     nodes = [
@@ -264,6 +265,7 @@ kinds = st.sampled_from([F32, F32_NATIVE, INT8, INT4, ODD])
     st.lists(st.tuples(spans, st.integers(1, 20), kinds), min_size=1, max_size=5),
     st.dictionaries(st.integers(0, 11), kinds),
 )
+@example([((0, 12), 3, F32), ((0, 6), 1, F32)], {})
 def test_no_route_costs_less(
     shapes: list[tuple[tuple[int, int], int, Numerics]], so_far: dict[int, Numerics]
 ) -> None:
