@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from protocol.model import Span, describe_stages
+from swarm.answer import Answer
 from swarm.events import Altered, Bridged, Event, Noticed, Rerouted, Waiting
-from swarm.generation import Answer
 from swarm.routing.route import Hop
 
 Names = Mapping[str, str]  # peer id -> what the user knows it by
