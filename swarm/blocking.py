@@ -84,15 +84,24 @@ class Client:
         return self._portal.call(self._client.plan_route, tokens)
 
     def generate(
-        self, prompt: str | Sequence[int], *, chat: bool = False, **asking: Unpack[Asking]
+        self,
+        prompt: str | Sequence[int],
+        *,
+        chat: bool = False,
+        request: Request | None = None,
+        **asking: Unpack[Asking],
     ) -> Generation:
         """Continue a prompt, or answer it by the chat template if `chat`; see `swarm.Client.generate`."""
-        return Generation(self._portal, self._client.generate(prompt, chat=chat, **asking))
+        made = self._client.generate(prompt, chat=chat, request=request, **asking)
+        return Generation(self._portal, made)
 
     @contextmanager
-    def conversation(self, *, system: str | None = None, **asking: Unpack[Asking]) -> Iterator[Conversation]:
+    def conversation(
+        self, *, system: str | None = None, request: Request = clients.TURN, **asking: Unpack[Asking]
+    ) -> Iterator[Conversation]:
         """A chat over several turns that keeps its caches at the nodes; see `swarm.Client.conversation`."""
-        with self._portal.holding(self._client.conversation(system=system, **asking)) as entered:
+        talk = self._client.conversation(system=system, request=request, **asking)
+        with self._portal.holding(talk) as entered:
             yield Conversation(self._portal, entered)
 
 

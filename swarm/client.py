@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, Unpack
 
@@ -31,6 +31,8 @@ from swarm.text.text import Text
 
 # KV that a session of unknown length reserves at every hop, where the model's context is not shorter.
 DEFAULT_SESSION_TOKENS: Final = 4096
+# A turn of a conversation of which nothing else is said.
+TURN: Final = Request(max_new_tokens=256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,18 +166,19 @@ class Client:
         *,
         chat: bool = False,
         session: Session | None = None,
+        request: Request | None = None,
         **asking: Unpack[Asking],
     ) -> Generation:
         """Continue a prompt (text or token ids), or answer it by the model's chat template if `chat`.
 
-        `asking` are the fields of a `Request`: how tokens are chosen, and when the answer ends. Iterate what is
-        returned for the text; its `answer` tells how it went. Several may be under way at once, each in its own
-        session. With a `session` its caches are used, and only what they do not hold yet is sent.
+        How tokens are chosen and when the answer ends is said by a `request`, or by its fields as arguments. Iterate
+        what is returned for the text; its `answer` tells how it went. Several may be under way at once, each in its
+        own session. With a `session` its caches are used, and only what they do not hold yet is sent.
 
         Raises, when it is iterated: NoRoute; ConfigError, if the prompt is empty, longer than the context, or not of
         the vocabulary. At once: ConfigError, where what is asked cannot be.
         """
-        request = Request(**asking)
+        request = replace(request or Request(), **asking)
         prepared = partial(self._prepared, prompt, request.max_new_tokens, chat=chat, session=session)
         return Generation(self.text, request, prepared)
 
@@ -192,14 +195,15 @@ class Client:
         async with aclosing(self._new_session(min(len(ids) + max_new_tokens, self.model.context))) as own:
             yield Start(own, ids)
 
-    def conversation(self, *, system: str | None = None, **asking: Unpack[Asking]) -> Conversation:
+    def conversation(
+        self, *, system: str | None = None, request: Request = TURN, **asking: Unpack[Asking]
+    ) -> Conversation:
         """A chat over several turns that keeps one session and its caches; use it with `async with`.
 
-        `asking` are the fields of a `Request`; an answer has at most 256 tokens, if that is not said.
+        Its `request`, or the fields of one, say how each turn is answered.
         """
         new_session = partial(self._new_session, self._usual_tokens)
-        asking.setdefault("max_new_tokens", 256)
-        return Conversation(self.text, new_session, system, Request(**asking))
+        return Conversation(self.text, new_session, system, replace(request, **asking))
 
     async def _encode(self, prompt: str | Sequence[int], chat: bool) -> list[int]:
         if not isinstance(prompt, str):

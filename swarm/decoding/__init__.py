@@ -15,7 +15,7 @@ from swarm.decoding.beams import BeamSearch
 from swarm.decoding.best_of import BestOf
 from swarm.decoding.sampling import Sampling
 from swarm.decoding.single import Greedy, Sample
-from swarm.decoding.table import AUTO, STRATEGIES, choose_strategy
+from swarm.decoding.table import AUTO, STRATEGIES, choose_strategy, parse_strategy
 
 __all__ = [
     "AUTO",
@@ -35,4 +35,5 @@ __all__ = [
     "Together",
     "Token",
     "choose_strategy",
+    "parse_strategy",
 ]

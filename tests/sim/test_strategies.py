@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ import trio.testing
 from node.compute.call import run_alone
 from protocol.candidates import Candidates, Want
 from protocol.errors import ConfigError, NoRoute
-from swarm.answer import Answer
+from swarm.answer import Alternative, Answer
 from swarm.branches import Branches
 from swarm.client import Client
 from swarm.decoding import BeamSearch, BestOf, Sampling, Strategy, Task, Token, choose_strategy
@@ -50,15 +50,9 @@ class Case:
     sampling: Sampling
 
     @property
-    def asking(self) -> Asking:
+    def request(self) -> Request:
         """As a client is asked."""
-        return {
-            "strategy": self.strategy,
-            "sampling": self.sampling,
-            "max_new_tokens": NEW,
-            "eos": EOS,
-            "top_logprobs": 2,
-        }
+        return Request(NEW, self.sampling, self.strategy, eos=EOS, top_logprobs=2)
 
 
 SHAPED = Sampling(repetition_penalty=1.2, no_repeat_ngram=2, banned={9}, logit_bias={8: 1.5})
@@ -93,12 +87,17 @@ def reference(case: Case) -> list[tuple[tuple[int, ...], str]]:
 
 def sequences(answer: Answer) -> list[tuple[tuple[int, ...], str]]:
     """The same of an answer."""
-    return [(each.tokens, each.finish_reason) for each in (answer, *answer.alternatives)]
+    return [(each.tokens, each.finish_reason) for each in told(answer)]
 
 
-async def answered(client: Client, case: Case, **more: Any) -> Answer:
+def told(answer: Answer) -> list[Answer | Alternative]:
+    """All that an answer tells, best first."""
+    return [answer, *answer.alternatives]
+
+
+async def answered(client: Client, case: Case, **more: Unpack[Asking]) -> Answer:
     """The whole answer."""
-    generation = client.generate(PROMPT, **{**case.asking, **more})
+    generation = client.generate(PROMPT, request=case.request, **more)
     pieces = [piece async for piece in generation]
     answer = generation.answer
     assert "".join(piece.text for piece in pieces) == answer.text
@@ -119,22 +118,22 @@ async def drive(
         Task(PROMPT, VOCAB, NEW, case.sampling, EOS, top_logprobs=2)
     )
     given: list[int] = []
-    told, number = None, 0
+    reply, number = None, 0
     async with aclosing(Branches(session)) as branches:
         while True:
             try:
-                said = strategy.send(told)
+                said = strategy.send(reply)
             except StopIteration as end:
                 others = [
                     (tuple(token.id for token in each.tokens), each.reason) for each in end.value.others
                 ]
                 return [(tuple(given), end.value.reason), *others]
-            told = None
+            reply = None
             if isinstance(said, Token):
                 given.append(said.id)
             else:
                 before(number)
-                told, number = await branches.answer(said), number + 1
+                reply, number = await branches.answer(said), number + 1
 
 
 @pytest.mark.parametrize("name", list(CASES))
@@ -144,7 +143,7 @@ async def test_over_three_nodes(name: str) -> None:
     async with swarm_of((0, 3), (3, 6), (6, 8)) as world, client_in(world) as client:
         answer = await answered(client, case)
         assert sequences(answer) == reference(case)
-        for each in (answer, *answer.alternatives):
+        for each in told(answer):
             ids = [token for token in each.tokens if token not in EOS]
             assert each.text == await client.text.decode(ids)
             assert all(len(token.best) == 2 for token in each.chosen)
@@ -179,7 +178,7 @@ async def test_what_happened_to_a_branch_is_told() -> None:
     """The reroutes of all branches are the answer's."""
     case = CASES["beams"]
     async with swarm_of(*DOUBLE, slow=[4, 5, 6, 7]) as world, client_in(world) as client:
-        generation = client.generate(PROMPT, **case.asking)
+        generation = client.generate(PROMPT, request=case.request)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_consume, generation)
             await eventually(lambda: len(world.nodes[0].hop) >= 4)
@@ -210,7 +209,7 @@ async def test_beams_compute_nothing_twice() -> None:
 async def test_time_runs_out_within_a_step(name: str) -> None:
     """The step that is out is left, what there is stays; of several the best so far is told."""
     async with swarm_of((0, 4), (4, 8)) as world, client_in(world, wait_s=3600) as client:
-        generation = client.generate(PROMPT, **{**CASES[name].asking, "eos": (), "max_seconds": 2.0})
+        generation = client.generate(PROMPT, request=CASES[name].request, eos=(), max_seconds=2.0)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_consume, generation)
             await eventually(lambda: len(world.nodes[1].engine.steps) >= 5)
@@ -259,7 +258,7 @@ async def test_ends_are_those_that_were_asked_for() -> None:
 async def test_what_a_branch_raises_reaches_the_reader() -> None:
     """One plain error, not a group of them; and nothing is left at the nodes that live."""
     async with swarm_of((0, 4), (4, 8)) as world, client_in(world) as client:
-        generation = client.generate(PROMPT, **CASES["beams"].asking)
+        generation = client.generate(PROMPT, request=CASES["beams"].request)
         async with trio.open_nursery() as nursery:
 
             async def read() -> None:
@@ -276,7 +275,7 @@ async def test_what_a_branch_raises_reaches_the_reader() -> None:
 async def test_settings_that_do_not_go_together() -> None:
     """At once, before anything is asked of the swarm."""
     async with swarm_of((0, 8)) as world, client_in(world) as client:
-        for wrong in (
+        wrongs: list[Asking] = [
             {"strategy": "beam_search", "sampling": Sampling(1.0)},
             {"strategy": "nonsense"},
             {"stop": "text"},
@@ -285,9 +284,10 @@ async def test_settings_that_do_not_go_together() -> None:
             {"max_seconds": float("nan")},
             {"top_logprobs": 21},
             {"max_new_tokens": 0},
-        ):
+        ]
+        for wrong in wrongs:
             with pytest.raises(ConfigError):
-                client.generate(PROMPT, **wrong)  # type: ignore[arg-type]
+                client.generate(PROMPT, **wrong)
 
 
 def test_what_may_be_asked_is_what_a_request_has() -> None:
