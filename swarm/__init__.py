@@ -6,45 +6,63 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from protocol.errors import NoRoute, SwarmError
     from swarm import blocking
+    from swarm.answer import Alternative, Answer, Piece
     from swarm.client import Client
     from swarm.conversation import Conversation
-    from swarm.decoding import Sampling
+    from swarm.decoding import BeamSearch, BestOf, Greedy, Sample, Sampling, Strategy, Token
     from swarm.entry import connect
     from swarm.events import Event
-    from swarm.generation import Answer, Generation, Piece
+    from swarm.generation import Generation
+    from swarm.request import Request
     from swarm.routing.route import Hop, Route
     from swarm.session.session import Session
 
 __all__ = [
+    "Alternative",
     "Answer",
+    "BeamSearch",
+    "BestOf",
     "Client",
     "Conversation",
     "Event",
     "Generation",
+    "Greedy",
     "Hop",
     "NoRoute",
     "Piece",
+    "Request",
     "Route",
+    "Sample",
     "Sampling",
     "Session",
+    "Strategy",
     "SwarmError",
+    "Token",
     "blocking",
     "connect",
 ]
 # Imported when they are asked for: a node, which is started by the same command line, needs nothing of a client.
 _PLACES = {
-    "Answer": "swarm.generation",
+    "Alternative": "swarm.answer",
+    "Answer": "swarm.answer",
+    "BeamSearch": "swarm.decoding",
+    "BestOf": "swarm.decoding",
     "Client": "swarm.client",
     "Conversation": "swarm.conversation",
     "Event": "swarm.events",
     "Generation": "swarm.generation",
+    "Greedy": "swarm.decoding",
     "Hop": "swarm.routing.route",
     "NoRoute": "protocol.errors",
-    "Piece": "swarm.generation",
+    "Piece": "swarm.answer",
+    "Request": "swarm.request",
     "Route": "swarm.routing.route",
+    "Sample": "swarm.decoding",
     "Sampling": "swarm.decoding",
     "Session": "swarm.session.session",
+    "Strategy": "swarm.decoding",
     "SwarmError": "protocol.errors",
+    "Token": "swarm.decoding",
     "connect": "swarm.entry",
 }
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Unpack
 
 from protocol.book import RecordBook
 from protocol.records import Announcement
@@ -19,11 +19,11 @@ from swarm import client as clients
 from swarm import conversation as conversations
 from swarm import entry
 from swarm import generation as generations
+from swarm.answer import Answer, Piece
 from swarm.client import Model
-from swarm.decoding import Sampling
 from swarm.events import Event
-from swarm.generation import Answer, Piece
 from swarm.portal import Portal
+from swarm.request import Asking, Request
 from swarm.routing.precision import Precisions
 from swarm.routing.route import Route
 from swarm.text import text as trio_text
@@ -87,23 +87,20 @@ class Client:
         self,
         prompt: str | Sequence[int],
         *,
-        max_new_tokens: int = 64,
-        sampling: Sampling | None = None,
-        stop: Sequence[str] = (),
         chat: bool = False,
+        request: Request | None = None,
+        **asking: Unpack[Asking],
     ) -> Generation:
         """Continue a prompt, or answer it by the chat template if `chat`; see `swarm.Client.generate`."""
-        made = self._client.generate(
-            prompt, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, chat=chat
-        )
+        made = self._client.generate(prompt, chat=chat, request=request, **asking)
         return Generation(self._portal, made)
 
     @contextmanager
     def conversation(
-        self, *, system: str | None = None, sampling: Sampling | None = None, max_new_tokens: int = 256
+        self, *, system: str | None = None, request: Request = clients.TURN, **asking: Unpack[Asking]
     ) -> Iterator[Conversation]:
-        """A chat over several turns that keeps its caches at the nodes."""
-        talk = self._client.conversation(system=system, sampling=sampling, max_new_tokens=max_new_tokens)
+        """A chat over several turns that keeps its caches at the nodes; see `swarm.Client.conversation`."""
+        talk = self._client.conversation(system=system, request=request, **asking)
         with self._portal.holding(talk) as entered:
             yield Conversation(self._portal, entered)
 
@@ -153,6 +150,15 @@ class Conversation:
     def route(self) -> Route | None:
         """The hops in use, once there are any."""
         return self._talk.route
+
+    @property
+    def request(self) -> Request:
+        """How the next turns are answered; may be set between turns."""
+        return self._talk.request
+
+    @request.setter
+    def request(self, request: Request) -> None:
+        self._talk.request = request
 
     def say(self, text: str) -> Generation:
         """The answer to the next turn."""

@@ -10,18 +10,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final
+from typing import Final, Unpack
 
 from protocol.book import RecordBook
 from protocol.errors import ConfigError
 from protocol.model import Manifest, Span
 from protocol.records import Announcement
 from swarm.conversation import Conversation
-from swarm.decoding import Sampling
 from swarm.events import OnEvent
-from swarm.generation import Generation, Request, Start, check_length
+from swarm.generation import Generation, Start, check_length
+from swarm.request import Asking, Request
 from swarm.routing.precision import Precisions
 from swarm.routing.route import Need, Route
 from swarm.routing.view import View
@@ -31,6 +31,8 @@ from swarm.text.text import Text
 
 # KV that a session of unknown length reserves at every hop, where the model's context is not shorter.
 DEFAULT_SESSION_TOKENS: Final = 4096
+# A turn of a conversation of which nothing else is said.
+TURN: Final = Request(max_new_tokens=256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,24 +164,23 @@ class Client:
         self,
         prompt: str | Sequence[int],
         *,
-        max_new_tokens: int = 64,
-        sampling: Sampling | None = None,
-        stop: Sequence[str] = (),
         chat: bool = False,
         session: Session | None = None,
+        request: Request | None = None,
+        **asking: Unpack[Asking],
     ) -> Generation:
         """Continue a prompt (text or token ids), or answer it by the model's chat template if `chat`.
 
-        Iterate what is returned for the text; its `answer` tells how it went. Several may be under way at once, each
-        in its own session. With a `session` its caches are used, and only what they do not hold yet is sent.
+        How tokens are chosen and when the answer ends is said by a `request`, or by its fields as arguments. Iterate
+        what is returned for the text; its `answer` tells how it went. Several may be under way at once, each in its
+        own session. With a `session` its caches are used, and only what they do not hold yet is sent.
 
         Raises, when it is iterated: NoRoute; ConfigError, if the prompt is empty, longer than the context, or not of
-        the vocabulary. At once: ConfigError, if `max_new_tokens` is less than 1.
+        the vocabulary. At once: ConfigError, where what is asked cannot be.
         """
-        request = Request(max_new_tokens, sampling or Sampling(), tuple(stop))
-        return Generation(
-            self.text, request, partial(self._prepared, prompt, max_new_tokens, chat=chat, session=session)
-        )
+        request = replace(request or Request(), **asking)
+        prepared = partial(self._prepared, prompt, request.max_new_tokens, chat=chat, session=session)
+        return Generation(self.text, request, prepared)
 
     @asynccontextmanager
     async def _prepared(
@@ -195,11 +196,14 @@ class Client:
             yield Start(own, ids)
 
     def conversation(
-        self, *, system: str | None = None, sampling: Sampling | None = None, max_new_tokens: int = 256
+        self, *, system: str | None = None, request: Request = TURN, **asking: Unpack[Asking]
     ) -> Conversation:
-        """A chat over several turns that keeps one session and its caches; use it with `async with`."""
+        """A chat over several turns that keeps one session and its caches; use it with `async with`.
+
+        Its `request`, or the fields of one, say how each turn is answered.
+        """
         new_session = partial(self._new_session, self._usual_tokens)
-        return Conversation(self.text, new_session, system, Request(max_new_tokens, sampling or Sampling()))
+        return Conversation(self.text, new_session, system, replace(request, **asking))
 
     async def _encode(self, prompt: str | Sequence[int], chat: bool) -> list[int]:
         if not isinstance(prompt, str):

@@ -6,7 +6,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 
-from swarm.generation import Answer, Generation, Request, Start, check_length
+from swarm.answer import Answer
+from swarm.generation import Generation, Start, check_length
+from swarm.request import Request
 from swarm.routing.route import Route
 from swarm.session.session import Session
 from swarm.text.text import Text
@@ -24,10 +26,10 @@ class Conversation:
         self, text: Text, new_session: Callable[[], Session], system: str | None, request: Request
     ) -> None:
         self.messages: list[Message] = []
+        self.request = request  # how the next turns are answered
         self._text = text
         self._new_session = new_session
         self._system = system
-        self._request = request
         self._session: Session | None = None
         self.reset()
 
@@ -52,7 +54,7 @@ class Conversation:
         """The answer to the next turn. Where it raises before its first piece, the turn is not in the history."""
         turn = {"role": "user", "content": text}
         prepared, remember = partial(self._prepared, turn), partial(self._remember, turn)
-        return Generation(self._text, self._request, prepared, remember)
+        return Generation(self._text, self.request, prepared, remember)
 
     @asynccontextmanager
     async def _prepared(self, turn: Message) -> AsyncIterator[Start]:

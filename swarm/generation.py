@@ -2,68 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 import trio
 
 from protocol.errors import ConfigError
-from swarm.decoding import Ask, Sampling, decode
+from swarm.answer import Alternative, Answer, Piece
+from swarm.branches import Branches
+from swarm.decoding import Continuation, Decoding, Ending, OutOfTime, Task, Token
+from swarm.decoding.asks import Said, Told
 from swarm.events import Altered, Event, Rerouted
+from swarm.request import Request
 from swarm.routing.route import Route
 from swarm.session.session import Session
 from swarm.text.stream import StopStrings
 from swarm.text.text import Text
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """How to answer: at most `max_new_tokens`, chosen by `sampling`, ended before any of the `stop` strings."""
-
-    max_new_tokens: int = 64
-    sampling: Sampling = field(default_factory=Sampling)
-    stop: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens {self.max_new_tokens}: it is at least 1")
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """The next text of an answer; `token` is the one that completed it."""
-
-    text: str
-    token: int
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """An answer as far as it came and what it took. Times in seconds."""
-
-    text: str
-    tokens: tuple[int, ...]  # the one that ended it included
-    prompt_tokens: int
-    finish_reason: str  # "eos", "length", "stop" or "cancelled"
-    seconds: float
-    ttft_s: float  # from the request to the first token
-    route: Route  # the latest; without hops, if there was none yet
-    reroutes: tuple[Rerouted, ...]
-    altered: tuple[Altered, ...] = ()  # what was computed otherwise from some token on
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Decoding speed: tokens after the first over the time after the first."""
-        decoding_s = self.seconds - self.ttft_s
-        return (len(self.tokens) - 1) / decoding_s if len(self.tokens) > 1 and decoding_s > 0 else 0.0
-
-    @property
-    def peers(self) -> tuple[str, ...]:
-        """Everybody who worked on it, lost ones included."""
-        lost = [reroute.lost for reroute in self.reroutes]
-        return tuple(dict.fromkeys([*lost, *self.route.peers]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +56,17 @@ class Generation:
         self._on_end = on_end
         self._stream = self._answering()
         self._session: Session | None = None  # while it is used
+        self._branches: Branches | None = None  # likewise
         self._events_before = 0
         self._events: tuple[Event, ...] = ()
         self._route = NO_ROUTE
         self._prompt: Sequence[int] = ()
         self._began = self._first = self._ended = 0.0
-        self._tokens: list[int] = []
+        self._tokens: list[Token] = []
         self._pieces: list[str] = []
         self._finish = "cancelled"
+        self._score: float | None = None
+        self._alternatives: tuple[Alternative, ...] = ()
 
     def __aiter__(self) -> Generation:
         return self
@@ -124,7 +84,7 @@ class Generation:
         """What there is so far."""
         return Answer(
             text="".join(self._pieces),
-            tokens=tuple(self._tokens),
+            chosen=tuple(self._tokens),
             prompt_tokens=len(self._prompt),
             finish_reason=self._finish,
             seconds=self._ended - self._began,
@@ -132,12 +92,17 @@ class Generation:
             route=self._session.route if self._session is not None else self._route,
             reroutes=tuple(event for event in self.events if isinstance(event, Rerouted)),
             altered=tuple(event for event in self.events if isinstance(event, Altered)),
+            score=self._score,
+            alternatives=self._alternatives,
         )
 
     @property
     def events(self) -> tuple[Event, ...]:
         """What happened to its session meanwhile; of a wait only how it began."""
-        return self._events if self._session is None else tuple(self._session.events[self._events_before :])
+        if self._session is None:
+            return self._events
+        beside = self._branches.events if self._branches is not None else ()
+        return (*self._session.events[self._events_before :], *beside)
 
     async def _answering(self) -> AsyncGenerator[Piece, None]:
         """The whole of it, from the prompt's ids to what is left when it ends."""
@@ -146,7 +111,11 @@ class Generation:
             async with self._prepared() as start:
                 self._take_up(start)
                 try:
-                    await start.session.open()
+                    with trio.move_on_at(self._deadline) as opening:
+                        await start.session.open()
+                    if opening.cancelled_caught:
+                        self._finish = "time"
+                        return
                     async with aclosing(self._new_pieces(start.session)) as pieces:
                         async for piece in pieces:
                             self._pieces.append(piece.text)
@@ -157,6 +126,14 @@ class Generation:
             if self._on_end is not None:
                 self._on_end(self.answer)
 
+    @property
+    def _deadline(self) -> float:
+        return self._began + (self._request.max_seconds or math.inf)
+
+    @property
+    def _eos(self) -> frozenset[int]:
+        return self._text.eos if self._request.eos is None else frozenset(self._request.eos)
+
     def _take_up(self, start: Start) -> None:
         self._session, self._prompt = start.session, start.prompt
         self._events_before = len(start.session.events)
@@ -164,55 +141,94 @@ class Generation:
     def _let_go(self, session: Session) -> None:
         """Keep what the session knows of this answer: others may use it next."""
         self._events, self._route = self.events, session.route
-        self._session = None
+        self._session = self._branches = None
 
     async def _new_pieces(self, session: Session) -> AsyncGenerator[Piece, None]:
         """The text as it comes."""
         stream, stops = self._text.stream(), StopStrings(self._request.stop)
-        last = 0
+        shown, told, enough = "", 0, False
         async with aclosing(self._new_tokens(session)) as tokens:
             async for token in tokens:
-                last = token
-                shown = "" if token in self._text.eos else stops.push(await stream.push(token))
+                new = "" if token.id in self._eos else stops.push(await stream.push(token.id))
+                shown += new
+                if self._request.until is not None:
+                    enough = self._request.until(shown, [each.id for each in self._tokens])
                 if stops.stopped:
                     self._finish = "stop"
-                if shown or stops.stopped:
-                    yield Piece(shown, token)
+                elif enough:
+                    self._finish = "until"
+                if new or stops.stopped:
+                    yield Piece(new, tuple(self._tokens[told:]))
+                    told = len(self._tokens)
                 if stops.stopped:
                     return
+                if enough:
+                    break
         rest = stops.push(await stream.flush()) + stops.flush()
         if stops.stopped:
             self._finish = "stop"
-        if rest:
-            yield Piece(rest, last)
+        if rest or told < len(self._tokens):
+            yield Piece(rest, tuple(self._tokens[told:]))
 
-    async def _new_tokens(self, session: Session) -> AsyncGenerator[int, None]:
-        """Tokens, as the strategy emits them."""
+    async def _new_tokens(self, session: Session) -> AsyncGenerator[Token, None]:
+        """Tokens, as the strategy gives them."""
         request = self._request
-        strategy = decode(
+        task = Task(
             self._prompt,
-            cached=_common_prefix(session.tokens, self._prompt),
-            sampling=request.sampling,
-            eos=self._text.eos,
-            max_new_tokens=min(request.max_new_tokens, session.spec.max_tokens - len(self._prompt)),
-            vocab_size=session.spec.vocab_size,
+            session.spec.vocab_size,
+            min(request.max_new_tokens, session.spec.max_tokens - len(self._prompt)),
+            request.settings,
+            self._eos,
+            _common_prefix(session.tokens, self._prompt),
+            request.top_logprobs,
         )
-        reply = None
-        while True:
-            try:
-                event = strategy.send(reply)
-            except StopIteration as end:
-                self._finish = end.value
-                return
-            if isinstance(event, Ask):
-                reply = await session.step(event.tokens, position=event.position, want=event.want)
-                continue
-            reply = None
-            self._ended = trio.current_time()
-            if not self._tokens:
-                self._first = self._ended
-            self._tokens.append(event.token)
-            yield event.token
+        strategy = request.chosen_strategy().decode(task)
+        async with aclosing(Branches(session)) as self._branches:
+            said = _go_on(strategy, None)
+            while not isinstance(said, Ending):
+                if isinstance(said, Token):
+                    self._ended = trio.current_time()
+                    if not self._tokens:
+                        self._first = self._ended
+                    self._tokens.append(said)
+                    yield said
+                    said = _go_on(strategy, None)
+                    continue
+                with trio.move_on_at(self._deadline) as asking:
+                    told = await self._branches.answer(said)
+                said = _stop_short(strategy) if asking.cancelled_caught else _go_on(strategy, told)
+            self._finish, self._score = said.reason, said.score
+            self._alternatives = tuple([await self._written(each) for each in said.others])
+            strategy.close()
+
+    async def _written(self, found: Continuation) -> Alternative:
+        """It with its text, which ends as the answer's would."""
+        ids = [token.id for token in found.tokens]
+        shown = ids[:-1] if ids[-1] in self._eos else ids
+        stops = StopStrings(self._request.stop)
+        text = stops.push(await self._text.decode(shown))
+        text, reason = (text, "stop") if stops.stopped else (text + stops.flush(), found.reason)
+        return Alternative(text, found.tokens, reason, found.score)
+
+
+def _go_on(strategy: Decoding, told: Told) -> Said | Ending:
+    """What a strategy says next."""
+    try:
+        return strategy.send(told)
+    except StopIteration as end:
+        ending: Ending = end.value
+        return ending
+
+
+def _stop_short(strategy: Decoding) -> Said | Ending:
+    """What it says when it is told that there is no time left."""
+    try:
+        return strategy.throw(OutOfTime())
+    except StopIteration as end:
+        ending: Ending = end.value
+        return ending
+    except OutOfTime:
+        return Ending("time")
 
 
 def check_length(prompt: Sequence[int], most: int) -> None:

@@ -13,37 +13,21 @@ import typer
 from protocol.errors import ConfigError, SwarmError
 from protocol.plain import plain
 from swarm.blocking import Client, Conversation
+from swarm.cli.answering import DEFAULT, AnswerOptions, MaxNewTokens, set_option, settings_of
 from swarm.cli.connection import a_door, copyable, open_client
 from swarm.cli.coverage import by_model, render
 from swarm.cli.lines import Lines
-from swarm.cli.options import (
-    ANSWER,
-    Join,
-    MaxNewTokens,
-    Model,
-    NoReuse,
-    Precision,
-    RepetitionPenalty,
-    Seed,
-    Temperature,
-    TopK,
-    TopP,
-    Verbose,
-    Wait,
-    Weights,
-    Where,
-    readable,
-)
+from swarm.cli.options import ANSWER, Verbose, readable, taking
 from swarm.cli.reading import open_lines
 from swarm.cli.route import route_table
 from swarm.cli.screen import Screen
 from swarm.cli.terminal import open_terminal
 from swarm.cli.words import count, describe_answer
-from swarm.decoding import Sampling
 
 _HELP: Final = (
     "/route   the hops that answer",
     "/status  who serves which layers",
+    "/set     how the next answers are made; /set NAME VALUE changes it, VALUE default takes it back",
     "/reset   forget what was said",
     "/quit    leave; so does Ctrl-D. Ctrl-C stops an answer.",
 )
@@ -51,53 +35,48 @@ _HELP: Final = (
 _ANYWHERE: Final = ("/help", "/quit")
 
 
-def chat(
-    join: Join = None,
-    model: Model = None,
-    weights: Weights = None,
-    precision: Precision = "any",
-    wait: Wait = 10.0,
-    no_reuse: NoReuse = False,
+@dataclass(frozen=True, kw_only=True)
+class ChatOptions(AnswerOptions):
+    """As they are typed; see `swarm.cli.options.taking`."""
+
+    max_new_tokens: MaxNewTokens = 512
     system: Annotated[
         str | None,
         typer.Option(metavar="TEXT", help="A system message.", show_default=False, rich_help_panel=ANSWER),
-    ] = None,
-    max_new_tokens: MaxNewTokens = 512,
-    temperature: Temperature = 0.0,
-    top_k: TopK = 0,
-    top_p: TopP = 1.0,
-    repetition_penalty: RepetitionPenalty = 1.0,
-    seed: Seed = None,
-    verbose: Verbose = 0,
-) -> None:
+    ] = None
+    verbose: Verbose = 0
+
+
+def _chat(options: ChatOptions) -> None:
     """Chat with the model that a swarm serves. Needs an address, and nothing of the model on this machine.
 
-    Ctrl-C stops an answer; /help lists what else there is, and the keys. What is typed is kept from one chat to the
-    next. Piped input is taken a line at a time.
+    Ctrl-C stops an answer; /help lists what else there is, and the keys; /set changes how the next answers are made.
+    What is typed is kept from one chat to the next. Piped input is taken a line at a time.
 
     ```
     swarm chat --join ADDRESS
     swarm chat --temperature 0.7 --top-p 0.9 --system "Answer briefly."
     ```
     """
-    sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
+    request = options.request()
     screen = Screen(open_terminal())
-    where = Where(tuple(join or ()), model, wait, weights, precision, not no_reuse)
-    with open_client(where, screen.terminal, screen.event) as client:
-        talk = client.conversation(
-            system=readable(system or "") or None, sampling=sampling, max_new_tokens=max_new_tokens
-        )
+    with open_client(options.where, screen.terminal, screen.event) as client:
+        talk = client.conversation(system=readable(options.system or "") or None, request=request)
         with talk as entered:
             screen.news.blocks = client.model.blocks
-            converse(screen, client, entered)
+            converse(screen, client, entered, options=options)
 
 
-@dataclass(frozen=True, slots=True)
+chat = taking(ChatOptions, _chat)
+
+
+@dataclass(slots=True)
 class _Chat:
     screen: Screen
     client: Client
     talk: Conversation
     person: bool
+    options: AnswerOptions
 
     def answer(self, line: str) -> None:
         """Put one turn and stream the answer. To a person a failure is told, and the chat goes on."""
@@ -139,6 +118,16 @@ class _Chat:
         for coverage in by_model(said, self.client.rtt_ms, weights, self.client.precisions):
             terminal.show(*render(coverage, terminal, a_door(self.client), self.screen.news.names))
 
+    def show_settings(self) -> None:
+        """/set"""
+        known = settings_of(self.options).items()
+        self.screen.terminal.remark(*(f"{name} {_written(value)}" for name, value in known))
+
+    def set(self, name: str, value: str) -> None:
+        """/set NAME VALUE, for the next turns."""
+        self.options = set_option(self.options, name, value)
+        self.talk.request = self.options.request()
+
     def reset(self) -> None:
         """/reset"""
         self.talk.reset()
@@ -152,14 +141,25 @@ class _Chat:
 Commands = dict[str, Callable[[], object]]
 
 
-def converse(screen: Screen, client: Client, talk: Conversation, more: Commands | None = None) -> None:
-    """Turn by turn, until the input ends or somebody leaves; `more` are further commands."""
+def converse(
+    screen: Screen,
+    client: Client,
+    talk: Conversation,
+    more: Commands | None = None,
+    options: AnswerOptions | None = None,
+) -> None:
+    """Turn by turn, until the input ends or somebody leaves; `more` are further commands.
+
+    options: what `talk` was begun with; /set changes them.
+    """
     person = sys.stdin.isatty()
-    chatting = _Chat(screen, client, talk, person)
+    options = options or AnswerOptions(max_new_tokens=talk.request.max_new_tokens)
+    chatting = _Chat(screen, client, talk, person, options)
     commands: Commands = {
         **(more or {}),
         "/route": chatting.show_route,
         "/status": chatting.show_status,
+        "/set": chatting.show_settings,
         "/reset": chatting.reset,
     }
     if person:
@@ -191,14 +191,25 @@ def _turn(chatting: _Chat, commands: Commands, line: str) -> None:
         if line:
             chatting.answer(line)
         return
-    command = commands.get(line.split()[0])
+    word, *said = line.split(maxsplit=2)
+    command = commands.get(word)
     if command is None:
-        terminal.remark(f"there is no command {line.split()[0]}; /help lists them")
+        terminal.remark(f"there is no command {word}; /help lists them")
         return
     try:
-        command()
+        if word == "/set" and said:
+            chatting.set(said[0], said[1] if len(said) > 1 else "")
+        else:
+            command()
     except SwarmError as error:
         terminal.fail(str(error))
+
+
+def _written(value: object) -> str:
+    """A setting as it is typed."""
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return DEFAULT if value is None else str(value)
 
 
 def _greet(screen: Screen, client: Client) -> None:

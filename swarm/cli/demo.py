@@ -19,6 +19,7 @@ from rich.text import Text
 
 from protocol.errors import ConfigError, SwarmError
 from swarm import blocking
+from swarm.answer import Answer
 from swarm.blocking import Client, Conversation
 from swarm.cli import demo_nodes as swarm_demo
 from swarm.cli.chat import converse
@@ -30,7 +31,6 @@ from swarm.cli.options import Verbose, readable
 from swarm.cli.screen import Screen
 from swarm.cli.terminal import Terminal, open_terminal
 from swarm.cli.words import count, describe_answer
-from swarm.generation import Answer
 
 LAYERS: Final = 8  # of the model that ships
 QUESTIONS: Final = (("What is 12 + 30?", "42"), ("What is the capital of France?", "Paris"))

@@ -102,29 +102,6 @@ Precision = Annotated[
         rich_help_panel=NETWORK,
     ),
 ]
-Temperature = Annotated[
-    float,
-    typer.Option("--temperature", "-t", help="0 takes the best token always.", rich_help_panel=ANSWER),
-]
-TopK = Annotated[
-    int, typer.Option(help="Draw from the K best tokens only; 0 is off.", rich_help_panel=ANSWER)
-]
-TopP = Annotated[
-    float,
-    typer.Option(help="Draw from the best tokens that reach this probability.", rich_help_panel=ANSWER),
-]
-RepetitionPenalty = Annotated[
-    float,
-    typer.Option(help="Above 1 makes tokens that occurred less likely.", rich_help_panel=ANSWER),
-]
-Seed = Annotated[
-    int | None,
-    typer.Option(help="The same seed gives the same text.", show_default=False, rich_help_panel=ANSWER),
-]
-MaxNewTokens = Annotated[
-    int,
-    typer.Option("--max-new-tokens", "-n", min=1, help="The longest answer.", rich_help_panel=ANSWER),
-]
 JsonLines = Annotated[
     bool, typer.Option("--json", help="One JSON object for each event.", rich_help_panel=OUTPUT)
 ]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from protocol.model import Span, describe_stages
+from swarm.answer import Answer
+from swarm.decoding import Token
 from swarm.events import Altered, Bridged, Event, Noticed, Rerouted, Waiting
-from swarm.generation import Answer
 from swarm.routing.route import Hop
 
 Names = Mapping[str, str]  # peer id -> what the user knows it by
@@ -79,6 +80,8 @@ def describe_answer(answer: Answer) -> str:
         parts.append(count(len(answer.reroutes), "reroute"))
     if answer.finish_reason == "length":
         parts.append(f"cut at {count(len(answer.tokens), 'token')}")
+    if answer.finish_reason == "time":
+        parts.append("out of time")
     if answer.finish_reason == "cancelled":
         parts.append("stopped")
     return " · ".join(parts)
@@ -100,7 +103,7 @@ def answer_fields(answer: Answer, model: str, blocks: int) -> dict[str, Any]:
     return {
         "model": model,
         "text": answer.text,
-        "tokens": list(answer.tokens),
+        **chosen_fields(answer.chosen),
         "prompt_tokens": answer.prompt_tokens,
         "finish_reason": answer.finish_reason,
         "seconds": round(answer.seconds, 4),
@@ -126,6 +129,26 @@ def answer_fields(answer: Answer, model: str, blocks: int) -> dict[str, Any]:
             }
             for altered in answer.altered
         ],
+        "score": answer.score,
+        "alternatives": [
+            {
+                "text": other.text,
+                **chosen_fields(other.chosen),
+                "finish_reason": other.finish_reason,
+                "score": other.score,
+            }
+            for other in answer.alternatives
+        ],
+    }
+
+
+def chosen_fields(tokens: Sequence[Token]) -> dict[str, Any]:
+    """Tokens for --json, with log-probabilities; of the best at each place, where there are any."""
+    best = [[list(pair) for pair in token.best] for token in tokens]
+    return {
+        "tokens": [token.id for token in tokens],
+        "logprobs": [round(token.logprob, 6) for token in tokens],
+        **({"top_logprobs": best} if any(best) else {}),
     }
 
 

@@ -1,6 +1,39 @@
 """How tokens are chosen: generators that ask for steps and yield tokens. Knows no network and no torch."""
 
+from swarm.decoding.asks import (
+    Ask,
+    Continuation,
+    Decoding,
+    Ending,
+    OutOfTime,
+    Strategy,
+    Task,
+    Together,
+    Token,
+)
+from swarm.decoding.beams import BeamSearch
+from swarm.decoding.best_of import BestOf
 from swarm.decoding.sampling import Sampling
-from swarm.decoding.strategy import Ask, Emit, decode
+from swarm.decoding.single import Greedy, Sample
+from swarm.decoding.table import AUTO, STRATEGIES, choose_strategy, parse_strategy
 
-__all__ = ["Ask", "Emit", "Sampling", "decode"]
+__all__ = [
+    "AUTO",
+    "STRATEGIES",
+    "Ask",
+    "BeamSearch",
+    "BestOf",
+    "Continuation",
+    "Decoding",
+    "Ending",
+    "Greedy",
+    "OutOfTime",
+    "Sample",
+    "Sampling",
+    "Strategy",
+    "Task",
+    "Together",
+    "Token",
+    "choose_strategy",
+    "parse_strategy",
+]

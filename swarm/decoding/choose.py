@@ -1,7 +1,8 @@
-"""Choosing a token from a row, exactly; or saying that the row does not hold enough to do so."""
+"""Choosing a token from a row, exactly; or saying that the row does not hold enough to do so. Pure."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,58 +22,114 @@ class Choice:
     depth: int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Left:
+    """What cuts leave of a row, in falling order of score: entries from the first, and maybe unseen ids behind.
+
+    mass     the running sum of exp(score - best), by entry
+    certain  how many entries, from the first, stand before all unseen ids
+    tail     brackets the mass of the unseen ids that are left
+    """
+
+    at: NDArray[np.int64]  # [n], places in the row
+    mass: NDArray[np.float64]  # [n]
+    certain: int
+    tail: tuple[float, float]
+
+    def first(self, count: int) -> Left:
+        """The `count` first entries and nothing else; they stand before all unseen ids."""
+        return Left(self.at[:count], self.mass[:count], count, (0.0, 0.0))
+
+    @property
+    def known(self) -> bool:
+        """Whether no unseen id is left."""
+        return self.tail == (0.0, 0.0)
+
+    @property
+    def totals(self) -> tuple[float, float]:
+        """Brackets the mass of all that is left."""
+        return float(self.mass[-1]) + self.tail[0], float(self.mass[-1]) + self.tail[1]
+
+
 def choose_best(row: Row) -> Choice:
-    """The id of the highest score; of equal ones the lowest. The row holds one id that no penalty touches."""
+    """The id of the highest score; of equal ones the lowest. The row holds one id that no processor touches."""
     best = np.flatnonzero(row.scores == row.scores[0])
     at = int(best[np.argmin(row.ids[best])])
     return Choice(int(row.ids[at]), float(row.logprobs[at]), 1)
 
 
 def choose_sampled(row: Row, sampling: Sampling, u: float) -> Choice | None:
-    """The id at `u` in [0, 1) of the distribution that top-k and top-p leave, in falling order of score.
+    """The id at `u` in [0, 1) of the distribution that the cuts leave, in falling order of score.
 
     None if the row holds too few candidates to tell. Rows of the same logits that hold enough give the
     same id, however many candidates they hold.
     """
+    left = cut(row, sampling)
+    if left is None:
+        return None
+    cuts = sampling.top_p < 1 or sampling.min_p or sampling.typical_p < 1
+    depth = (int(left.at[-1]) if cuts else int(np.searchsorted(left.mass, 0.5 * left.totals[1]))) + 1
+    at = _reaching(left, u, "right")
+    if at is None:
+        return None
+    place = int(left.at[at])
+    return Choice(int(row.ids[place]), float(row.logprobs[place]), depth)
+
+
+def cut(row: Row, sampling: Sampling) -> Left | None:
+    """What top-k, top-p, min-p and typical-p leave, in this order; None if the row holds too little to tell."""
     mass = np.cumsum(np.exp(row.scores.astype(np.float64) - float(row.scores[0])))
-    certain, tail = row.certain, row.tail
-    if sampling.top_k:
-        kept = _top_k(row, sampling.top_k)
-        if kept is None:
-            return None
-        mass, certain, tail = mass[:kept], kept, (0.0, 0.0)
-    totals = [float(mass[-1]) + most for most in tail]
-    depth = int(np.searchsorted(mass, 0.5 * totals[1])) + 1
-    if sampling.top_p < 1:
-        last = _reaching(mass, [sampling.top_p * total for total in totals], certain, "left")
-        if last is None:
-            return None
-        mass, totals, depth = mass[: last + 1], [float(mass[last])], last + 1
-    at = _reaching(mass, [u * total for total in totals], certain, "right")
-    return None if at is None else Choice(int(row.ids[at]), float(row.logprobs[at]), depth)
+    everything = Left(np.arange(len(mass)), mass, row.certain, row.tail)
+    left = _top_k(everything, row, sampling.top_k) if sampling.top_k else everything
+    if left is not None and sampling.top_p < 1:
+        last = _reaching(left, sampling.top_p, "left")
+        left = None if last is None else left.first(last + 1)
+    if left is not None and sampling.min_p:
+        left = _min_p(left, row, sampling.min_p)
+    if left is not None and sampling.typical_p < 1:
+        left = _typical_p(left, row, sampling.typical_p)
+    return left
 
 
-def _top_k(row: Row, k: int) -> int | None:
-    """How many entries top-k leaves: all that score as the k-th does, as in transformers."""
-    whole = row.bound == -np.inf
-    if k > len(row.scores) and not whole:
+def _top_k(left: Left, row: Row, k: int) -> Left | None:
+    """All that score as the k-th does, or better, as in transformers."""
+    if k > len(row.scores) and not row.whole:
         return None
     kth = row.scores[min(k, len(row.scores)) - 1]
-    if not (kth > row.bound or whole):
+    if not (kth > row.bound or row.whole):
         return None
-    return int(np.searchsorted(-row.scores, -kth, side="right"))
+    return left.first(int(np.searchsorted(-row.scores, -kth, side="right")))
 
 
-def _reaching(
-    mass: NDArray[np.float64], targets: list[float], certain: int, side: Literal["left", "right"]
-) -> int | None:
-    """The first entry where the running mass reaches ("left") or passes ("right") the targets; or None."""
-    end = float(mass[-1])
+def _min_p(left: Left, row: Row, share: float) -> Left | None:
+    """All at least `share` times as probable as the best."""
+    least = float(row.scores[0]) + math.log(share)
+    if not left.known and row.bound >= least:
+        return None
+    return left.first(int((row.scores[left.at].astype(np.float64) >= least).sum()))
+
+
+def _typical_p(left: Left, row: Row, share: float) -> Left | None:
+    """Those whose surprise is nearest to what is to be expected, until they reach `share`; needs all there is."""
+    if not left.known:
+        return None
+    shares = np.diff(left.mass, prepend=0.0) / left.mass[-1]
+    surprise = -np.log(np.maximum(shares, np.finfo(np.float64).tiny))
+    distance = np.abs(surprise - (shares * surprise).sum())
+    order = np.argsort(distance, kind="stable")
+    reached = min(int((np.cumsum(shares[order]) < share).sum()), len(order) - 1)
+    kept = np.flatnonzero(distance <= distance[order[reached]])
+    return Left(left.at[kept], np.cumsum(shares[kept]), len(kept), (0.0, 0.0))
+
+
+def _reaching(left: Left, share: float, side: Literal["left", "right"]) -> int | None:
+    """The first entry where the running mass reaches ("left") or passes ("right") a share of the total; or None."""
+    mass, end = left.mass, float(left.mass[-1])
     last = int(np.searchsorted(mass, end))  # rounding must not lead to an entry of no weight behind it
     # What lies past all entries is an unseen id's, also where every entry stands before those.
     found = {
-        min(int(np.searchsorted(mass, target, side)), last) if target <= end else len(mass)
-        for target in targets
+        min(int(np.searchsorted(mass, share * total, side)), last) if share * total <= end else len(mass)
+        for total in left.totals
     }
     at = found.pop()
-    return at if not found and at < certain else None
+    return at if not found and at < left.certain else None

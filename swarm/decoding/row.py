@@ -1,4 +1,4 @@
-"""One row of candidates as a sampler sees it: scores after penalty and temperature, and what is not known."""
+"""One row of candidates as a strategy sees it: scores after all processors and temperature, and what is not known."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from protocol import limits
 from protocol.candidates import Candidates, Want
-from swarm.decoding.sampling import Sampling
+from protocol.errors import ConfigError
+from swarm.decoding.asks import Best
+from swarm.decoding.edits import Edits
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -21,8 +24,8 @@ class Row:
     """
 
     ids: NDArray[np.int64]  # [n]
-    scores: NDArray[np.float32]  # [n], after penalty and temperature
-    logprobs: NDArray[np.float64]  # [n], of logits / temperature, before any penalty
+    scores: NDArray[np.float32]  # [n], after processors and temperature
+    logprobs: NDArray[np.float64]  # [n], of logits / temperature, before any processor
     bound: float
     tail: tuple[float, float]
 
@@ -31,51 +34,67 @@ class Row:
         """How many entries, from the first, are known to stand before every unseen id."""
         return int(np.searchsorted(-self.scores, -self.bound, side="left"))
 
+    @property
+    def whole(self) -> bool:
+        """Whether no id is unseen."""
+        return self.bound == -np.inf
+
+
+def want_row(edits: Edits, width: int, temperature: float, vocab_size: int) -> Want:
+    """What to ask for so that, of the ids that no processor touches, the `width` best are known; 0: everything.
+
+    It is everything too where there are more ids to name than the protocol takes, or hardly fewer than all.
+    """
+    named = edits.named
+    top = width if edits.only is not None else width + len(named)
+    if not width or top + len(named) >= vocab_size or len(named) > limits.ASKED_IDS:
+        return Want(top=0, temperature=temperature)
+    return Want(top=top, ids=tuple(named.tolist()), temperature=temperature)
+
 
 def read_row(
-    candidates: Candidates, want: Want, window: tuple[int, ...], sampling: Sampling, vocab_size: int
+    found: Candidates, want: Want, edits: Edits, vocab_size: int, *, at: int = 0, normalised: bool = False
 ) -> Row:
-    """The row that answers `want`, as `swarm.session.outputs` has checked; ids in `window` are penalised.
+    """Row `at` of what answers a `want` of `want_row`, as `swarm.session.outputs` has checked.
 
-    `want.ids` is the window, or empty where the whole vocabulary is asked for (`want.top` is 0).
+    normalised: processors are given log-probabilities in place of logits, as in transformers' beam search.
+    Raises: ConfigError, where processors leave no token.
     """
-    ids, logits = candidates.ids[0].astype(np.int64), candidates.logits[0]
-    touched = np.isin(ids, np.asarray(window, np.int64)) if window else np.zeros(len(ids), bool)
+    ids, logits = found.ids[at].astype(np.int64), found.logits[at]
+    divisor, lse = np.float32(want.temperature), float(found.lse[at])
     bound = -math.inf
     if want.top:
-        bound = float(logits[-1] / np.float32(sampling.divisor))
+        bound = float(logits[-1] / divisor) - (lse if normalised else 0.0)
         # Asked ids that are among the best as well are counted once.
-        ids = np.concatenate([ids[~touched], np.asarray(want.ids, np.int64)])
-        logits = np.concatenate([logits[~touched], candidates.asked[0]])
-        touched = np.arange(len(ids)) >= len(ids) - len(want.ids)
-    if len(ids) == vocab_size:
+        named = np.asarray(want.ids, np.int64)
+        others = ~np.isin(ids, named)
+        ids = np.concatenate([ids[others], named])
+        logits = np.concatenate([logits[others], found.asked[at]])
+    if len(ids) == vocab_size or edits.only is not None:
         bound = -math.inf
-    plain = logits / np.float32(sampling.divisor)
-    scores = np.where(touched, _penalise(logits, sampling), plain)
-    logprobs = plain.astype(np.float64) - float(candidates.lse[0])
-    # Penalties disturb the order of the answer. Of equal scores the lower id is first.
-    order = np.lexsort((ids, -scores)) if touched.any() else np.arange(len(ids))
-    tail = _tail(logprobs, float(candidates.lse[0]), bound, float(scores[order[0]]), vocab_size)
+    logprobs = (logits / divisor).astype(np.float64) - lse
+    with np.errstate(over="ignore"):
+        plain = logprobs.astype(np.float32) if normalised else logits
+        scores = edits.apply(ids, plain) / (np.float32(1) if normalised else divisor)
+    scores = np.minimum(scores, np.finfo(np.float32).max)
+    # Processors disturb the order of the answer. Of equal scores the lower id is first.
+    order = np.lexsort((ids, -scores)) if len(edits.named) else np.arange(len(ids))
+    best = float(scores[order[0]])
+    if best == -math.inf:
+        raise ConfigError("no token is left to go on with: allowed, banned and the like exclude all")
+    tail = (0.0, 0.0)
+    if bound != -math.inf:
+        # A head sums in fp32 and rounds to fp32: some units in the last place of the result, and some of the sum.
+        seen, error = float(np.exp(np.minimum(logprobs, 1.0)).sum()), 1e-5 + 4 * abs(lse) * 2.0**-23
+        scale = math.exp(min((0.0 if normalised else lse) - best, 700.0))
+        most = (vocab_size - len(ids)) * math.exp(min(bound - best, 0.0))
+        most = min(max(0.0, 1 + error - seen) * scale, most)
+        tail = (min(max(0.0, 1 - error - seen) * scale, most), most)
     return Row(ids[order], scores[order], logprobs[order], bound, tail)
 
 
-def _penalise(logits: NDArray[np.float32], sampling: Sampling) -> NDArray[np.float32]:
-    # The penalty comes before the temperature, in fp32, as in transformers' RepetitionPenaltyLogitsProcessor.
-    penalty = np.float32(sampling.repetition_penalty)
-    punished: NDArray[np.float32] = np.where(logits < 0, logits * penalty, logits / penalty)
-    return punished / np.float32(sampling.divisor)
-
-
-def _tail(
-    logprobs: NDArray[np.float64], lse: float, bound: float, best: float, vocab_size: int
-) -> tuple[float, float]:
-    unseen = vocab_size - len(logprobs)
-    if unseen == 0:
-        return 0.0, 0.0
-    seen = float(np.exp(np.minimum(logprobs, 1.0)).sum())
-    # A head sums in fp32 and rounds to fp32: some units in the last place of the result, and some of the sum.
-    error = 1e-5 + 4 * abs(lse) * 2.0**-23
-    scale = math.exp(min(lse - best, 700.0))
-    most = min(max(0.0, 1 + error - seen) * scale, unseen * math.exp(min(bound - best, 0.0)))
-    least = min(max(0.0, 1 - error - seen) * scale, most)
-    return least, most
+def best_of_row(found: Candidates, want: Want, count: int, at: int = 0) -> Best:
+    """The `count` best ids before any processor, and their log-probabilities; fewer, if fewer were asked for."""
+    logits = found.logits[at, :count] / np.float32(want.temperature)
+    logprobs = logits.astype(np.float64) - float(found.lse[at])
+    return tuple(zip(found.ids[at, :count].tolist(), logprobs.tolist(), strict=True))

@@ -13,11 +13,12 @@ from rich.console import Console
 from protocol.model import Span
 from protocol.numerics import Numerics
 from protocol.records import Announcement
+from swarm.answer import Answer
 from swarm.cli.coverage import by_model, coverage_fields, render
 from swarm.cli.terminal import Terminal
 from swarm.cli.words import News, answer_fields, describe_answer, describe_event
+from swarm.decoding import Token
 from swarm.events import Altered, Bridged, Event, Noticed, Rerouted, Waiting
-from swarm.generation import Answer
 from swarm.routing.precision import ANYTHING, Precisions, parse_precisions
 from swarm.routing.route import Hop, Route
 
@@ -138,14 +139,15 @@ SESSION = "5e55104e"
 ROUTE = Route((Hop(A, (), Span(0, 5), 2.0), Hop(B, (), Span(5, 10), 3.0)), 8, 5.0)
 LOST = Rerouted(SESSION, A, Span(0, 5), "gone", (B,), 0.314)
 FULL_ID = "12D3KooWL6mTvFXi9JSMNbz6Q1PG2sgCYaqje8mdbLGWmYpXG3Vk"
-ANSWER = Answer("hi", (5, 6, 7), 4, "length", 1.25, 0.25, ROUTE, (LOST,))
+TOKENS = tuple(Token(token, -0.5) for token in (5, 6, 7))
+ANSWER = Answer("hi", TOKENS, 4, "length", 1.25, 0.25, ROUTE, (LOST,))
 
 
 def test_the_line_under_an_answer() -> None:
     """Time, speed, first token, way, and what went wrong on it."""
     line = "1.25 s · 2.0 tok/s · TTFT 0.25 s · 2 hops via 2 peers · 1 reroute · cut at 3 tokens"
     assert describe_answer(ANSWER) == line
-    short = replace(ANSWER, tokens=(5,), reroutes=(), finish_reason="cancelled", seconds=0.25)
+    short = replace(ANSWER, chosen=TOKENS[:1], reroutes=(), finish_reason="cancelled", seconds=0.25)
     assert describe_answer(short) == "0.25 s · TTFT 0.25 s · 2 hops via 2 peers · stopped"
 
 

@@ -56,7 +56,7 @@ def along(*nodes: FakeNode) -> Route:
 
 async def take(generation: Generation, count: int) -> list[int]:
     """The next tokens that show."""
-    return [(await generation.__anext__()).token for _ in range(count)]
+    return [(await generation.__anext__()).tokens[-1].id for _ in range(count)]
 
 
 async def finish(generation: Generation) -> None:

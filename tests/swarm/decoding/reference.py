@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import LogitsProcessorList
 from transformers.generation.logits_process import (
+    LogitsProcessor,
+    MinNewTokensLengthLogitsProcessor,
+    MinPLogitsWarper,
+    NoRepeatNGramLogitsProcessor,
+    PrefixConstrainedLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
+    SuppressTokensLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    TypicalLogitsWarper,
 )
 
 from protocol.candidates import Candidates, Want
-from swarm.decoding import Ask, Emit, Sampling
+from swarm.decoding import Ask, Decoding, Ending, Sampling, Together, Token
 
 Logits = NDArray[np.float32]
 Model = Callable[[Sequence[int]], Logits]
@@ -45,41 +55,123 @@ def make_model(seed: int, vocab_size: int, spread: float = 3.0, coarse: bool = F
     return logits_of
 
 
-def run(
-    generator: Generator[Ask | Emit, Candidates | None, str], model: Model, prompt: Sequence[int]
-) -> tuple[list[Emit], str, list[Ask]]:
-    """Drive a strategy over a model as a swarm would: caches hold what was asked, cut at each position."""
-    emitted: list[Emit] = []
-    asked: list[Ask] = []
-    cache = list(prompt)
-    reply: Candidates | None = None
-    while True:
-        try:
-            said = generator.send(reply)
-        except StopIteration as stop:
-            return emitted, stop.value, asked
-        if isinstance(said, Emit):
-            emitted.append(said)
-            reply = None
-            continue
+@dataclass
+class Run:
+    """A strategy that has run over a model as over a swarm: caches hold what was asked, cut at each position."""
+
+    tokens: list[Token] = field(default_factory=list)
+    asked: list[Ask] = field(default_factory=list)
+    together: list[Together] = field(default_factory=list)
+    steps_before: list[int] = field(default_factory=list)  # how many of those there were when each token came
+    ending: Ending = field(default_factory=lambda: Ending(""))
+
+    @property
+    def ids(self) -> list[int]:
+        """What it gave."""
+        return [token.id for token in self.tokens]
+
+
+def run(strategy: Decoding, model: Model, prompt: Sequence[int]) -> Run:
+    """Drive it to its end."""
+    done = Run()
+    branches = {0: list(prompt)}
+
+    def ask(said: Ask) -> Candidates:
+        cache = branches[said.branch]
         assert 0 <= said.position <= len(cache)
         assert said.tokens
         cache[said.position :] = said.tokens
-        asked.append(said)
-        reply = answer(model(cache), said.want)
+        done.asked.append(said)
+        return answer(model(cache), said.want)
+
+    told: Any = None
+    while True:
+        try:
+            said = strategy.send(told)
+        except StopIteration as stop:
+            done.ending = stop.value
+            return done
+        told = None
+        if isinstance(said, Token):
+            done.tokens.append(said)
+            done.steps_before.append(len(done.together))
+        elif isinstance(said, Ask):
+            told = ask(said)
+        else:
+            done.together.append(said)
+            for each in said.asks:
+                if each.parent is not None:
+                    assert each.branch not in branches
+                    assert each.position <= len(branches[each.parent])
+                    branches[each.branch] = branches[each.parent][: each.position]
+            assert len({each.branch for each in said.asks}) == len(said.asks)
+            told = [ask(each) for each in said.asks]
+            for branch in said.dropped:
+                assert branch not in [each.branch for each in said.asks]
+                if branch:
+                    del branches[branch]
 
 
-def processed(logits: Logits, tokens: Sequence[int], sampling: Sampling) -> Logits:
-    """The scores that transformers would sample from (-inf: not left)."""
+class Occurrence(LogitsProcessor):
+    """Presence and frequency penalties, which transformers has not; by their definition in the OpenAI API."""
+
+    def __init__(self, presence: float, frequency: float, prompt: int) -> None:
+        self.presence = presence
+        self.frequency = frequency
+        self.prompt = prompt
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """mu[j] - c[j] * frequency - (c[j] > 0) * presence."""
+        counts = torch.zeros_like(scores)
+        for row, tokens in zip(counts, input_ids[:, self.prompt :], strict=True):
+            row += torch.bincount(tokens, minlength=scores.shape[1])
+        return scores - (counts * self.frequency + (counts > 0) * self.presence)
+
+
+def processors(sampling: Sampling, prompt: int, eos: Collection[int] = ()) -> LogitsProcessorList:
+    """Transformers' own, in its order, as its generate puts them together."""
     steps = LogitsProcessorList()
+    if sampling.logit_bias:
+        steps.append(
+            SequenceBiasLogitsProcessor([[[token], bias] for token, bias in sampling.logit_bias.items()])
+        )
     if sampling.repetition_penalty != 1:
         steps.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+    if sampling.presence_penalty or sampling.frequency_penalty:
+        steps.append(Occurrence(sampling.presence_penalty, sampling.frequency_penalty, prompt))
+    if sampling.no_repeat_ngram:
+        steps.append(NoRepeatNGramLogitsProcessor(sampling.no_repeat_ngram))
+    if sampling.min_new_tokens and eos:
+        steps.append(
+            MinNewTokensLengthLogitsProcessor(prompt, sampling.min_new_tokens, sorted(eos), device="cpu")
+        )
+    if sampling.allowed is not None:
+        allowed = sampling.allowed
+        steps.append(
+            PrefixConstrainedLogitsProcessor(
+                lambda _, tokens: sorted(allowed(tokens.tolist()) if callable(allowed) else allowed), 1
+            )
+        )
+    if sampling.banned:
+        steps.append(SuppressTokensLogitsProcessor(sorted(sampling.banned)))
     if not sampling.greedy:
         steps.append(TemperatureLogitsWarper(sampling.temperature))
         if sampling.top_k:
             steps.append(TopKLogitsWarper(sampling.top_k))
         if sampling.top_p < 1:
             steps.append(TopPLogitsWarper(sampling.top_p))
+        if sampling.min_p:
+            steps.append(MinPLogitsWarper(sampling.min_p))
+        if sampling.typical_p < 1:
+            steps.append(TypicalLogitsWarper(sampling.typical_p))
+    return steps
+
+
+def processed(
+    logits: Logits, tokens: Sequence[int], sampling: Sampling, prompt: int = 0, eos: Collection[int] = ()
+) -> Logits:
+    """The scores that transformers would choose from (-inf: not left); the first `prompt` tokens are the prompt's."""
+    steps = processors(sampling, prompt, eos)
     scores: Logits = steps(torch.LongTensor([list(tokens)]), torch.from_numpy(logits)[None])[0].numpy()
     return scores
 

@@ -1,0 +1,105 @@
+"""The branches of a strategy as sequences that somebody computes: sessions in a swarm, or what is like them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Protocol, TypeVar
+
+import trio
+
+from protocol.candidates import Candidates, Want
+from protocol.errors import LocalProtocolError
+from swarm.decoding import Ask, Together
+from swarm.events import Event
+
+T = TypeVar("T")
+Job = Callable[[], Awaitable[T]]
+
+
+class Source(Protocol):
+    """A sequence with caches: a `Session`, a model on this machine, or a fake. One step at a time."""
+
+    @property
+    def events(self) -> Sequence[Event]:
+        """What happened to it."""
+
+    async def step(self, tokens: Sequence[int], *, position: int, want: Want) -> Candidates | None:
+        """See `Session.step`."""
+
+    async def fork(self, position: int) -> Source:
+        """See `Session.fork`."""
+
+    async def aclose(self) -> None:
+        """It is used no more."""
+
+
+class Branches:
+    """Branch 0 is the caller's; the others are made of it and closed here."""
+
+    def __init__(self, first: Source) -> None:
+        self._sources: dict[int, Source] = {0: first}
+        self._past: list[Event] = []  # of forks that were closed
+
+    @property
+    def events(self) -> tuple[Event, ...]:
+        """What happened to those that were forked."""
+        living = [event for branch, source in self._sources.items() if branch for event in source.events]
+        return (*self._past, *living)
+
+    async def answer(self, said: Ask | Together) -> Candidates | list[Candidates]:
+        """What comes of it. Raises: what a source raises; the other asks are given up then."""
+        if isinstance(said, Ask):
+            [found] = await self._together((said,), ())
+            return found
+        return await self._together(said.asks, said.dropped)
+
+    async def _together(self, asks: Sequence[Ask], dropped: Sequence[int]) -> list[Candidates]:
+        # Before any parent takes its next step.
+        new = [ask for ask in asks if ask.parent is not None]
+        await _at_once([partial(self._fork, ask) for ask in new])
+        steps = [partial(self._step, ask) for ask in asks]
+        closing = [partial(self._close, branch) for branch in dropped if branch]
+        jobs: list[Job[Candidates | None]] = [*steps, *closing]
+        return [found for found in await _at_once(jobs) if found is not None]
+
+    async def _fork(self, ask: Ask) -> None:
+        assert ask.parent is not None
+        self._sources[ask.branch] = await self._sources[ask.parent].fork(ask.position)
+
+    async def _step(self, ask: Ask) -> Candidates:
+        found = await self._sources[ask.branch].step(ask.tokens, position=ask.position, want=ask.want)
+        if found is None:
+            raise LocalProtocolError("an ask wants candidates")
+        return found
+
+    async def _close(self, branch: int) -> None:
+        source = self._sources.pop(branch)
+        self._past += source.events
+        await source.aclose()
+
+    async def aclose(self) -> None:
+        """Close all that were forked. Safe to call twice."""
+        await _at_once([partial(self._close, branch) for branch in [*self._sources] if branch])
+
+
+async def _at_once(jobs: Sequence[Job[T]]) -> list[T]:
+    """What all of them give, in order. Raises: what the first raises that fails, when all others have ended."""
+    if len(jobs) == 1:
+        return [await jobs[0]()]
+    found: dict[int, T] = {}
+    failed: list[Exception] = []
+
+    async def run(number: int) -> None:
+        try:
+            found[number] = await jobs[number]()
+        except Exception as error:  # noqa: BLE001 - raised again below
+            failed.append(error)
+            nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for number in range(len(jobs)):
+            nursery.start_soon(run, number)
+    if failed:
+        raise failed[0]
+    return [found[number] for number in range(len(jobs))]

@@ -1,0 +1,166 @@
+"""The options of those commands that answer: which swarm, how tokens are chosen, when an answer ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from typing import Annotated, Any, Final, TypeVar, get_args, get_type_hints
+
+import typer
+
+from protocol.errors import ConfigError
+from swarm.cli.options import ANSWER, Join, Model, NoReuse, Precision, Wait, Weights, Where, readable
+from swarm.decoding import AUTO, STRATEGIES, Sampling, parse_strategy
+from swarm.request import Request
+
+T = TypeVar("T", bound="AnswerOptions")
+
+CHOICE: Final = "Which tokens"
+# What says in /set that an option is as if it had not been given.
+DEFAULT: Final = "default"
+
+
+def _option(help_: str, *names: str, panel: str = CHOICE, **how: Any) -> Any:
+    return typer.Option(*names, help=help_, rich_help_panel=panel, **how)
+
+
+MaxNewTokens = Annotated[int, _option("The longest answer.", "--max-new-tokens", "-n", panel=ANSWER, min=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WhereOptions:
+    """Which swarm, as it is typed; see `swarm.cli.options.taking`."""
+
+    join: Join = None
+    model: Model = None
+    weights: Weights = None
+    precision: Precision = "any"
+    wait: Wait = 10.0
+    no_reuse: NoReuse = False
+
+    @property
+    def where(self) -> Where:
+        """The same, as it is used."""
+        join = tuple(self.join or ())
+        return Where(join, self.model, self.wait, self.weights, self.precision, not self.no_reuse)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerOptions(WhereOptions):
+    """How to answer, as it is typed. What has the name of a field of `Sampling` means that."""
+
+    max_new_tokens: MaxNewTokens = 256
+    stop: Annotated[
+        list[str] | None,
+        _option("End before this text; can be repeated.", panel=ANSWER, show_default=False),
+    ] = None
+    max_seconds: Annotated[
+        float | None, _option("End after so long, wherever it is.", panel=ANSWER, show_default=False)
+    ] = None
+    min_new_tokens: Annotated[int, _option("No end before it has so many tokens.", panel=ANSWER)] = 0
+    strategy: Annotated[
+        str,
+        _option(
+            f"The way to decode: {', '.join([AUTO, *STRATEGIES])}; auto goes by the temperature. Parameters follow a "
+            "colon, as in beam_search:beams=4,length_penalty=0.8 or best_of:answers=8.",
+            metavar="NAME[:PARAMETERS]",
+        ),
+    ] = AUTO
+    temperature: Annotated[float, _option("0 takes the best token always.", "--temperature", "-t")] = 0.0
+    top_k: Annotated[int, _option("Draw from the K best tokens only; 0 is off.")] = 0
+    top_p: Annotated[float, _option("Draw from the best tokens that reach this probability.")] = 1.0
+    min_p: Annotated[float, _option("Draw from tokens at least so probable, times the best one.")] = 0.0
+    typical_p: Annotated[
+        float, _option("Draw from the tokens nearest to the expected surprise that reach this probability.")
+    ] = 1.0
+    repetition_penalty: Annotated[float, _option("Above 1 makes tokens that occurred less likely.")] = 1.0
+    presence_penalty: Annotated[float, _option("Is taken from the logits of tokens that were answered.")] = (
+        0.0
+    )
+    frequency_penalty: Annotated[float, _option("Is taken from them once for each time.")] = 0.0
+    no_repeat_ngram: Annotated[int, _option("No so many tokens in a row occur twice; 0 is off.")] = 0
+    logit_bias: Annotated[
+        list[str] | None,
+        _option("Is added to a token's logit; can be repeated.", metavar="ID=VALUE", show_default=False),
+    ] = None
+    allowed: Annotated[
+        list[str] | None, _option("Only these tokens: ids, with commas.", metavar="IDS", show_default=False)
+    ] = None
+    banned: Annotated[
+        list[str] | None,
+        _option("None of these tokens: ids, with commas.", metavar="IDS", show_default=False),
+    ] = None
+    seed: Annotated[int | None, _option("The same seed gives the same text.", show_default=False)] = None
+
+    def request(self, top_logprobs: int = 0) -> Request:
+        """What they ask for. Raises: ConfigError."""
+        given = {field.name: getattr(self, field.name) for field in fields(Sampling)}
+        given["logit_bias"] = dict(_biases(self.logit_bias or ()))
+        given["allowed"] = None if self.allowed is None else frozenset(_ids("allowed", self.allowed))
+        given["banned"] = frozenset(_ids("banned", self.banned or ()))
+        return Request(
+            self.max_new_tokens,
+            Sampling(**given),
+            parse_strategy(self.strategy),
+            tuple(map(readable, self.stop or ())),
+            max_seconds=self.max_seconds,
+            top_logprobs=top_logprobs,
+        )
+
+
+def settings_of(options: AnswerOptions) -> dict[str, Any]:
+    """What `set_option` can change, and how it stands."""
+    where = {field.name for field in fields(WhereOptions)}
+    names = [field.name for field in fields(AnswerOptions) if field.name not in where]
+    return {name: getattr(options, name) for name in names}
+
+
+def set_option(options: T, name: str, text: str) -> T:
+    """The options with one of them said otherwise. Raises: ConfigError, also where the whole cannot be then."""
+    name = name.replace("-", "_")
+    known = settings_of(options)
+    if name not in known:
+        raise ConfigError(f"there is no setting {name!r}; there are {', '.join(known)}")
+    usual: dict[str, Any] = {field.name: field.default for field in fields(options)}
+    said: dict[str, Any] = {name: usual[name] if text == DEFAULT else _read(name, text)}
+    changed = replace(options, **said)
+    changed.request()
+    return changed
+
+
+def _read(name: str, text: str) -> Any:
+    """What is typed after /set, as the command line would have it."""
+    hint = _hints()[name]
+    kinds = set(get_args(hint) or (hint,)) - {type(None)}
+    if kinds == {list[str]}:
+        return [text]
+    [kind] = kinds
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"{name} is {'a whole number' if kind is int else 'a number'}, not {text!r}"
+        ) from error
+
+
+@cache
+def _hints() -> dict[str, Any]:
+    return get_type_hints(AnswerOptions)
+
+
+def _biases(given: Sequence[str]) -> Iterator[tuple[int, float]]:
+    for each in given:
+        token, _, value = each.partition("=")
+        try:
+            yield int(token), float(value)
+        except ValueError as error:
+            raise ConfigError(f"logit_bias {readable(each)!r}: it is ID=VALUE, as 13=-2.5") from error
+
+
+def _ids(name: str, given: Sequence[str]) -> Iterator[int]:
+    for each in given:
+        try:
+            yield from map(int, each.replace(",", " ").split())
+        except ValueError as error:
+            raise ConfigError(f"{name} {readable(each)!r}: it is ids of tokens, as 13,198") from error

@@ -1,0 +1,132 @@
+"""What a strategy says and is told. It is a generator: each thing it yields is answered as the thing's class says.
+
+It does not know who answers: a swarm, a model on this machine, or a list in a test. A *branch* is a sequence with
+caches of its own at whoever answers. Branch 0 is there from the beginning; any other begins as a part of one that is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+from protocol.candidates import Candidates, Want
+from protocol.errors import ConfigError
+from swarm.decoding.sampling import Sampling
+
+# Ids and their log-probabilities, best first.
+Best = tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Run `tokens` at `position` of a branch; answered by the candidates after the last of them (or after each).
+
+    The position may be one before the end of what was asked already: the same place again, with another want.
+    parent: the branch is new, and begins with the first `position` tokens of this one, which nobody computes again
+    """
+
+    tokens: tuple[int, ...]
+    position: int
+    want: Want
+    branch: int = 0
+    parent: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Together:
+    """Asks of different branches, run at once; answered by a list of what each gives, in order.
+
+    All parents are as they were before. Branches in `dropped` are not used again.
+    """
+
+    asks: tuple[Ask, ...]
+    dropped: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """The next token of the answer; answered by None.
+
+    logprob  of logits / temperature, before any processor
+    best     the best ids by the same measure, as many as were asked for
+    """
+
+    id: int
+    logprob: float
+    best: Best = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """One of several answers that a strategy found; `score` is what it went by, and higher is better."""
+
+    tokens: tuple[Token, ...]
+    reason: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Why the answer ended, "eos" or "length"; and what else was found, best first."""
+
+    reason: str
+    score: float | None = None
+    others: tuple[Continuation, ...] = ()
+
+
+class OutOfTime(Exception):
+    """Thrown into a strategy in place of an answer: it may still yield tokens and end, but ask nothing more."""
+
+
+Said = Ask | Together | Token
+Told = Candidates | list[Candidates] | None
+Decoding = Generator[Said, Any, Ending]  # is sent what Told says
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is to be continued, and how far.
+
+    cached        tokens of the prompt that branch 0 holds already
+    eos           ids that end an answer; they are part of it
+    top_logprobs  how many of the best ids each token tells of
+
+    Raises: ConfigError, for a prompt that is empty or not of this vocabulary, and for settings that name other ids.
+    """
+
+    prompt: Sequence[int]
+    vocab_size: int
+    max_new_tokens: int
+    sampling: Sampling = field(default_factory=Sampling)
+    eos: frozenset[int] = frozenset()
+    cached: int = 0
+    top_logprobs: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.prompt:
+            raise ConfigError("the prompt is empty: there is nothing to continue")
+        if not 0 <= min(self.prompt) <= max(self.prompt) < self.vocab_size:
+            raise ConfigError(f"the prompt has a token outside the model's vocabulary of {self.vocab_size}")
+        self.sampling.check_ids(self.vocab_size)
+
+    @property
+    def begin(self) -> int:
+        """The position of the first ask: after what is cached, or at the last token where all is."""
+        return min(self.cached, len(self.prompt) - 1)
+
+
+class Strategy(Protocol):
+    """A way to decode: a frozen dataclass of its own parameters. `swarm.decoding.table` names all there are."""
+
+    name: ClassVar[str]
+
+    def check(self, sampling: Sampling) -> None:
+        """Raises: ConfigError, where these settings do not go with it."""
+
+    def decode(self, task: Task) -> Decoding:
+        """Continue the task's prompt, at most `max_new_tokens`. The token that ends the answer is given too.
+
+        Whatever is drawn depends on seed and logits alone: not on the route, nor on how many candidates came.
+        Raises: ConfigError, where processors leave no token.
+        """

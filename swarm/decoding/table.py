@@ -1,0 +1,70 @@
+"""All strategies by name; a new one is a file of its own and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
+
+from protocol.errors import ConfigError
+from swarm.decoding.asks import Strategy
+from swarm.decoding.beams import BeamSearch
+from swarm.decoding.best_of import BestOf
+from swarm.decoding.sampling import Sampling
+from swarm.decoding.single import Greedy, Sample
+
+STRATEGIES: Final[Mapping[str, type[Strategy]]] = {
+    kind.name: kind for kind in (Greedy, Sample, BeamSearch, BestOf)
+}
+# The name for whichever of Greedy and Sample the temperature says.
+AUTO: Final = "auto"
+
+
+def choose_strategy(asked: Strategy | str, sampling: Sampling) -> Strategy:
+    """The strategy of that name, with its usual parameters; or the one given. Raises: ConfigError."""
+    if asked == AUTO:
+        return Greedy() if sampling.greedy else Sample()
+    if isinstance(asked, str):
+        if asked not in STRATEGIES:
+            raise ConfigError(f"strategy {asked!r}: there are {', '.join([AUTO, *STRATEGIES])}")
+        asked = STRATEGIES[asked]()
+    asked.check(sampling)
+    return asked
+
+
+def parse_strategy(text: str) -> Strategy | str:
+    """A strategy as people write it: its name, and after a colon its parameters: "beam_search:beams=4,returned=2".
+
+    Raises: ConfigError, with the names that there are.
+    """
+    name, _, written = text.partition(":")
+    if name == AUTO and not written:
+        return AUTO
+    if name not in STRATEGIES:
+        raise ConfigError(f"strategy {name!r}: there are {', '.join([AUTO, *STRATEGIES])}")
+    kind: Any = STRATEGIES[name]
+    kinds = get_type_hints(kind)
+    names = [field.name for field in fields(kind)]
+    given = {}
+    for each in filter(None, written.split(",")):
+        parameter, _, value = each.partition("=")
+        if parameter not in names:
+            has = f"has {', '.join(names)}" if names else "has no parameters"
+            raise ConfigError(f"strategy {name}: there is no parameter {parameter!r}; it {has}")
+        given[parameter] = _parse(value, kinds[parameter], f"strategy {name}: {parameter}")
+    strategy: Strategy = kind(**given)
+    return strategy
+
+
+def _parse(text: str, kind: Any, what: str) -> Any:
+    """A value of a simple type: a number, a word, one of several. Raises: ConfigError."""
+    if get_origin(kind) is Literal:
+        choices = {str(choice).lower(): choice for choice in get_args(kind)}
+        if text not in choices:
+            raise ConfigError(f"{what} is {' or '.join(choices)}, not {text!r}")
+        return choices[text]
+    try:
+        return kind(text)
+    except ValueError as error:
+        word = {int: "a whole number", float: "a number"}[kind]
+        raise ConfigError(f"{what} is {word}, not {text!r}") from error

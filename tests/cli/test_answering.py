@@ -1,0 +1,125 @@
+"""What is typed about an answer, and what is asked by it."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+
+from protocol.errors import ConfigError
+from swarm.cli.answering import AnswerOptions, set_option, settings_of
+from swarm.cli.chat import ChatOptions
+from swarm.decoding import BeamSearch, BestOf, Greedy, Sampling, parse_strategy
+from swarm.request import Request
+
+USUAL = AnswerOptions()
+
+
+def test_every_setting_can_be_typed() -> None:
+    """Each field of a Sampling is an option; without any, an answer is what the library makes of nothing."""
+    names = {field.name for field in fields(Sampling)}
+    assert names <= set(settings_of(USUAL))
+    assert USUAL.request() == Request(256, Sampling())
+
+
+def test_what_is_typed_is_asked() -> None:
+    """Lists with commas or repeated, biases by id, strategies with their parameters."""
+    options = AnswerOptions(
+        stop=["\n\n"],
+        strategy="beam_search:beams=3,early_stopping=never,length_penalty=0.5",
+        repetition_penalty=1.1,
+        logit_bias=["5=-2.5", "7=1"],
+        allowed=["1,2", "3"],
+        banned=["4, 5"],
+        max_seconds=2.5,
+    )
+    sampling = Sampling(
+        repetition_penalty=1.1,
+        logit_bias={5: -2.5, 7: 1.0},
+        allowed=frozenset({1, 2, 3}),
+        banned=frozenset({4, 5}),
+    )
+    assert options.request(3) == Request(
+        256, sampling, BeamSearch(3, 0.5, "never"), ("\n\n",), max_seconds=2.5, top_logprobs=3
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "strategy"),
+    [
+        ("auto", "auto"),
+        ("greedy", Greedy()),
+        ("best_of:answers=8", BestOf(8)),
+        ("beam_search:early_stopping=true", BeamSearch(early_stopping=True)),
+        ("beam_search:early_stopping=false,returned=2", BeamSearch(returned=2)),
+    ],
+)
+def test_strategies_as_they_are_written(text: str, strategy: object) -> None:
+    """A name, and after a colon its parameters."""
+    assert parse_strategy(text) == strategy
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("beam", "beam_search"),
+        ("beam_search:width=3", "beams"),
+        ("beam_search:beams=many", "whole number"),
+        ("beam_search:beams=0", "from 1"),
+        ("beam_search:early_stopping=soon", "never"),
+        ("greedy:beams=3", "no parameters"),
+        ("auto:x=1", "auto"),
+    ],
+)
+def test_strategies_that_there_are_not(text: str, says: str) -> None:
+    """One line that says what there is."""
+    with pytest.raises(ConfigError, match=says):
+        parse_strategy(text)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (AnswerOptions(logit_bias=["5"]), "ID=VALUE"),
+        (AnswerOptions(logit_bias=["a=1"]), "ID=VALUE"),
+        (AnswerOptions(banned=["the"]), "banned"),
+        (AnswerOptions(allowed=[""]), "allowed"),
+        (AnswerOptions(stop=[""]), "stop"),
+        (AnswerOptions(top_p=3.0), "top_p"),
+        (AnswerOptions(strategy="best_of"), "temperature"),
+        (AnswerOptions(strategy="greedy", temperature=1.0), "temperature"),
+    ],
+)
+def test_what_cannot_be_asked(options: AnswerOptions, says: str) -> None:
+    """One line that names the option."""
+    with pytest.raises(ConfigError, match=says):
+        options.request()
+
+
+def test_settings_change_in_a_chat() -> None:
+    """As they would be typed as options; default takes one back; what cannot be changes nothing."""
+    options = ChatOptions()
+    for name, text in [
+        ("temperature", "0.5"),
+        ("top-k", "7"),
+        ("stop", "the end"),
+        ("banned", "1,2"),
+        ("seed", "3"),
+    ]:
+        options = set_option(options, name, text)
+    assert options.request() == Request(
+        512, Sampling(0.5, top_k=7, banned=frozenset({1, 2}), seed=3), stop=("the end",)
+    )
+    for name in ("temperature", "top_k", "stop", "banned", "seed"):
+        options = set_option(options, name, "default")
+    assert options == ChatOptions()
+    for name, text, says in [
+        ("temprature", "1", "temperature"),
+        ("join", "x", "no setting"),
+        ("seed", "x", "whole number"),
+        ("top_p", "", "a number"),
+        ("top_p", "7", "top_p"),
+        ("strategy", "best_of", "temperature"),
+    ]:
+        with pytest.raises(ConfigError, match=says):
+            set_option(options, name, text)

@@ -1,0 +1,295 @@
+"""Every strategy over a swarm gives what it gives over the whole model: undisturbed, and when hops die under it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Any, Unpack
+
+import numpy as np
+import pytest
+import trio
+import trio.testing
+
+from node.compute.call import run_alone
+from protocol.candidates import Candidates, Want
+from protocol.errors import ConfigError, NoRoute
+from swarm.answer import Alternative, Answer
+from swarm.branches import Branches
+from swarm.client import Client
+from swarm.decoding import BeamSearch, BestOf, Sampling, Strategy, Task, Token, choose_strategy
+from swarm.events import Rerouted
+from swarm.generation import Generation
+from swarm.request import Asking, Request
+from swarm.session.session import Session
+from tests.node.fakes import VOCAB, FakeEngine, token_rows
+from tests.sim.test_answers import client_in
+from tests.sim.test_session import DOUBLE, FAULTS
+from tests.sim.world import ALL, World, swarm_of
+from tests.support.waiting import eventually
+from tests.swarm.decoding.reference import Logits, run
+
+PROMPT = [3, 4, 5, 6, 7, 3, 4]
+NEW = 10
+EOS = frozenset({1, 2})
+
+
+@pytest.fixture
+def clock() -> trio.testing.MockClock:
+    """Time passes when everybody waits."""
+    return trio.testing.MockClock(autojump_threshold=0)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A strategy and its settings."""
+
+    strategy: Strategy | str
+    sampling: Sampling
+
+    @property
+    def request(self) -> Request:
+        """As a client is asked."""
+        return Request(NEW, self.sampling, self.strategy, eos=EOS, top_logprobs=2)
+
+
+SHAPED = Sampling(repetition_penalty=1.2, no_repeat_ngram=2, banned={9}, logit_bias={8: 1.5})
+DRAWN = Sampling(0.9, top_p=0.9, frequency_penalty=0.3, min_new_tokens=4, seed=11)
+CASES = {
+    "greedy": Case("greedy", SHAPED),
+    "sample": Case("sample", DRAWN),
+    "beams": Case(BeamSearch(4, 0.8, False, 3), SHAPED),
+    "early": Case(BeamSearch(2, early_stopping=True), Sampling()),
+    "best": Case(BestOf(3), DRAWN),
+}
+
+
+@cache
+def _logits(tokens: tuple[int, ...]) -> Logits:
+    engine = FakeEngine(ALL)
+    found = run_alone(engine, engine.new_cache(ALL), 0, token_rows(list(tokens)), Want(top=0))
+    assert isinstance(found, Candidates)
+    logits = np.empty(VOCAB, np.float32)
+    logits[found.ids[0]] = found.logits[0]
+    return logits
+
+
+def reference(case: Case) -> list[tuple[tuple[int, ...], str]]:
+    """What the strategy finds over the unsplit fake model, best first."""
+    task = Task(PROMPT, VOCAB, NEW, case.sampling, EOS)
+    strategy = choose_strategy(case.strategy, case.sampling)
+    found = run(strategy.decode(task), lambda tokens: _logits(tuple(tokens)), PROMPT)
+    others = [(tuple(token.id for token in each.tokens), each.reason) for each in found.ending.others]
+    return [(tuple(found.ids), found.ending.reason), *others]
+
+
+def sequences(answer: Answer) -> list[tuple[tuple[int, ...], str]]:
+    """The same of an answer."""
+    return [(each.tokens, each.finish_reason) for each in told(answer)]
+
+
+def told(answer: Answer) -> list[Answer | Alternative]:
+    """All that an answer tells, best first."""
+    return [answer, *answer.alternatives]
+
+
+async def answered(client: Client, case: Case, **more: Unpack[Asking]) -> Answer:
+    """The whole answer."""
+    generation = client.generate(PROMPT, request=case.request, **more)
+    pieces = [piece async for piece in generation]
+    answer = generation.answer
+    assert "".join(piece.text for piece in pieces) == answer.text
+    assert tuple(token for piece in pieces for token in piece.tokens) == answer.chosen
+    return answer
+
+
+def held(world: World) -> list[int]:
+    """Sessions at each node."""
+    return [len(node.hop) for node in world.nodes]
+
+
+async def drive(
+    session: Session, case: Case, before: Callable[[int], None]
+) -> list[tuple[tuple[int, ...], str]]:
+    """A strategy over a session's branches, without text; `before` is called with each ask's number."""
+    strategy = choose_strategy(case.strategy, case.sampling).decode(
+        Task(PROMPT, VOCAB, NEW, case.sampling, EOS, top_logprobs=2)
+    )
+    given: list[int] = []
+    reply, number = None, 0
+    async with aclosing(Branches(session)) as branches:
+        while True:
+            try:
+                said = strategy.send(reply)
+            except StopIteration as end:
+                others = [
+                    (tuple(token.id for token in each.tokens), each.reason) for each in end.value.others
+                ]
+                return [(tuple(given), end.value.reason), *others]
+            reply = None
+            if isinstance(said, Token):
+                given.append(said.id)
+            else:
+                before(number)
+                reply, number = await branches.answer(said), number + 1
+
+
+@pytest.mark.parametrize("name", list(CASES))
+async def test_over_three_nodes(name: str) -> None:
+    """The same sequences and ends, texts of all of them, and nothing left at the nodes."""
+    case = CASES[name]
+    async with swarm_of((0, 3), (3, 6), (6, 8)) as world, client_in(world) as client:
+        answer = await answered(client, case)
+        assert sequences(answer) == reference(case)
+        for each in told(answer):
+            ids = [token for token in each.tokens if token not in EOS]
+            assert each.text == await client.text.decode(ids)
+            assert all(len(token.best) == 2 for token in each.chosen)
+        await eventually(lambda: not any(held(world)))
+
+
+@pytest.mark.parametrize(("delay_s", "direct"), [(0.0, True), (0.015, True), (0.015, False)])
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+@pytest.mark.parametrize("victim", [0, 3])
+@pytest.mark.parametrize("name", [name for name in CASES if name != "early"])
+async def test_a_hop_dies_under_it(
+    fault: Any, victim: int, name: str, delay_s: float, direct: bool, clock: trio.testing.MockClock
+) -> None:
+    """Between two steps, as branches are forked, or while they are out: the same answer as undisturbed."""
+    case = CASES[name]
+    async with swarm_of(*DOUBLE, slow=[4, 5, 6, 7]) as world, trio.open_nursery() as nursery:
+
+        async def break_it() -> None:
+            await trio.sleep(delay_s)
+            fault(world, victim)
+
+        def before(number: int) -> None:
+            if number == 4:
+                nursery.start_soon(break_it)
+
+        session = await world.session(direct=direct)
+        assert await drive(session, case, before) == reference(case)
+        assert any(isinstance(event, Rerouted) for event in world.events)
+
+
+async def test_what_happened_to_a_branch_is_told() -> None:
+    """The reroutes of all branches are the answer's."""
+    case = CASES["beams"]
+    async with swarm_of(*DOUBLE, slow=[4, 5, 6, 7]) as world, client_in(world) as client:
+        generation = client.generate(PROMPT, request=case.request)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_consume, generation)
+            await eventually(lambda: len(world.nodes[0].hop) >= 4)
+            world.network.kill(world.nodes[1].peer)
+        assert sequences(generation.answer) == reference(case)
+        lost = generation.answer.reroutes
+        assert len({event.session for event in lost}) > 1
+        assert {event.lost for event in lost} == {world.nodes[1].peer}
+
+
+async def _consume(generation: Generation) -> None:
+    async for _ in generation:
+        pass
+
+
+async def test_beams_compute_nothing_twice() -> None:
+    """The prompt once, then one row for each beam and token."""
+    case = CASES["beams"]
+    async with swarm_of((0, 4), (4, 8)) as world, client_in(world) as client:
+        answer = await answered(client, case)
+        rows = [sum(rows for _, rows in node.engine.steps) for node in world.nodes]
+        assert len(set(rows)) == 1
+        assert rows[0] <= len(PROMPT) + 4 * (NEW - 1)
+        assert len(answer.alternatives) == 2
+
+
+@pytest.mark.parametrize("name", list(CASES))
+async def test_time_runs_out_within_a_step(name: str) -> None:
+    """The step that is out is left, what there is stays; of several the best so far is told."""
+    async with swarm_of((0, 4), (4, 8)) as world, client_in(world, wait_s=3600) as client:
+        generation = client.generate(PROMPT, request=CASES[name].request, eos=(), max_seconds=2.0)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_consume, generation)
+            await eventually(lambda: len(world.nodes[1].engine.steps) >= 5)
+            world.network.pause(world.nodes[1].peer)
+        answer = generation.answer
+        assert answer.finish_reason == "time"
+        assert answer.tokens
+
+
+async def test_time_runs_out_before_there_is_a_route() -> None:
+    """Who waits for somebody to serve waits no longer than that."""
+    async with swarm_of((0, 4)) as world, client_in(world, wait_s=3600) as client:
+        answer = await answered(client, CASES["greedy"], max_seconds=0.2)
+        assert (answer.finish_reason, answer.tokens) == ("time", ())
+
+
+async def test_a_predicate_and_a_stop_string_end_it() -> None:
+    """After the token that makes it true; and before the text."""
+    async with swarm_of((0, 8)) as world, client_in(world) as client:
+        case = CASES["greedy"]
+        whole = await answered(client, case)
+
+        def enough(text: str, tokens: Sequence[int]) -> bool:
+            assert whole.text.startswith(text)
+            return len(tokens) == 4
+
+        cut = await answered(client, case, until=enough)
+        assert (cut.tokens, cut.finish_reason) == (whole.tokens[:4], "until")
+        stop = whole.text[2:4]
+        stopped = await answered(client, case, stop=[stop])
+        assert (stopped.text, stopped.finish_reason) == (whole.text[: whole.text.index(stop)], "stop")
+
+
+async def test_ends_are_those_that_were_asked_for() -> None:
+    """Other ids than the model's end an answer, or none do."""
+    async with swarm_of((0, 8)) as world, client_in(world) as client:
+        case = Case("greedy", Sampling())
+        endless = await answered(client, case, eos=())
+        assert (len(endless.tokens), endless.finish_reason) == (NEW, "length")
+        ended = await answered(client, case, eos={endless.tokens[2]})
+        cut = endless.tokens.index(endless.tokens[2]) + 1
+        assert (ended.tokens, ended.finish_reason) == (endless.tokens[:cut], "eos")
+        assert ended.text == await client.text.decode(list(endless.tokens[: cut - 1]))
+
+
+async def test_what_a_branch_raises_reaches_the_reader() -> None:
+    """One plain error, not a group of them; and nothing is left at the nodes that live."""
+    async with swarm_of((0, 4), (4, 8)) as world, client_in(world) as client:
+        generation = client.generate(PROMPT, request=CASES["beams"].request)
+        async with trio.open_nursery() as nursery:
+
+            async def read() -> None:
+                with pytest.raises(NoRoute):
+                    await _consume(generation)
+
+            nursery.start_soon(read)
+            await eventually(lambda: len(world.nodes[0].hop) >= 4)
+            world.network.kill(world.nodes[1].peer)
+        assert generation.answer.finish_reason == "cancelled"
+        await eventually(lambda: not len(world.nodes[0].hop))
+
+
+async def test_settings_that_do_not_go_together() -> None:
+    """At once, before anything is asked of the swarm."""
+    async with swarm_of((0, 8)) as world, client_in(world) as client:
+        wrongs: list[Asking] = [
+            {"strategy": "beam_search", "sampling": Sampling(1.0)},
+            {"strategy": "nonsense"},
+            {"stop": "text"},
+            {"stop": [""]},
+            {"max_seconds": 0.0},
+            {"max_seconds": float("nan")},
+            {"top_logprobs": 21},
+            {"max_new_tokens": 0},
+        ]
+        for wrong in wrongs:
+            with pytest.raises(ConfigError):
+                client.generate(PROMPT, **wrong)
+
+
+def test_what_may_be_asked_is_what_a_request_has() -> None:
+    """The arguments of `generate` are the fields of a `Request`."""
+    assert [field.name for field in fields(Request)] == list(Asking.__annotations__)
