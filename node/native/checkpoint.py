@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -79,9 +80,13 @@ class NativeCheckpoint:
     @classmethod
     def open(cls, model: str, precision: Precision, *, cache_dir: str | None = None) -> NativeCheckpoint:
         """Open a folder, a GGUF file or a model of the hub. Raises: ConfigError, BadCheckpoint, UnsupportedModel."""
-        if (path := find_gguf(model)) is not None:
-            return cls(GgufFiles(path), precision)
-        return cls(CheckpointFiles(open_source(model, cache_dir)), precision)
+        return cls(open_files(model, cache_dir), precision)
+
+    def kept_in(self, precision: Precision) -> NativeCheckpoint:
+        """The same, in another precision; nothing is read again."""
+        other = copy.copy(self)
+        other.precision = precision
+        return other
 
     def file(self, name: str) -> bytes:
         """See `node.backend.Model`."""
@@ -107,9 +112,13 @@ class NativeCheckpoint:
     def stage_bytes(self, stage: int, dtype: str) -> int:
         """See `node.backend.Model`; whatever the dtype of the states, precision and stored dtype decide."""
         if stage == 0 and self.has(0):  # mapped as it is stored, in whatever form
-            tensors = (self._files.stored(name)[1] for name in self._stages[0])
-            return sum(tensor.stop - tensor.start for tensor in tensors)
+            return self.stored_bytes(0)
         return sizes.stage_bytes(self.plan, stage, self.precision, self._stored(stage))
+
+    def stored_bytes(self, stage: int) -> int:
+        """Bytes of a stage's tensors in the files. Raises: BadCheckpoint."""
+        tensors = (self._files.stored(name)[1] for name in self._stages[stage])
+        return sum(tensor.stop - tensor.start for tensor in tensors)
 
     def stage_digests(self, span: Span) -> tuple[bytes, ...]:
         """See `node.backend.Model`; the same in every precision, for they are of the weights as stored."""
@@ -117,8 +126,11 @@ class NativeCheckpoint:
 
     def conversion(self) -> str:
         """What is made of weights that are kept in another form here, for people; "" where that is plain."""
-        kinds = self._files.kinds() if isinstance(self._files, GgufFiles) else ""
-        return f"{kinds} into {self.precision.name}" if kinds else ""
+        return f"{kinds} into {self.precision.name}" if (kinds := self.kinds()) else ""
+
+    def kinds(self) -> str:
+        """The forms that its matrices are kept in, for people; "" where that is plain."""
+        return self._files.kinds() if isinstance(self._files, GgufFiles) else ""
 
     def _stored(self, stage: int) -> str:
         """The dtype of most of a stage: as its files say if they are here, else as config.json does."""
@@ -135,6 +147,13 @@ class NativeCheckpoint:
             return GgufRows(name, path, tensor, self._stages[stage][name])
         dtypes = BYTES if holds_bytes(name) else FLOATS
         return StoredRows(name, path, tensor, self._stages[stage][name], dtypes)
+
+
+def open_files(model: str, cache_dir: str | None = None) -> ModelFiles:
+    """The files that `model` names: a folder's, a GGUF file, the hub's. Raises: ConfigError, BadCheckpoint."""
+    if (path := find_gguf(model)) is not None:
+        return GgufFiles(path)
+    return CheckpointFiles(open_source(model, cache_dir))
 
 
 def _config(files: ModelFiles) -> Mapping[str, Any]:
