@@ -88,7 +88,7 @@ def _native(name: str, model_type: str, plan: Plan) -> Estimate:
 
     def footprint(precision: Precision, stored: str) -> Footprint:
         return Footprint(
-            tuple(sizes.stage_bytes(plan, stage, precision, stored) for stage in stages),
+            tuple(sizes.stage_bytes(plan, stage, precision, lambda _: stored) for stage in stages),
             (shape.kv_row_bytes(precision.kv_bytes),) * shape.blocks,
             4 * shape.hidden,
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -132,13 +131,11 @@ class NativeCheckpoint:
         """The forms that its matrices are kept in, for people; "" where that is plain."""
         return self._files.kinds() if isinstance(self._files, GgufFiles) else ""
 
-    def _stored(self, stage: int) -> str:
-        """The dtype of most of a stage: as its files say if they are here, else as config.json does."""
+    def _stored(self, stage: int) -> sizes.Stored:
+        """The forms of a stage's tensors: as the files say if they are here, else as config.json does."""
         if not self.has(stage):
-            return self.plan.stored
-        largest = max(self._stages[stage].items(), key=lambda item: math.prod(item[1]))[0]
-        dtype = self._files.stored(largest)[1].dtype
-        return "BF16" if dtype in BYTES else dtype  # what bytes stand for is kept in that
+            return lambda name: self.plan.stored
+        return lambda name: self._files.stored(name)[1].dtype
 
     def rows(self, stage: int, name: str) -> StoredRows:
         """A tensor of a stage. Raises: BadCheckpoint."""
