@@ -15,7 +15,8 @@ from node.footprint import Footprint
 from node.native import sizes
 from node.native.checkpoint import NativeCheckpoint
 from node.native.family import Plan, plan_model
-from node.native.gguf.files import find_gguf
+from node.native.gguf.files import GgufFiles
+from node.native.gguf.places import find_gguf
 from node.native.precision import BF16, F32, INT4, INT8, PRECISIONS, Precision
 from protocol import limits
 from protocol.errors import BadCheckpoint, ConfigError, UnsupportedModel
@@ -64,8 +65,8 @@ def estimate(model: str, *, cache_dir: str | None = None) -> Estimate:
 
     Raises: ConfigError, BadCheckpoint; UnsupportedModel, if no engine could split it.
     """
-    if find_gguf(model) is not None:
-        return _as_stored(NativeCheckpoint.open(model, F32, cache_dir=cache_dir))
+    if (place := find_gguf(model, cache_dir)) is not None:
+        return _as_stored(NativeCheckpoint(GgufFiles(place), F32))
     name, config = _read_config(model, cache_dir)
     try:
         return _native(name, str(config.get("model_type")), plan_model(config))

@@ -14,7 +14,8 @@ from node.engine.sources import open_source
 from node.native import sizes
 from node.native.family import Plan, plan_model
 from node.native.gguf.architectures import GgufTensor
-from node.native.gguf.files import GgufFiles, find_gguf
+from node.native.gguf.files import GgufFiles
+from node.native.gguf.places import find_gguf
 from node.native.gguf.rows import GgufRows
 from node.native.names import block_tensors, end_tensors, further_blocks, holds_bytes
 from node.native.precision import Precision
@@ -110,14 +111,13 @@ class NativeCheckpoint:
 
     def stage_bytes(self, stage: int, dtype: str) -> int:
         """See `node.backend.Model`; whatever the dtype of the states, precision and stored dtype decide."""
-        if stage == 0 and self.has(0):  # mapped as it is stored, in whatever form
+        if stage == 0 and self._knows(0):  # mapped as it is stored, in whatever form
             return self.stored_bytes(0)
         return sizes.stage_bytes(self.plan, stage, self.precision, self._stored(stage))
 
     def stored_bytes(self, stage: int) -> int:
         """Bytes of a stage's tensors in the files. Raises: BadCheckpoint."""
-        tensors = (self._files.stored(name)[1] for name in self._stages[stage])
-        return sum(tensor.stop - tensor.start for tensor in tensors)
+        return sum(tensor.stop - tensor.start for tensor in map(self._place, self._stages[stage]))
 
     def stage_digests(self, span: Span) -> tuple[bytes, ...]:
         """See `node.backend.Model`; the same in every precision, for they are of the weights as stored."""
@@ -132,10 +132,17 @@ class NativeCheckpoint:
         return self._files.kinds() if isinstance(self._files, GgufFiles) else ""
 
     def _stored(self, stage: int) -> sizes.Stored:
-        """The forms of a stage's tensors: as the files say if they are here, else as config.json does."""
-        if not self.has(stage):
+        """The forms of a stage's tensors: as the files say where that is known, else as config.json does."""
+        if not self._knows(stage):
             return lambda name: self.plan.stored
-        return lambda name: self._files.stored(name)[1].dtype
+        return lambda name: self._place(name).dtype
+
+    def _knows(self, stage: int) -> bool:
+        """Whether it is known where the tensors of a stage lie, without fetching what holds them."""
+        return isinstance(self._files, GgufFiles) or self.has(stage)
+
+    def _place(self, name: str) -> StoredTensor:
+        return self._files.known(name) if isinstance(self._files, GgufFiles) else self._files.stored(name)[1]
 
     def rows(self, stage: int, name: str) -> StoredRows:
         """A tensor of a stage. Raises: BadCheckpoint."""
@@ -148,8 +155,8 @@ class NativeCheckpoint:
 
 def open_files(model: str, cache_dir: str | None = None) -> ModelFiles:
     """The files that `model` names: a folder's, a GGUF file, the hub's. Raises: ConfigError, BadCheckpoint."""
-    if (path := find_gguf(model)) is not None:
-        return GgufFiles(path)
+    if (place := find_gguf(model, cache_dir)) is not None:
+        return GgufFiles(place)
     return CheckpointFiles(open_source(model, cache_dir))
 
 

@@ -70,8 +70,8 @@ def test_the_memory_that_a_quantised_file_takes_is_told_before(
     store: Store, head_dim: int, tmp_path: Path, kernel: Kernel
 ) -> None:
     """Of every stage to the byte, before anything is packed: a node that starts asks for it, and so does a plan."""
-    fields = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": head_dim}
-    folder = make_model("llama", tmp_path / "folder", seed=4, **fields)
+    heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": head_dim}
+    folder = make_model("llama", tmp_path / "folder", seed=4, **heads)
     file = convert(folder, tmp_path / "model.gguf", store)
     planned = estimate(str(file))
     for name, precision in PRECISIONS.items():
