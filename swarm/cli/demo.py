@@ -140,6 +140,7 @@ def _demo(options: DemoOptions) -> None:
         raise ConfigError(
             f"--kill needs every layer twice, which {weights.name} is too large for here: use --quant int8 or int4"
         )
+    local.fetch(model)
     with ExitStack() as stack:
         running = stack.enter_context(swarm_demo.start(model, layout))
         _wait_until_ready(running, weights.name, layout, terminal)

@@ -58,26 +58,34 @@ def plan(model: str, memories: Sequence[int], cache_dir: str | None) -> dict[str
 
 
 def weights(model: str) -> Weights:
-    """What the stages of `model` take, and what is free here for them; its weights are on this machine then.
+    """What the stages of `model` take, and what is free here for them.
 
     Raises: ConfigError, BadCheckpoint, UnsupportedModel.
     """
     _require("running nodes")
     from node import memory
     from node.estimate import estimate
-    from node.native.checkpoint import open_files
     from swarm.cli.demo_layout import Weights
 
     said = estimate(model)
     if said.refused:
         raise ConfigError(f"{said.name}: {said.refused}")
-    files = open_files(model)
-    for tensor in files.tensors:
-        files.stored(tensor)
     by_quant = {
         quant if quant in ("int8", "int4") else "none": of.stages for quant, of in said.served().items()
     }
     return Weights(said.name, by_quant, memory.for_weights(memory.free_bytes()))
+
+
+def fetch(model: str) -> None:
+    """Have all weights of `model` on this machine; the hub's own package tells how far it is.
+
+    Raises: ConfigError, BadCheckpoint.
+    """
+    from node.native.checkpoint import open_files
+
+    files = open_files(model)
+    for tensor in files.tensors:
+        files.stored(tensor)
 
 
 def _require(what: str) -> None:

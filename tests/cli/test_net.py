@@ -23,6 +23,7 @@ from swarm.cli.demo_nodes import shipped_model
 from tests.support.commands import run, run_afresh
 from tests.support.forge import Forge
 from tests.support.gguf import as_q8_0, convert
+from tests.support.hub import REPOSITORY, serving
 from tests.support.local_swarm import LocalSwarm
 from tests.support.processes import Processes
 from tests.support.waiting import block_until
@@ -272,11 +273,12 @@ def test_the_demo_survives_kill_9(tmp_path: Path) -> None:
 
 
 def test_a_demo_of_any_checkpoint_survives_kill_9(tmp_path: Path) -> None:
-    """A GGUF file: with the node killed in mid-answer the text is that which came undisturbed, whatever it says."""
+    """A GGUF file of a hub: with the node killed in mid-answer the text is that which came undisturbed."""
     shipped = shipped_model()
-    model = convert(
+    (tmp_path / "repository").mkdir()
+    convert(
         shipped,
-        tmp_path / "some.gguf",
+        tmp_path / "repository" / "some.gguf",
         as_q8_0,
         tokenizer__chat_template=(shipped / "chat_template.jinja").read_text(),
         tokenizer__ggml__bos_token_id=1,
@@ -284,7 +286,9 @@ def test_a_demo_of_any_checkpoint_survives_kill_9(tmp_path: Path) -> None:
     )
     question = "Count from 3 to 40."
     words = ("--kill", "--nodes", "3", "--quant", "int8", "--prompt", question)
-    done = run_afresh("demo", str(model), *words, home=tmp_path, TMPDIR=str(tmp_path))
+    with serving(tmp_path / "repository") as hub:
+        here = {**hub.environment, "HF_HOME": str(tmp_path / "hub"), "TMPDIR": str(tmp_path)}
+        done = run_afresh("demo", REPOSITORY, *words, home=tmp_path, **here)
     assert done.returncode == 0, done.stderr
     _, once, again = done.stdout.split(f"> {question}\n")
     assert once.strip()
