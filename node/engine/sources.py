@@ -84,6 +84,9 @@ class HubSource:
     """A repository on the hub; files are kept in huggingface_hub's cache and are all of one revision."""
 
     def __init__(self, repo: str, cache_dir: str | None) -> None:
+        from huggingface_hub.utils.logging import set_verbosity_error
+
+        set_verbosity_error()  # each of its attempts is a warning otherwise; what comes of them is one line of ours
         self.name = repo
         self._cache_dir = cache_dir
         self._revision: str | None = None

@@ -234,10 +234,10 @@ class Show:
         self.screen.terminal.remark("the same once more, and a node is killed in the middle of it")
         half = len(undisturbed.text) // 2
         said, killed = self._kill_when(talk, question, lambda text: len(text) >= half)
-        lost = "a node was lost in" if said.reroutes else "no node was lost in"
-        self._judge(
-            killed and said.text == undisturbed.text, f"the answer that came before, though {lost} this one"
-        )
+        if not killed:
+            raise DemoWrong("the model said nothing, so there was no answer for a node to be killed in")
+        lost = ", though a node was lost in this one" if said.reroutes else ""
+        self._judge(said.text == undisturbed.text, f"the answer that came before{lost}")
 
     def _kill_when(
         self, talk: Conversation, question: str, due: Callable[[str], bool]

@@ -36,7 +36,7 @@ def find_gguf(model: str, cache_dir: str | None = None) -> Place | None:
     config.json (`org/name`), or one of several, by what its name has of its own (`org/name:Q4_K_M`) or by all of it
     (`org/name/file.gguf`).
 
-    Raises: ConfigError, where there are several, or the hub does not answer.
+    Raises: ConfigError, where there are several, or the hub cannot give it.
     """
     path = Path(model).expanduser()
     if path.is_file():
@@ -58,12 +58,13 @@ def _of_repository(source: HubSource) -> Place | None:
     try:
         if source.find("config.json") is not None:
             return None
-    except ConfigError:
+    except ConfigError as error:
         # Where the hub cannot be reached, what was fetched before says what kind of model it is.
         try:
-            if not _models(source.files()):
-                return None
+            found = _models(source.files())
         except ConfigError:
+            raise error from None
+        if not found:
             return None
     return _only(source, source.name, f"{source.name}/")
 

@@ -138,8 +138,9 @@ def test_a_repository_with_a_config_is_no_gguf_model(cache: str) -> None:
 
 
 def test_what_is_not_there_is_no_gguf_model(cache: str) -> None:
-    """A repository that was never fetched is for whoever says so of any model; a folder is none of the hub's."""
-    assert find_gguf("someone/else", cache) is None
+    """A repository that was never fetched is told so at once; a folder is none of the hub's."""
+    with pytest.raises(ConfigError, match="the hub cannot be reached"):
+        find_gguf("someone/else", cache)
     assert find_gguf("folder/model.gguf", cache) is None
     assert find_gguf("./folder/model.gguf", cache) is None
     with pytest.raises(ConfigError, match="cannot be fetched"):
