@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from node.compute.interfaces import Engine
 from node.config import NodeConfig
-from node.native.gguf.files import find_gguf
+from node.engine.files import CheckpointFiles
+from node.native.checkpoint import ModelFiles, open_files
 from node.native.load import NoKernels, load_kernel
 from protocol.errors import ConfigError, UnsupportedModel
 from protocol.model import Manifest, Span
@@ -79,42 +80,38 @@ OpenBackend = Callable[[NodeConfig], Backend]
 
 
 def open_backend(config: NodeConfig) -> Backend:
-    """The checkpoint that `config` names, for the engine that it asks for.
+    """The checkpoint that `config` names, for the engine that it asks for; its small files are read once.
 
     Left to choose, that is the native one, unless the kernels do not know the model completely or are not there. A
     GGUF file is for the native one alone.
     """
-    single = find_gguf(config.model) is not None
-    if single and (config.engine == "torch" or not config.suits_kernels):
-        raise ConfigError(
-            f"{config.model} is a GGUF file, which only the native kernels serve, in --quant's precision"
-        )
-    if config.engine == "torch" or not config.suits_kernels:
-        return open_torch(config, "as asked")
+    torch_asked = config.engine == "torch" or not config.suits_kernels
+    if torch_asked:
+        need_torch(config.model, "as asked")
+    files = _open_files(config.model, config.cache_dir)
+    if torch_asked:
+        return _open_torch(config, files, "as asked")
     try:
-        return open_native(config)
+        return _open_native(config, files)
     except (UnsupportedModel, NoKernels) as error:
-        if config.engine == "native" or single:
+        if config.engine == "native":
             raise ConfigError(f"{config.model} cannot be served by the native kernels: {error}") from error
-        return open_torch(config, str(error))
+        return _open_torch(config, files, str(error))
 
 
-def open_native(config: NodeConfig) -> Backend:
-    """The checkpoint that `config` names, for the engine in `node.native`; nothing imports torch.
+def _open_native(config: NodeConfig, files: ModelFiles) -> Backend:
+    """For the engine in `node.native`; nothing imports torch.
 
     Raises: UnsupportedModel, if the kernels do not know the model; NoKernels.
     """
     from node.native.backend import NativeBackend
 
-    return NativeBackend.open(config.model, config.quant, cache_dir=config.cache_dir, threads=config.threads)
+    return NativeBackend.open(files, config.quant, threads=config.threads)
 
 
-def open_torch(config: NodeConfig, why: str) -> Backend:
-    """The checkpoint that `config` names, for the engine in `node.engine`; torch is imported here.
-
-    why: it is this engine, for people.
-    """
-    need_torch(config.model, why)
+def _open_torch(config: NodeConfig, files: ModelFiles, why: str) -> Backend:
+    """For the engine in `node.engine`; torch is imported here. why: it is this engine, for people."""
+    plain = _for_torch(config.model, files, why)
     from node.engine.threads import OPENMP_ENVIRONMENT, configure_threads
 
     for name, value in OPENMP_ENVIRONMENT.items():
@@ -124,8 +121,7 @@ def open_torch(config: NodeConfig, why: str) -> Backend:
     if config.threads is not None:
         configure_threads(config.threads)
     return TorchBackend.open(
-        config.model,
-        cache_dir=config.cache_dir,
+        plain,
         dtype=config.dtype,
         device=config.device,
         quant=config.quant,
@@ -143,16 +139,31 @@ def open_ends(model: str) -> NativeEnds | LocalEnds:
     from node.native.ends import NativeEnds
     from node.native.precision import F32
 
+    files = _open_files(model, None)
     try:
-        return NativeEnds.load(NativeCheckpoint.open(model, F32), load_kernel())
+        return NativeEnds.load(NativeCheckpoint(files, F32), load_kernel())
     except (UnsupportedModel, NoKernels) as error:
-        if find_gguf(model) is not None:
-            raise ConfigError(f"{model} cannot be served by the native kernels: {error}") from error
-        need_torch(model, str(error))
+        plain = _for_torch(model, files, str(error))
     from node.engine.checkpoint import Checkpoint
     from node.engine.ends import LocalEnds
 
-    return LocalEnds.load(Checkpoint.open(model))
+    return LocalEnds.load(Checkpoint(plain))
+
+
+def _open_files(model: str, cache_dir: str | None) -> ModelFiles:
+    """The small files of a checkpoint, and where its weights lie. Raises: ConfigError, BadCheckpoint."""
+    try:
+        return open_files(model, cache_dir)
+    except UnsupportedModel as error:
+        raise ConfigError(f"{model} cannot be served by the native kernels: {error}") from error
+
+
+def _for_torch(model: str, files: ModelFiles, why: str) -> CheckpointFiles:
+    """The same, if torch reads them and is here. Raises: ConfigError, which says why torch would have to."""
+    if not isinstance(files, CheckpointFiles):
+        raise ConfigError(f"{model} is a GGUF file, which only the native kernels serve ({why})")
+    need_torch(model, why)
+    return files
 
 
 def need_torch(model: str, why: str) -> None:

@@ -13,7 +13,10 @@ from node.engine.quantisation import quantisation_of
 from node.engine.sources import open_source
 from node.footprint import Footprint
 from node.native import sizes
+from node.native.checkpoint import NativeCheckpoint
 from node.native.family import Plan, plan_model
+from node.native.gguf.files import GgufFiles
+from node.native.gguf.places import find_gguf
 from node.native.precision import BF16, F32, INT4, INT8, PRECISIONS, Precision
 from protocol import limits
 from protocol.errors import BadCheckpoint, ConfigError, UnsupportedModel
@@ -58,10 +61,12 @@ class Estimate:
 
 
 def estimate(model: str, *, cache_dir: str | None = None) -> Estimate:
-    """Of a checkpoint's folder, a model of the hub, or a config.json by itself.
+    """Of a checkpoint's folder, a GGUF file, a model of the hub, or a config.json by itself.
 
     Raises: ConfigError, BadCheckpoint; UnsupportedModel, if no engine could split it.
     """
+    if (place := find_gguf(model, cache_dir)) is not None:
+        return _as_stored(NativeCheckpoint(GgufFiles(place), F32))
     name, config = _read_config(model, cache_dir)
     try:
         return _native(name, str(config.get("model_type")), plan_model(config))
@@ -84,7 +89,7 @@ def _native(name: str, model_type: str, plan: Plan) -> Estimate:
 
     def footprint(precision: Precision, stored: str) -> Footprint:
         return Footprint(
-            tuple(sizes.stage_bytes(plan, stage, precision, stored) for stage in stages),
+            tuple(sizes.stage_bytes(plan, stage, precision, lambda _: stored) for stage in stages),
             (shape.kv_row_bytes(precision.kv_bytes),) * shape.blocks,
             4 * shape.hidden,
         )
@@ -98,6 +103,31 @@ def _native(name: str, model_type: str, plan: Plan) -> Estimate:
         shared=sizes.shared_bytes(plan),
         own=own,
         footprints={name: footprint(*how) for name, how in chosen.items()},
+    )
+
+
+def _as_stored(opened: NativeCheckpoint) -> Estimate:
+    """Of a file in which every tensor has a form of its own."""
+    plan, shape = opened.plan, opened.plan.shape
+    stages = range(shape.blocks + 2)
+
+    def footprint(precision: Precision) -> Footprint:
+        kept = opened.kept_in(precision)
+        return Footprint(
+            tuple(kept.stage_bytes(stage, "f32") for stage in stages),
+            (shape.kv_row_bytes(precision.kv_bytes),) * shape.blocks,
+            4 * shape.hidden,
+        )
+
+    return Estimate(
+        name=opened.name,
+        model_type=json.loads(opened.file(_CONFIG))["model_type"],
+        engine="native",
+        stored_in=opened.kinds(),
+        stored=tuple(map(opened.stored_bytes, stages)),
+        shared=opened.stored_bytes(0) if plan.tied else 0,
+        own="f32",
+        footprints={name: footprint(precision) for name, precision in PRECISIONS.items()},
     )
 
 

@@ -9,8 +9,10 @@ import torch
 from node.engine.card import on_card
 from node.engine.checkpoint import Checkpoint
 from node.engine.device import free_bytes, need_device
+from node.engine.files import CheckpointFiles
 from node.engine.products import on_kernels
 from node.engine.quantised import Quantiser
+from node.engine.sources import open_source
 from node.engine.span import SpanEngine, choose_dtype, numerics_of
 from node.native.load import load_kernel
 from node.native.precision import PRECISIONS
@@ -31,28 +33,29 @@ class TorchBackend:
     @classmethod
     def open(
         cls,
-        model: str,
+        model: str | CheckpointFiles,
         *,
-        cache_dir: str | None,
+        cache_dir: str | None = None,
         dtype: str | None,
         device: str,
         why: str = "as asked",
         quant: str | None = None,
         threads: int | None = None,
     ) -> TorchBackend:
-        """Open a folder or a model of the hub; `why` it is computed here, for people.
+        """Open a folder, a model of the hub, or files that are open; `why` it is computed here, for people.
 
         `quant` packs its weights; on the CPU with so many threads.
         Raises: ConfigError, also if there is no such device, or it has nothing to compute packed weights with;
         BadCheckpoint, UnsupportedModel.
         """
         need_device(device)
+        files = CheckpointFiles(open_source(model, cache_dir)) if isinstance(model, str) else model
         if quant is None:
-            return cls(Checkpoint.open(model, cache_dir=cache_dir), dtype, device, None, why)
+            return cls(Checkpoint(files), dtype, device, None, why)
         on_cpu = torch.device(device).type == "cpu"
         pack = on_kernels(load_kernel(threads)) if on_cpu else on_card(device)
         precision = PRECISIONS[quant]
-        checkpoint = Checkpoint.open(model, cache_dir=cache_dir, precision=precision)
+        checkpoint = Checkpoint(files, precision)
         return cls(checkpoint, "f32" if on_cpu else "bf16", device, Quantiser(pack, precision), why)
 
     def dtype(self) -> str:

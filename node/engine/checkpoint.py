@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from node.engine.files import CheckpointFiles
 from node.engine.quantisation import quantisation_of
-from node.engine.sources import Source, first_line, open_source
+from node.engine.sources import first_line, open_source
 from node.native.precision import Precision
 from protocol import limits
 from protocol.errors import BadCheckpoint, ConfigError, UnsupportedModel
@@ -31,11 +31,11 @@ class Checkpoint:
     `config` is transformers' configuration; nothing else outside `node.engine` should need it.
     """
 
-    def __init__(self, source: Source, precision: Precision | None = None) -> None:
-        """Use `open`."""
+    def __init__(self, files: CheckpointFiles, precision: Precision | None = None) -> None:
+        """See `open`. Raises: BadCheckpoint, UnsupportedModel."""
         self.precision = precision
-        self._files = CheckpointFiles(source)
-        self.name = source.name
+        self._files = files
+        self.name = files.name
         self.config = self._read_config()
         self.manifest = self._manifest()
         self.digest = self.manifest.digest
@@ -58,7 +58,7 @@ class Checkpoint:
             BadCheckpoint: files are missing or damaged; names them.
             UnsupportedModel: a model that this engine cannot split.
         """
-        checkpoint = cls(open_source(model, cache_dir), precision)
+        checkpoint = cls(CheckpointFiles(open_source(model, cache_dir)), precision)
         if span is not None:
             checkpoint.require(span)
         return checkpoint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Final, Protocol
@@ -9,7 +10,12 @@ from typing import Final, Protocol
 from node.engine import shards
 from protocol.errors import BadCheckpoint, ConfigError
 
-_HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+# For the hub to answer, or to send something more of a file.
+_WITHIN_S: Final = 10.0
+_RANGE: Final = re.compile(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18})", re.ASCII)
+_PARTIAL: Final = 206
 
 
 class Source(Protocol):
@@ -24,6 +30,18 @@ class Source(Protocol):
 
     def has(self, file: str) -> bool:
         """Whether the file is on this machine already."""
+
+    def files(self) -> list[str]:
+        """The names of all files; of a repository that cannot be reached, of those that are on this machine.
+
+        Raises: ConfigError.
+        """
+
+    def part(self, file: str, start: int, stop: int) -> tuple[bytes, int]:
+        """These bytes of a file, or as many of them as there are, and the size of the whole, which is not fetched.
+
+        Raises: BadCheckpoint, if there is no such file; ConfigError.
+        """
 
     def tensor_names(self, file: str) -> list[str]:
         """The tensors in a safetensors file, without fetching its weights; none if there is no such file.
@@ -48,6 +66,14 @@ class FolderSource:
         """See `Source`."""
         return self.find(file) is not None
 
+    def files(self) -> list[str]:
+        """See `Source`."""
+        return [path.name for path in self.folder.iterdir() if path.is_file()]
+
+    def part(self, file: str, start: int, stop: int) -> tuple[bytes, int]:
+        """See `Source`."""
+        return _read_part(self.folder / file, start, stop)
+
     def tensor_names(self, file: str) -> list[str]:
         """See `Source`."""
         path = self.find(file)
@@ -58,6 +84,9 @@ class HubSource:
     """A repository on the hub; files are kept in huggingface_hub's cache and are all of one revision."""
 
     def __init__(self, repo: str, cache_dir: str | None) -> None:
+        from huggingface_hub.utils.logging import set_verbosity_error
+
+        set_verbosity_error()  # each of its attempts is a warning otherwise; what comes of them is one line of ours
         self.name = repo
         self._cache_dir = cache_dir
         self._revision: str | None = None
@@ -93,7 +122,7 @@ class HubSource:
             raise ConfigError(f"{self.name} cannot be fetched: {first_line(error)}") from error
         path = Path(found)
         # Every file after the first comes from the commit that the first came from.
-        self._revision = self._revision or path.parent.name
+        self._revision = self._revision or path.parents[file.count("/")].name
         return path
 
     def has(self, file: str) -> bool:
@@ -119,6 +148,60 @@ class HubSource:
             raise ConfigError(f"{self.name} cannot be fetched: {first_line(error)}") from error
         return list(metadata.tensors)
 
+    def files(self) -> list[str]:
+        """See `Source`."""
+        from huggingface_hub import snapshot_download
+
+        try:
+            return self._listed()
+        except ConfigError:
+            try:
+                folder = Path(snapshot_download(self.name, cache_dir=self._cache_dir, local_files_only=True))
+            except (OSError, ValueError):
+                folder = None
+            if folder is None:
+                raise
+        self._revision = self._revision or folder.name
+        return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+
+    def _listed(self) -> list[str]:
+        from huggingface_hub import HfApi
+
+        try:
+            about = HfApi().model_info(self.name, revision=self._revision, timeout=_WITHIN_S)
+        except Exception as error:  # of whatever the network is made of there
+            raise ConfigError(f"{self.name} cannot be fetched: {first_line(error)}") from error
+        self._revision = self._revision or about.sha
+        return [file.rfilename for file in about.siblings or ()]
+
+    def part(self, file: str, start: int, stop: int) -> tuple[bytes, int]:
+        """See `Source`."""
+        from huggingface_hub import get_session, get_token, hf_hub_url, hf_raise_for_status
+        from huggingface_hub.errors import EntryNotFoundError
+
+        if self.has(file) and (here := self.find(file)) is not None:
+            return _read_part(here, start, stop)
+        url = hf_hub_url(self.name, file, revision=self._revision)
+        headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+        if token := get_token():
+            headers["Authorization"] = f"Bearer {token}"
+        try:
+            with get_session().stream("GET", url, headers=headers, timeout=_WITHIN_S) as response:
+                hf_raise_for_status(response)
+                size = _RANGE.fullmatch(response.headers.get("Content-Range", ""))
+                if response.status_code != _PARTIAL or size is None or int(size[1]) != start:
+                    raise OSError("the hub gives no parts of files")
+                found = bytearray()
+                for piece in response.iter_bytes():
+                    found += piece
+                    if len(found) >= stop - start:
+                        break
+        except EntryNotFoundError as error:
+            raise BadCheckpoint(f"{self.name}: {file} is missing") from error
+        except Exception as error:  # of whatever the network is made of there
+            raise ConfigError(f"{self.name} cannot be fetched: {first_line(error)}") from error
+        return bytes(found[: stop - start]), int(size[2])
+
     @staticmethod
     def _is_offline() -> bool:
         from huggingface_hub.constants import is_offline_mode
@@ -134,9 +217,18 @@ def open_source(model: str, cache_dir: str | None) -> Source:
     if folder.exists():
         wanted = "a folder with config.json, a GGUF file, or a hub id like org/name"
         raise ConfigError(f"{model} is a file; a model is {wanted}")
-    if _HUB_ID.fullmatch(model):
+    if HUB_ID.fullmatch(model):
         return HubSource(model, cache_dir)
     raise ConfigError(f"{model}: no such folder, and not a hub id like org/name")
+
+
+def _read_part(path: Path, start: int, stop: int) -> tuple[bytes, int]:
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read(stop - start), os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise BadCheckpoint(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def first_line(error: Exception) -> str:

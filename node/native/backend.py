@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from node import memory
-from node.native.checkpoint import NativeCheckpoint
+from node.native.checkpoint import ModelFiles, NativeCheckpoint, open_files
 from node.native.engine import NativeEngine
 from node.native.kernel import Kernel
 from node.native.load import load_kernel
@@ -22,16 +22,16 @@ class NativeBackend:
     _kernel: Kernel
 
     @classmethod
-    def open(
-        cls, model: str, quant: str | None, *, cache_dir: str | None = None, threads: int | None = None
-    ) -> NativeBackend:
-        """Open a folder or a model of the hub. quant: None keeps the weights as they are stored.
+    def open(cls, model: str | ModelFiles, quant: str | None, *, threads: int | None = None) -> NativeBackend:
+        """Open a folder, a GGUF file, a model of the hub, or files that are open.
 
+        quant: None keeps the weights as they are stored.
         Raises: BadCheckpoint; UnsupportedModel, if the kernels do not know it whole; NoKernels; ConfigError.
         """
         kernel = load_kernel(threads)
         precision = F32 if quant is None else PRECISIONS[quant]
-        return cls(NativeCheckpoint.open(model, precision, cache_dir=cache_dir), kernel)
+        files = open_files(model) if isinstance(model, str) else model
+        return cls(NativeCheckpoint(files, precision), kernel)
 
     def numerics(self) -> Numerics:
         """See `node.backend.Backend`."""

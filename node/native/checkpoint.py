@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import json
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +14,8 @@ from node.engine.sources import open_source
 from node.native import sizes
 from node.native.family import Plan, plan_model
 from node.native.gguf.architectures import GgufTensor
-from node.native.gguf.files import GgufFiles, find_gguf
+from node.native.gguf.files import GgufFiles
+from node.native.gguf.places import find_gguf
 from node.native.gguf.rows import GgufRows
 from node.native.names import block_tensors, end_tensors, further_blocks, holds_bytes
 from node.native.precision import Precision
@@ -79,9 +80,13 @@ class NativeCheckpoint:
     @classmethod
     def open(cls, model: str, precision: Precision, *, cache_dir: str | None = None) -> NativeCheckpoint:
         """Open a folder, a GGUF file or a model of the hub. Raises: ConfigError, BadCheckpoint, UnsupportedModel."""
-        if (path := find_gguf(model)) is not None:
-            return cls(GgufFiles(path), precision)
-        return cls(CheckpointFiles(open_source(model, cache_dir)), precision)
+        return cls(open_files(model, cache_dir), precision)
+
+    def kept_in(self, precision: Precision) -> NativeCheckpoint:
+        """The same, in another precision; nothing is read again."""
+        other = copy.copy(self)
+        other.precision = precision
+        return other
 
     def file(self, name: str) -> bytes:
         """See `node.backend.Model`."""
@@ -106,10 +111,13 @@ class NativeCheckpoint:
 
     def stage_bytes(self, stage: int, dtype: str) -> int:
         """See `node.backend.Model`; whatever the dtype of the states, precision and stored dtype decide."""
-        if stage == 0 and self.has(0):  # mapped as it is stored, in whatever form
-            tensors = (self._files.stored(name)[1] for name in self._stages[0])
-            return sum(tensor.stop - tensor.start for tensor in tensors)
+        if stage == 0 and self._knows(0):  # mapped as it is stored, in whatever form
+            return self.stored_bytes(0)
         return sizes.stage_bytes(self.plan, stage, self.precision, self._stored(stage))
+
+    def stored_bytes(self, stage: int) -> int:
+        """Bytes of a stage's tensors in the files. Raises: BadCheckpoint."""
+        return sum(tensor.stop - tensor.start for tensor in map(self._place, self._stages[stage]))
 
     def stage_digests(self, span: Span) -> tuple[bytes, ...]:
         """See `node.backend.Model`; the same in every precision, for they are of the weights as stored."""
@@ -117,16 +125,24 @@ class NativeCheckpoint:
 
     def conversion(self) -> str:
         """What is made of weights that are kept in another form here, for people; "" where that is plain."""
-        kinds = self._files.kinds() if isinstance(self._files, GgufFiles) else ""
-        return f"{kinds} into {self.precision.name}" if kinds else ""
+        return f"{kinds} into {self.precision.name}" if (kinds := self.kinds()) else ""
 
-    def _stored(self, stage: int) -> str:
-        """The dtype of most of a stage: as its files say if they are here, else as config.json does."""
-        if not self.has(stage):
-            return self.plan.stored
-        largest = max(self._stages[stage].items(), key=lambda item: math.prod(item[1]))[0]
-        dtype = self._files.stored(largest)[1].dtype
-        return "BF16" if dtype in BYTES else dtype  # what bytes stand for is kept in that
+    def kinds(self) -> str:
+        """The forms that its matrices are kept in, for people; "" where that is plain."""
+        return self._files.kinds() if isinstance(self._files, GgufFiles) else ""
+
+    def _stored(self, stage: int) -> sizes.Stored:
+        """The forms of a stage's tensors: as the files say where that is known, else as config.json does."""
+        if not self._knows(stage):
+            return lambda name: self.plan.stored
+        return lambda name: self._place(name).dtype
+
+    def _knows(self, stage: int) -> bool:
+        """Whether it is known where the tensors of a stage lie, without fetching what holds them."""
+        return isinstance(self._files, GgufFiles) or self.has(stage)
+
+    def _place(self, name: str) -> StoredTensor:
+        return self._files.known(name) if isinstance(self._files, GgufFiles) else self._files.stored(name)[1]
 
     def rows(self, stage: int, name: str) -> StoredRows:
         """A tensor of a stage. Raises: BadCheckpoint."""
@@ -135,6 +151,13 @@ class NativeCheckpoint:
             return GgufRows(name, path, tensor, self._stages[stage][name])
         dtypes = BYTES if holds_bytes(name) else FLOATS
         return StoredRows(name, path, tensor, self._stages[stage][name], dtypes)
+
+
+def open_files(model: str, cache_dir: str | None = None) -> ModelFiles:
+    """The files that `model` names: a folder's, a GGUF file, the hub's. Raises: ConfigError, BadCheckpoint."""
+    if (place := find_gguf(model, cache_dir)) is not None:
+        return GgufFiles(place)
+    return CheckpointFiles(open_source(model, cache_dir))
 
 
 def _config(files: ModelFiles) -> Mapping[str, Any]:

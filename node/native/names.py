@@ -14,6 +14,7 @@ from node.native.packed import GROUP
 from node.native.tensors import Order
 
 SINKS: Final = "self_attn.sinks"
+EMBEDDING: Final = "model.embed_tokens.weight"
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -69,7 +70,7 @@ def block_prefix(index: int) -> str:
 def end_tensors(plan: Plan) -> tuple[Shapes, Shapes]:
     """Those of the embedding, and those of the head."""
     shape = plan.shape
-    embedding = {"model.embed_tokens.weight": (shape.vocabulary, shape.hidden)}
+    embedding = {EMBEDDING: (shape.vocabulary, shape.hidden)}
     return embedding, {
         **norm_tensors(plan, "model.norm", shape.hidden),
         head_name(plan): (shape.vocabulary, shape.hidden),
@@ -78,7 +79,7 @@ def end_tensors(plan: Plan) -> tuple[Shapes, Shapes]:
 
 def head_name(plan: Plan) -> str:
     """The matrix of the head, which may be the embedding's."""
-    return "model.embed_tokens.weight" if plan.tied else "lm_head.weight"
+    return EMBEDDING if plan.tied else "lm_head.weight"
 
 
 def block_matrices(plan: Plan, index: int) -> Mapping[str, tuple[Part, ...]]:

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
+from node.native.gguf.quants import FOURS
 from node.native.packed import Kind
 from protocol.numerics import Numerics
 
@@ -29,12 +30,15 @@ class Precision:
         return Numerics(self.name, ARITHMETIC)
 
 
-def kept_kind(kind: Kind, stored: Collection[str]) -> Kind:
-    """The kind that a matrix is kept in whose parts are stored in these dtypes ("F32", "F16", "BF16").
+def kept_kind(kind: Kind, stored: Collection[str], whole: bool = True) -> Kind:
+    """The kind that a matrix is kept in whose parts are stored in these forms.
 
-    What is stored in bf16 need not be widened: the kernels do that, and compute the same bits in half the memory.
+    What is stored in bf16 need not be widened: the kernels do that, and compute the same bits in half the memory. And
+    what is stored in four bits gains nothing by more of them, unless its groups are broken up: `whole` says not.
     """
-    return Kind.BF16 if kind is Kind.F32 and set(stored) == {"BF16"} else kind
+    if kind is Kind.F32 and set(stored) == {"BF16"}:
+        return Kind.BF16
+    return Kind.INT4 if kind is Kind.INT8 and whole and FOURS.keys() >= set(stored) else kind
 
 
 F32: Final = Precision("f32", Kind.F32, Kind.F32, Kind.F32, 4)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from node.native.family import Plan
 from node.native.names import (
+    EMBEDDING,
     Part,
     Shapes,
     block_matrices,
+    block_prefix,
     block_tensors,
     choice_bias,
     end_tensors,
     expert_matrices,
     has_experts,
+    head_name,
     holds_bytes,
     norm_names,
 )
@@ -26,14 +29,18 @@ from node.native.tensors import FLOATS
 _F32_BYTES: Final = 4
 
 
-def stage_bytes(plan: Plan, stage: int, precision: Precision, stored: str) -> int:
-    """Memory that one stage takes in `precision` where its tensors are stored in `stored`, to the byte."""
+# Of a tensor, by its name, the form that it is stored in.
+Stored = Callable[[str], str]
+
+
+def stage_bytes(plan: Plan, stage: int, precision: Precision, stored: Stored) -> int:
+    """Memory that one stage takes in `precision`, to the byte; the embedding where it is stored in floats."""
     shape = plan.shape
     if stage == 0:
-        return FLOATS[stored].itemsize * shape.vocabulary * shape.hidden
+        return FLOATS[stored(EMBEDDING)].itemsize * shape.vocabulary * shape.hidden
     if stage <= shape.blocks:
         return _block_bytes(plan, stage - 1, precision, stored)
-    head = _packed(kept_kind(precision.head, {stored}), shape.vocabulary, shape.hidden)
+    head = _packed(kept_kind(precision.head, {stored(head_name(plan))}), shape.vocabulary, shape.hidden)
     return head + _norm_bytes(plan, shape.hidden)
 
 
@@ -58,7 +65,10 @@ def _tensor_bytes(tensors: Shapes, stored: str) -> int:
     )
 
 
-def _block_bytes(plan: Plan, index: int, precision: Precision, stored: str) -> int:
+def _block_bytes(plan: Plan, index: int, precision: Precision, stored: Stored) -> int:
+    def in_block(name: str) -> str:
+        return stored(block_prefix(index) + name)
+
     kinds = {
         "qkv": precision.attention,
         "out": precision.attention,
@@ -68,11 +78,11 @@ def _block_bytes(plan: Plan, index: int, precision: Precision, stored: str) -> i
         "shared_gate": Kind.F32,
     }
     size = sum(
-        _matrix_bytes(kinds[field], parts, stored) for field, parts in block_matrices(plan, index).items()
+        _matrix_bytes(kinds[field], parts, in_block) for field, parts in block_matrices(plan, index).items()
     )
     experts = plan.shape.experts
     if experts is not None and has_experts(plan, index):
-        one = sum(_matrix_bytes(precision.mlp, parts, stored) for parts in expert_matrices(plan, 0))
+        one = sum(_matrix_bytes(precision.mlp, parts, in_block) for parts in expert_matrices(plan, 0))
         size += experts.count * one
         if choice_bias(plan, index):
             size += _F32_BYTES * experts.count
@@ -81,11 +91,12 @@ def _block_bytes(plan: Plan, index: int, precision: Precision, stored: str) -> i
     return size + sum(_norm_bytes(plan, numbers) for _, numbers in norm_names(plan).values())
 
 
-def _matrix_bytes(kind: Kind, parts: Sequence[Part], stored: str) -> int:
+def _matrix_bytes(kind: Kind, parts: Sequence[Part], stored: Stored) -> int:
     """Of parts below one another as one matrix; what four-bit floats stand for is kept as bf16 is."""
+    whole = all(part.columns is None for part in parts)
     outs = sum(part.outs if part.rows is None else len(part.rows) for part in parts)
     ins = parts[0].ins if parts[0].columns is None else len(parts[0].columns)
-    kind = kept_kind(kind, {"BF16" if part.mxfp4 else stored for part in parts})
+    kind = kept_kind(kind, {"BF16" if part.mxfp4 else stored(part.weight) for part in parts}, whole)
     bias = _F32_BYTES * padded(outs) if any(part.bias for part in parts) else 0
     return _packed(kind, outs, ins) + bias
 

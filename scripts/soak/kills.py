@@ -37,7 +37,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 import swarm
 from protocol.candidates import Want
 from protocol.errors import SwarmError
-from swarm.cli.demo_nodes import shipped_model, spread
+from swarm.cli.demo_layout import spread
+from swarm.cli.demo_nodes import shipped_model
 from tests.support.forge import Forge
 from tests.support.local_swarm import LocalSwarm, RunningNode
 from tests.support.processes import Processes

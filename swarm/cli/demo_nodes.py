@@ -1,4 +1,4 @@
-"""A whole swarm on this machine: real node processes over real sockets, with the small model that ships.
+"""A whole swarm on this machine: real node processes over real sockets.
 
 Knows how to start and end nodes, as any user would: by the `swarm node` command.
 """
@@ -25,10 +25,13 @@ from typing import Final
 from protocol.errors import ConfigError, SwarmError
 from protocol.keyfile import load_or_create
 from protocol.model import Span
+from swarm.cli.demo_layout import Layout
 from swarm.cli.node_process import Told, node_command, told
 
-# A node loads torch and the model; on a machine that is busy with others that takes its time.
+# A node loads torch and the model; on a machine that is busy with others that takes its time, and all the more of a
+# large model: each has to read its part.
 READY_WITHIN_S: Final = 120.0
+READ_BYTES_S: Final = 20e6
 # After SIGTERM a node says goodbye within about two seconds.
 LEAVE_WITHIN_S: Final = 5.0
 LOG_LINES: Final = 15
@@ -72,32 +75,10 @@ def shipped_model() -> Path:
     return folder
 
 
-def spread(blocks: int, nodes: int) -> list[tuple[int, int]]:
-    """Layers of each node, so that from two nodes on every layer is served twice and no two borders are alike.
-
-    The nodes form two chains that each cover the model; the cuts of one lie between those of the other.
-    """
-    if nodes < 2:
-        return [(0, blocks)]
-    first, second = (nodes + 1) // 2, nodes // 2
-    if nodes > 2 * blocks:
-        raise ConfigError(
-            f"{nodes} nodes are more than {blocks} layers can be spread over; at most {2 * blocks}"
-        )
-    shift = blocks / (first + second) / 2
-    return sorted([*_chain(blocks, first, -shift), *_chain(blocks, second, shift)])
-
-
-def _chain(blocks: int, nodes: int, shift: float) -> list[tuple[int, int]]:
-    cuts = [round(blocks * i / nodes + shift) for i in range(1, nodes)]
-    sound = [min(max(cut, i), blocks - nodes + i) for i, cut in enumerate(cuts, 1)]
-    return list(zip([0, *sound], [*sound, blocks], strict=True))
-
-
 class Demo:
     """A running swarm of node processes. Made by `start`."""
 
-    def __init__(self, model: Path, home: Path) -> None:
+    def __init__(self, model: str, home: Path) -> None:
         self.model = model
         self.home = home
         self.nodes: list[DemoNode] = []
@@ -113,10 +94,13 @@ class Demo:
         """The addresses of all nodes."""
         return tuple(node.address for node in self.nodes)
 
-    def launch(self, layers: Sequence[tuple[int, int]]) -> None:
+    def launch(self, layout: Layout) -> None:
         """Start a node for each range of layers, all at once; the first is the one that the others join."""
-        threads = max(1, (os.cpu_count() or 1) // len(layers))
-        for number, part in enumerate(layers, 1):
+        threads = max(1, (os.cpu_count() or 1) // len(layout.layers))
+        options = ["--stop-on-eof", "--threads", str(threads), "--kv-tokens", "8192"]
+        if layout.quant != "none":
+            options += ["--quant", layout.quant]
+        for number, part in enumerate(layout.layers, 1):
             home = self.home / f"node-{number}"
             # The keys are made here, so that names and addresses are known before anybody runs.
             peer = load_or_create(home / "node.key").peer
@@ -127,7 +111,7 @@ class Demo:
                 home=home,
                 listen=place,
                 join=self.doors[:1],
-                options=["--stop-on-eof", "--threads", str(threads), "--kv-tokens", "8192"],
+                options=options,
             )
             log = self.home / f"node-{number}.log"
             process = _start(command, log, self.home)
@@ -135,7 +119,7 @@ class Demo:
             self.nodes.append(node)
             threading.Thread(target=self._read, args=[node], daemon=True).start()
 
-    def progress(self, within_s: float = READY_WITHIN_S) -> Iterator[tuple[DemoNode, Told]]:
+    def progress(self, within_s: float) -> Iterator[tuple[DemoNode, Told]]:
         """What the nodes tell while they come up, until all are ready. Raises: DemoFailed."""
         deadline = time.monotonic() + within_s
         coming = set(self.nodes)
@@ -176,7 +160,7 @@ class Demo:
 
 
 @contextmanager
-def start(model: Path, layers: Sequence[tuple[int, int]]) -> Iterator[Demo]:
+def start(model: str, layout: Layout) -> Iterator[Demo]:
     """Node processes for each range of layers; all have ended when the block has.
 
     Their folders are removed, except the logs after a failure: the error then says where they are.
@@ -186,7 +170,7 @@ def start(model: Path, layers: Sequence[tuple[int, int]]) -> Iterator[Demo]:
     demo = Demo(model, home)
     keep = False
     try:
-        demo.launch(layers)
+        demo.launch(layout)
         yield demo
     except DemoFailed as error:
         keep = True

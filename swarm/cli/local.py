@@ -14,6 +14,7 @@ from protocol.errors import ConfigError
 from swarm.cli.node_process import Told
 
 if TYPE_CHECKING:
+    from swarm.cli.demo_layout import Weights
     from swarm.session.session import Ends
 
 _INSTALL: Final = 'pip install "inference-swarm[node]"'
@@ -50,8 +51,41 @@ def plan(model: str, memories: Sequence[int], cache_dir: str | None) -> dict[str
     from node.advice import advise
     from node.estimate import estimate
 
-    asked = model if not Path(model).expanduser().is_file() else "MODEL"
+    asked = (
+        "MODEL" if Path(model).suffix == ".json" else model
+    )  # a config.json by itself can be served by nobody
     return advise(estimate(model, cache_dir=cache_dir), asked, memories, memory.free_bytes())
+
+
+def weights(model: str) -> Weights:
+    """What the stages of `model` take, and what is free here for them.
+
+    Raises: ConfigError, BadCheckpoint, UnsupportedModel.
+    """
+    _require("running nodes")
+    from node import memory
+    from node.estimate import estimate
+    from swarm.cli.demo_layout import Weights
+
+    said = estimate(model)
+    if said.refused:
+        raise ConfigError(f"{said.name}: {said.refused}")
+    by_quant = {
+        quant if quant in ("int8", "int4") else "none": of.stages for quant, of in said.served().items()
+    }
+    return Weights(said.name, by_quant, memory.for_weights(memory.free_bytes()))
+
+
+def fetch(model: str) -> None:
+    """Have all weights of `model` on this machine; the hub's own package tells how far it is.
+
+    Raises: ConfigError, BadCheckpoint.
+    """
+    from node.native.checkpoint import open_files
+
+    files = open_files(model)
+    for tensor in files.tensors:
+        files.stored(tensor)
 
 
 def _require(what: str) -> None:

@@ -26,7 +26,7 @@ class NodeOptions:
             "--model",
             "-m",
             metavar="MODEL",
-            help="A checkpoint's folder, a GGUF file, or org/name of the hub.",
+            help="A checkpoint's folder, a GGUF file, or org/name of the hub (org/name:Q4_K_M of several files).",
         ),
     ]
     layers: Annotated[

@@ -11,7 +11,7 @@ from typing import Any
 
 
 def node_command(
-    model: Path,
+    model: Path | str,
     layers: str,
     *,
     home: Path,

@@ -17,7 +17,7 @@ from swarm.cli import local
 from swarm.cli.node_options import parse_size
 from swarm.cli.options import Json, Verbose
 from swarm.cli.terminal import Terminal, open_terminal
-from swarm.cli.words import count
+from swarm.cli.words import count, describe_size
 
 _PRECISIONS: Final = ("f32", "bf16", "int8", "int4")
 _MOST_MEMORIES: Final = 16
@@ -26,7 +26,9 @@ _MOST_MEMORIES: Final = 16
 def plan(
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL", help="A checkpoint's folder, org/name of the hub, or a config.json."),
+        typer.Argument(
+            metavar="MODEL", help="A checkpoint's folder, a GGUF file, org/name of the hub, or a config.json."
+        ),
     ],
     memory: Annotated[
         list[str] | None,
@@ -84,14 +86,14 @@ def plan_table(found: Mapping[str, Any], terminal: Terminal) -> Table:
     for machines in found["machines"]:
         counts = [machines["count"][name] for name in _PRECISIONS]
         words = ["none" if number is None else f"{number:,}" for number in counts]
-        table.add_row(f"machines with {_size(machines['memory'])} free", "", *words)
+        table.add_row(f"machines with {describe_size(machines['memory'])} free", "", *words)
     return table
 
 
 def advice(found: Mapping[str, Any], terminal: Terminal) -> list[Text]:
     """Lines about this machine: what it could serve, and by which command."""
     here = found["here"]
-    free, weights = _size(here["free"]), _size(here["for_weights"])
+    free, weights = describe_size(here["free"]), describe_size(here["for_weights"])
     lines = [Text(), Text(terminal.glyphs(f"this machine has {free} free, of it {weights} for weights"))]
     if found["refused"]:
         return [*lines, Text(terminal.glyphs(one_line(found["refused"])), style="yellow")]
@@ -115,15 +117,4 @@ def _stage(stage: Mapping[str, Any]) -> str:
 
 
 def _sizes(sizes: Mapping[str, int | None]) -> list[str]:
-    return [_size(sizes.get(name)) for name in ("stored", *_PRECISIONS)]
-
-
-def _size(size_bytes: int | None) -> str:
-    """Bytes in binary units; what is not known, or has no meaning, is empty."""
-    if size_bytes is None:
-        return ""
-    size, units = float(size_bytes), ["B", "KiB", "MiB", "GiB", "TiB"]
-    while size >= 1000 and len(units) > 1:
-        size /= 1024
-        units.pop(0)
-    return f"{size:.3g} {units[0]}"
+    return [describe_size(sizes.get(name)) for name in ("stored", *_PRECISIONS)]

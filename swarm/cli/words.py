@@ -30,6 +30,17 @@ def count(number: int, word: str) -> str:
     return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
+def describe_size(size_bytes: int | None) -> str:
+    """Bytes in binary units; what is not known, or has no meaning, is empty."""
+    if size_bytes is None:
+        return ""
+    size, units = float(size_bytes), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while size >= 1000 and len(units) > 1:
+        size /= 1024
+        units.pop(0)
+    return f"{size:.3g} {units[0]}"
+
+
 def describe_event(event: Event, blocks: int | None = None, names: Names | None = None) -> str:
     """One line about something that happened beside the answer."""
     match event:

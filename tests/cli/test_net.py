@@ -22,6 +22,8 @@ from swarm import blocking
 from swarm.cli.demo_nodes import shipped_model
 from tests.support.commands import run, run_afresh
 from tests.support.forge import Forge
+from tests.support.gguf import as_q8_0, convert
+from tests.support.hub import REPOSITORY, serving
 from tests.support.local_swarm import LocalSwarm
 from tests.support.processes import Processes
 from tests.support.waiting import block_until
@@ -268,6 +270,31 @@ def test_the_demo_survives_kill_9(tmp_path: Path) -> None:
     for sight in ("kill -9", "lost node", "1 reroute", "with a node lost on the way"):
         assert sight in done.stderr
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("swarm-demo")] == []
+
+
+def test_a_demo_of_any_checkpoint_survives_kill_9(tmp_path: Path) -> None:
+    """A GGUF file of a hub: with the node killed in mid-answer the text is that which came undisturbed."""
+    shipped = shipped_model()
+    (tmp_path / "repository").mkdir()
+    convert(
+        shipped,
+        tmp_path / "repository" / "some.gguf",
+        as_q8_0,
+        tokenizer__chat_template=(shipped / "chat_template.jinja").read_text(),
+        tokenizer__ggml__bos_token_id=1,
+        tokenizer__ggml__eos_token_id=4,
+    )
+    question = "Count from 3 to 40."
+    words = ("--kill", "--nodes", "3", "--quant", "int8", "--prompt", question)
+    with serving(tmp_path / "repository") as hub:
+        here = {**hub.environment, "HF_HOME": str(tmp_path / "hub"), "TMPDIR": str(tmp_path)}
+        done = run_afresh("demo", REPOSITORY, *words, home=tmp_path, **here)
+    assert done.returncode == 0, done.stderr
+    _, once, again = done.stdout.split(f"> {question}\n")
+    assert once.strip()
+    assert once == again
+    for sight in ("layers of some in int8", "kill -9", "lost node", "a node was lost in this one"):
+        assert sight in done.stderr
 
 
 def test_a_demo_that_is_itself_killed_leaves_no_node(tmp_path: Path) -> None:

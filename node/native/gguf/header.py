@@ -60,11 +60,26 @@ def read_header(path: Path) -> Header:
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
             memoryview(mapped) as view,
         ):
-            return _Reader(view).header()
+            return _Reader(view, len(view)).header()
     except OSError as error:
         raise BadCheckpoint(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise BadCheckpoint(f"{path}: no GGUF file that can be read: {error}") from error
+
+
+def parse_header(beginning: bytes, size_bytes: int, where: str) -> Header | None:
+    """The header of a file of this size, of which this is the beginning; None if it goes on behind that.
+
+    Raises: BadCheckpoint, which names `where` it is from.
+    """
+    try:
+        return _Reader(memoryview(beginning), size_bytes).header()
+    except _CutOff as error:
+        if len(beginning) < min(size_bytes, _HEADER_BYTES):
+            return None
+        raise BadCheckpoint(f"{where}: no GGUF file that can be read: {error}") from error
+    except ValueError as error:
+        raise BadCheckpoint(f"{where}: no GGUF file that can be read: {error}") from error
 
 
 def begins_like_gguf(path: Path) -> bool:
@@ -76,11 +91,16 @@ def begins_like_gguf(path: Path) -> bool:
         return False
 
 
-class _Reader:
-    """A place in a header that moves on. Its methods raise ValueError."""
+class _CutOff(ValueError):
+    """There is less than there should be."""
 
-    def __init__(self, view: memoryview) -> None:
+
+class _Reader:
+    """A place in a header that moves on, in a file of `size_bytes`. Its methods raise ValueError."""
+
+    def __init__(self, view: memoryview, size_bytes: int) -> None:
         self._view = view
+        self._size_bytes = size_bytes
         self._end = min(len(view), _HEADER_BYTES)
         self._at = 0
         self._strings = 0
@@ -119,8 +139,8 @@ class _Reader:
                 raise ValueError(f"the place or the shape of {name} makes no sense")
             start = base + offset
             stop = start + math.prod(shape) // type_.values * type_.size
-            if stop > len(self._view):
-                raise ValueError(f"cut off: {len(self._view)} bytes of at least {stop}")
+            if stop > self._size_bytes:
+                raise ValueError(f"cut off: {self._size_bytes} bytes of at least {stop}")
             found[name] = Entry(kind, shape, start, stop)
         return found
 
@@ -178,6 +198,6 @@ class _Reader:
 
     def _take(self, size: int) -> memoryview:
         if size > self._end - self._at:
-            raise ValueError("cut off, or a size in it is a lie")
+            raise _CutOff("cut off, or a size in it is a lie")
         self._at += size
         return self._view[self._at - size : self._at]

@@ -59,13 +59,20 @@ class GgufRows(StoredRows):
     @property
     def in_fours(self) -> bool:
         """Whether its groups can be packed as they are: see `fours`."""
-        return self.stored in FOURS and self._rows is None and self._columns is None
+        return self.stored in FOURS and self._columns is None
 
     def fours(self) -> Iterator[Fours]:
         """Its rows in groups of four bits, some at a time: whole tiles, but for the last."""
         step = max(TILE, PIECE // self.shape[1] // TILE * TILE)
         for row in range(0, self.shape[0], step):
-            yield fours(self.stored, self._array[row : row + step])
+            if self._rows is None:
+                yield fours(self.stored, self._array[row : row + step])
+                continue
+            rows = self._rows[row : row + step]
+            found = fours(self.stored, self._array[rows])
+            for part in found:
+                part[rows < 0] = 0
+            yield found
 
     def _finite(self, some: NDArray[Any]) -> NDArray[np.bool_]:
         return np.isfinite(self._widen(some))

@@ -12,25 +12,43 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from node.backend import open_backend
 from node.config import NodeConfig
+from node.estimate import estimate
 from node.native.checkpoint import NativeCheckpoint
 from node.native.engine import NativeEngine
 from node.native.gguf.header import read_header
 from node.native.gguf.quants import widen
 from node.native.kernel import Kernel
 from node.native.packed import Kind
-from node.native.precision import F32, INT4
+from node.native.precision import F32, INT4, INT8, PRECISIONS, Precision
 from node.native.weights import Loader
 from protocol.errors import BadCheckpoint, ConfigError, UnsupportedModel
 from protocol.model import Span
 from tests.node.native.test_gguf import logits
-from tests.support.gguf import as_f32, as_q4_0, as_q8_0, convert, tokenizer_fields, write_gguf
+from tests.node.native.test_quant import values
+from tests.support.gguf import (
+    Store,
+    Stored,
+    as_f32,
+    as_q4_0,
+    as_q8_0,
+    convert,
+    tokenizer_fields,
+    write_gguf,
+)
 from tests.support.models import make_model
 
 WHOLE = Span(0, 6)
+
+
+def some_of_each(name: str, tensor: NDArray[np.float32]) -> Stored:
+    """As files in four bits often are: what most depends on is in more."""
+    more = "attn_v" in name or "ffn_down" in name or "token_embd" in name
+    return as_q8_0(name, tensor) if more else as_q4_0(name, tensor)
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +64,24 @@ def file(folder: Path, tmp_path: Path) -> Path:
     return convert(folder, tmp_path / "model.gguf")
 
 
+@pytest.mark.parametrize("head_dim", [32, 24])
+@pytest.mark.parametrize("store", [as_q8_0, as_q4_0, some_of_each])
 def test_the_memory_that_a_quantised_file_takes_is_told_before(
-    folder: Path, tmp_path: Path, kernel: Kernel
+    store: Store, head_dim: int, tmp_path: Path, kernel: Kernel
 ) -> None:
-    """Of every stage to the byte, before anything is packed: a node that is to start asks for it."""
-    model = NativeCheckpoint.open(str(convert(folder, tmp_path / "model.gguf", as_q8_0)), INT4)
-    sizes = [model.stage_bytes(stage, "f32") for stage in WHOLE]
-    assert sum(sizes) == NativeEngine.load(model, WHOLE, kernel).weight_bytes
-    whole = NativeCheckpoint.open(str(folder), F32)
-    assert all(0 < size < whole.stage_bytes(stage, "f32") for stage, size in enumerate(sizes))
+    """Of every stage to the byte, before anything is packed: a node that starts asks for it, and so does a plan."""
+    heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": head_dim}
+    folder = make_model("llama", tmp_path / "folder", seed=4, **heads)
+    file = convert(folder, tmp_path / "model.gguf", store)
+    planned = estimate(str(file))
+    for name, precision in PRECISIONS.items():
+        model = NativeCheckpoint.open(str(file), precision)
+        sizes = [model.stage_bytes(stage, "f32") for stage in WHOLE]
+        assert sum(sizes) == NativeEngine.load(model, WHOLE, kernel).weight_bytes
+        assert planned.footprints[name].stages == tuple(sizes)
+    assert planned.stored is not None
+    tensors = read_header(file).tensors.values()
+    assert sum(planned.stored) == sum(tensor.stop - tensor.start for tensor in tensors)
 
 
 def test_a_quantised_file_is_the_model_of_its_dequantised_weights(
@@ -75,15 +102,37 @@ def test_a_quantised_file_is_the_model_of_its_dequantised_weights(
     assert np.array_equal(logits(file, kernel), logits(other, kernel))
 
 
-def test_four_bits_compute_what_they_stand_for(folder: Path, tmp_path: Path, kernel: Kernel) -> None:
-    """Packed as they are, with steps that rise and steps that fall: only the states lose a little."""
+@pytest.mark.parametrize("precision", [INT8, INT4])
+def test_four_bits_compute_what_they_stand_for(
+    precision: Precision, folder: Path, tmp_path: Path, kernel: Kernel
+) -> None:
+    """Packed as they are, with steps that rise and that fall, in eight bits too: only the states lose a little."""
     file = convert(folder, tmp_path / "model.gguf", as_q4_0)
-    block = Loader(NativeCheckpoint.open(str(file), INT4), kernel).block(2)
+    checkpoint = NativeCheckpoint.open(str(file), precision)
+    block = Loader(checkpoint, kernel).block(2)
     assert block.down is not None
-    assert block.down.kind is Kind.INT4
-    assert (block.down.scales.view("<f2") < 0).any()
-    wide, packed = (logits(file, kernel, precision) for precision in (F32, INT4))
+    assert block.gate_up is not None
+    for matrix in (block.qkv, block.out, block.gate_up, block.down):
+        assert matrix.kind is Kind.INT4
+        assert (matrix.scales.view("<f2") < 0).any()
+    expected = checkpoint.rows(
+        3, "model.layers.2.self_attn.k_proj.weight"
+    )  # of which the rows are stored in pairs
+    queries, keys = 4 * 32, 2 * 32
+    found = values(block.qkv)[queries : queries + keys]
+    assert np.allclose(found, np.concatenate(list(expected.pieces())), rtol=0, atol=1e-6)
+    wide, packed = (logits(file, kernel, each) for each in (F32, precision))
     assert np.abs(packed - wide).max() < 0.1 * np.abs(wide).max()
+
+
+def test_what_is_not_all_in_four_bits_has_eight_where_eight_are_asked_for(
+    folder: Path, tmp_path: Path, kernel: Kernel
+) -> None:
+    """Queries and keys are, and values are not: they are one matrix."""
+    file = convert(folder, tmp_path / "model.gguf", some_of_each)
+    block = Loader(NativeCheckpoint.open(str(file), INT8), kernel).block(2)
+    assert block.gate_up is not None
+    assert (block.qkv.kind, block.gate_up.kind) == (Kind.INT8, Kind.INT4)
 
 
 def test_the_banner_says_what_was_made_of_the_weights(folder: Path, tmp_path: Path) -> None:
