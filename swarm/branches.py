@@ -33,6 +33,9 @@ class Source(Protocol):
     async def aclose(self) -> None:
         """It is used no more."""
 
+    def leave(self) -> None:
+        """The same, while other things are done."""
+
 
 class Branches:
     """Branch 0 is the caller's; the others are made of it and closed here."""
@@ -58,10 +61,11 @@ class Branches:
         # Before any parent takes its next step.
         new = [ask for ask in asks if ask.parent is not None]
         await _at_once([partial(self._fork, ask) for ask in new])
-        steps = [partial(self._step, ask) for ask in asks]
-        closing = [partial(self._close, branch) for branch in dropped if branch]
-        jobs: list[Job[Candidates | None]] = [*steps, *closing]
-        return [found for found in await _at_once(jobs) if found is not None]
+        for branch in filter(None, dropped):
+            source = self._sources.pop(branch)
+            self._past += source.events
+            source.leave()
+        return await _at_once([partial(self._step, ask) for ask in asks])
 
     async def _fork(self, ask: Ask) -> None:
         assert ask.parent is not None
