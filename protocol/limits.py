@@ -103,8 +103,9 @@ OPENS_BURST: Final = 64
 ORIGIN_OPENS_PER_S: Final = 128.0
 ORIGIN_OPENS_BURST: Final = 256
 # Sessions that begin with what another of the same peer has, as beams do with each token: nothing is computed for
-# them, and at most copied, for which each FORK_TOKENS of them count as one more.
-FORKS_PER_S: Final = 32.0
+# them, and at most copied, for which each FORK_TOKENS of them count as one more. One takes a node's event loop about
+# a millisecond, as a step does.
+FORKS_PER_S: Final = 64.0
 FORKS_BURST: Final = 128
 FORK_TOKENS: Final = 1024
 # The steps that a fork comes after may still be on their way when it is asked for.

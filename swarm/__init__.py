@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from swarm.answer import Alternative, Answer, Piece
     from swarm.client import Client
     from swarm.conversation import Conversation
-    from swarm.decoding import BeamSearch, BestOf, Greedy, Sample, Sampling, Strategy, Token
+    from swarm.decoding import BeamSearch, BestOf, Contrastive, Greedy, Sample, Sampling, Strategy, Token
     from swarm.entry import connect
     from swarm.events import Event
     from swarm.generation import Generation
@@ -23,6 +23,7 @@ __all__ = [
     "BeamSearch",
     "BestOf",
     "Client",
+    "Contrastive",
     "Conversation",
     "Event",
     "Generation",
@@ -48,6 +49,7 @@ _PLACES = {
     "BeamSearch": "swarm.decoding",
     "BestOf": "swarm.decoding",
     "Client": "swarm.client",
+    "Contrastive": "swarm.decoding",
     "Conversation": "swarm.conversation",
     "Event": "swarm.events",
     "Generation": "swarm.generation",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import partial
+from types import MappingProxyType
 from typing import Protocol, TypeVar
 
 import trio
@@ -33,18 +35,37 @@ class Source(Protocol):
     async def aclose(self) -> None:
         """It is used no more."""
 
+    def leave(self) -> None:
+        """The same, while other things are done."""
+
+
+class Model(Protocol):
+    """Another model that is asked beside: a `Client`, or one on this machine."""
+
+    @property
+    def tokenizer(self) -> bytes:
+        """The digest of its tokenizer: ids mean the same only where this is the same."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Logits of one row."""
+
+    def session(self, *, max_tokens: int) -> AbstractAsyncContextManager[Source]:
+        """A sequence that it computes, as long as this is entered."""
+
 
 class Branches:
-    """Branch 0 is the caller's; the others are made of it and closed here."""
+    """Branch 0 and what is given beside it are the caller's; the others are made of them and closed here."""
 
-    def __init__(self, first: Source) -> None:
-        self._sources: dict[int, Source] = {0: first}
+    def __init__(self, first: Source, beside: Mapping[int, Source] = MappingProxyType({})) -> None:
+        self._sources: dict[int, Source] = {0: first, **beside}
+        self._given = frozenset(self._sources)
         self._past: list[Event] = []  # of forks that were closed
 
     @property
     def events(self) -> tuple[Event, ...]:
         """What happened to those that were forked."""
-        living = [event for branch, source in self._sources.items() if branch for event in source.events]
+        living = [event for branch in [*self._sources] if branch for event in self._sources[branch].events]
         return (*self._past, *living)
 
     async def answer(self, said: Ask | Together) -> Candidates | list[Candidates]:
@@ -58,10 +79,11 @@ class Branches:
         # Before any parent takes its next step.
         new = [ask for ask in asks if ask.parent is not None]
         await _at_once([partial(self._fork, ask) for ask in new])
-        steps = [partial(self._step, ask) for ask in asks]
-        closing = [partial(self._close, branch) for branch in dropped if branch]
-        jobs: list[Job[Candidates | None]] = [*steps, *closing]
-        return [found for found in await _at_once(jobs) if found is not None]
+        for branch in set(dropped) - self._given:
+            source = self._sources.pop(branch)
+            self._past += source.events
+            source.leave()
+        return await _at_once([partial(self._step, ask) for ask in asks])
 
     async def _fork(self, ask: Ask) -> None:
         assert ask.parent is not None
@@ -80,7 +102,7 @@ class Branches:
 
     async def aclose(self) -> None:
         """Close all that were forked. Safe to call twice."""
-        await _at_once([partial(self._close, branch) for branch in [*self._sources] if branch])
+        await _at_once([partial(self._close, branch) for branch in self._sources.keys() - self._given])
 
 
 async def _at_once(jobs: Sequence[Job[T]]) -> list[T]:

@@ -110,6 +110,16 @@ class Client:
         return self._view.precisions
 
     @property
+    def tokenizer(self) -> bytes:
+        """The digest of the model's tokenizer, as its manifest has it."""
+        return next((file.sha256 for file in self.model.manifest.files if file.name == "tokenizer.json"), b"")
+
+    @property
+    def vocab_size(self) -> int:
+        """Logits of one row, which may be more than the tokenizer has tokens."""
+        return self.model.manifest.vocab_size
+
+    @property
     def wanted(self) -> Span:
         """The stages that hops must run: all, or only the blocks where both ends are here."""
         return Span(1, self.model.stages - 1) if self._ends is not None else Span(0, self.model.stages)
@@ -178,7 +188,7 @@ class Client:
         Raises, when it is iterated: NoRoute; ConfigError, if the prompt is empty, longer than the context, or not of
         the vocabulary. At once: ConfigError, where what is asked cannot be.
         """
-        request = replace(request or Request(), **asking)
+        request = self._fitting(replace(request or Request(), **asking))
         prepared = partial(self._prepared, prompt, request.max_new_tokens, chat=chat, session=session)
         return Generation(self.text, request, prepared)
 
@@ -203,7 +213,13 @@ class Client:
         Its `request`, or the fields of one, say how each turn is answered.
         """
         new_session = partial(self._new_session, self._usual_tokens)
-        return Conversation(self.text, new_session, system, replace(request, **asking))
+        return Conversation(self.text, new_session, system, self._fitting(replace(request, **asking)))
+
+    def _fitting(self, request: Request) -> Request:
+        """Raises: ConfigError, if the amateur's ids are not this model's."""
+        if request.amateur is not None and request.amateur.tokenizer != self.tokenizer:
+            raise ConfigError("the amateur has another tokenizer: its ids are other text")
+        return request
 
     async def _encode(self, prompt: str | Sequence[int], chat: bool) -> list[int]:
         if not isinstance(prompt, str):

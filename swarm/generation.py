@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,8 +12,8 @@ import trio
 
 from protocol.errors import ConfigError
 from swarm.answer import Alternative, Answer, Piece
-from swarm.branches import Branches
-from swarm.decoding import Continuation, Decoding, Ending, OutOfTime, Task, Token
+from swarm.branches import Branches, Source
+from swarm.decoding import AMATEUR, Continuation, Decoding, Ending, OutOfTime, Task, Token
 from swarm.decoding.asks import Said, Told
 from swarm.events import Altered, Event, Rerouted
 from swarm.request import Request
@@ -116,7 +116,10 @@ class Generation:
                     if opening.cancelled_caught:
                         self._finish = "time"
                         return
-                    async with aclosing(self._new_pieces(start.session)) as pieces:
+                    async with (
+                        self._beside(start) as beside,
+                        aclosing(self._new_pieces(start.session, beside)) as pieces,
+                    ):
                         async for piece in pieces:
                             self._pieces.append(piece.text)
                             yield piece
@@ -143,11 +146,22 @@ class Generation:
         self._events, self._route = self.events, session.route
         self._session = self._branches = None
 
-    async def _new_pieces(self, session: Session) -> AsyncGenerator[Piece, None]:
+    @asynccontextmanager
+    async def _beside(self, start: Start) -> AsyncIterator[dict[int, Source]]:
+        """The branches of other models."""
+        amateur = self._request.amateur
+        if amateur is None:
+            yield {}
+            return
+        most = min(len(start.prompt) + self._request.max_new_tokens, start.session.spec.max_tokens)
+        async with amateur.session(max_tokens=most) as source:
+            yield {AMATEUR: source}
+
+    async def _new_pieces(self, session: Session, beside: dict[int, Source]) -> AsyncGenerator[Piece, None]:
         """The text as it comes."""
         stream, stops = self._text.stream(), StopStrings(self._request.stop)
         shown, told, enough = "", 0, False
-        async with aclosing(self._new_tokens(session)) as tokens:
+        async with aclosing(self._new_tokens(session, beside)) as tokens:
             async for token in tokens:
                 new = "" if token.id in self._eos else stops.push(await stream.push(token.id))
                 shown += new
@@ -170,7 +184,7 @@ class Generation:
         if rest or told < len(self._tokens):
             yield Piece(rest, tuple(self._tokens[told:]))
 
-    async def _new_tokens(self, session: Session) -> AsyncGenerator[Token, None]:
+    async def _new_tokens(self, session: Session, beside: dict[int, Source]) -> AsyncGenerator[Token, None]:
         """Tokens, as the strategy gives them."""
         request = self._request
         task = Task(
@@ -181,9 +195,10 @@ class Generation:
             self._eos,
             _common_prefix(session.tokens, self._prompt),
             request.top_logprobs,
+            None if request.amateur is None else request.amateur.vocab_size,
         )
         strategy = request.chosen_strategy().decode(task)
-        async with aclosing(Branches(session)) as self._branches:
+        async with aclosing(Branches(session, beside)) as self._branches:
             said = _go_on(strategy, None)
             while not isinstance(said, Ending):
                 if isinstance(said, Token):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final, TypedDict
 
 from protocol.errors import ConfigError
+from swarm.branches import Model
 from swarm.decoding import AUTO, Sampling, Strategy, choose_strategy
 
 # As in the OpenAI API; each costs a few bytes of every token's answer.
@@ -27,6 +28,7 @@ class Asking(TypedDict, total=False):
     max_seconds: float | None
     until: Until | None
     top_logprobs: int
+    amateur: Model | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ class Request:
     max_seconds     how long it may take, from when it is first awaited; a step that is out then is left
     until           is asked after every token whether the answer is to end
     top_logprobs    of how many of the best ids each token tells the log-probability; its own is always told
+    amateur         the other model of contrastive decoding: a client of another one, or one on this machine
 
     Raises: ConfigError, where a value is out of range or two do not go together.
     """
@@ -53,6 +56,7 @@ class Request:
     max_seconds: float | None = None
     until: Until | None = field(default=None, compare=False)
     top_logprobs: int = 0
+    amateur: Model | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -63,7 +67,10 @@ class Request:
             raise ConfigError(f"max_seconds {self.max_seconds}: it is above 0")
         if not 0 <= self.top_logprobs <= TOP_LOGPROBS:
             raise ConfigError(f"top_logprobs {self.top_logprobs}: it is from 0 to {TOP_LOGPROBS}")
-        self.chosen_strategy()
+        strategy = self.chosen_strategy()
+        if strategy.needs_amateur != (self.amateur is not None):
+            needs = "needs" if strategy.needs_amateur else "has no use for"
+            raise ConfigError(f"{strategy.name} {needs} an amateur, a second model with the same tokenizer")
 
     @property
     def settings(self) -> Sampling:

@@ -1,6 +1,7 @@
 """How tokens are chosen: generators that ask for steps and yield tokens. Knows no network and no torch."""
 
 from swarm.decoding.asks import (
+    AMATEUR,
     Ask,
     Continuation,
     Decoding,
@@ -13,17 +14,20 @@ from swarm.decoding.asks import (
 )
 from swarm.decoding.beams import BeamSearch
 from swarm.decoding.best_of import BestOf
+from swarm.decoding.contrastive import Contrastive
 from swarm.decoding.sampling import Sampling
 from swarm.decoding.single import Greedy, Sample
 from swarm.decoding.table import AUTO, STRATEGIES, choose_strategy, parse_strategy
 
 __all__ = [
+    "AMATEUR",
     "AUTO",
     "STRATEGIES",
     "Ask",
     "BeamSearch",
     "BestOf",
     "Continuation",
+    "Contrastive",
     "Decoding",
     "Ending",
     "Greedy",

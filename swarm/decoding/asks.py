@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Final, Protocol
 
 from protocol.candidates import Candidates, Want
 from protocol.errors import ConfigError
@@ -16,6 +16,8 @@ from swarm.decoding.sampling import Sampling
 
 # Ids and their log-probabilities, best first.
 Best = tuple[tuple[int, float], ...]
+# The branch of another model that is asked beside: it is there from the beginning where a strategy needs it.
+AMATEUR: Final = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +93,7 @@ class Task:
     cached        tokens of the prompt that branch 0 holds already
     eos           ids that end an answer; they are part of it
     top_logprobs  how many of the best ids each token tells of
+    amateur_vocab the vocabulary of the model on the branch AMATEUR, if there is one
 
     Raises: ConfigError, for a prompt that is empty or not of this vocabulary, and for settings that name other ids.
     """
@@ -102,6 +105,7 @@ class Task:
     eos: frozenset[int] = frozenset()
     cached: int = 0
     top_logprobs: int = 0
+    amateur_vocab: int | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -120,6 +124,7 @@ class Strategy(Protocol):
     """A way to decode: a frozen dataclass of its own parameters. `swarm.decoding.table` names all there are."""
 
     name: ClassVar[str]
+    needs_amateur: ClassVar[bool]  # whether the branch AMATEUR is used
 
     def check(self, sampling: Sampling) -> None:
         """Raises: ConfigError, where these settings do not go with it."""

@@ -37,6 +37,7 @@ class BeamSearch:
     """
 
     name: ClassVar[str] = "beam_search"
+    needs_amateur: ClassVar[bool] = False
 
     beams: int = 4
     length_penalty: float = 1.0

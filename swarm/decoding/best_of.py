@@ -25,6 +25,7 @@ class BestOf:
     """
 
     name: ClassVar[str] = "best_of"
+    needs_amateur: ClassVar[bool] = False
 
     answers: int = 4
 

@@ -10,11 +10,12 @@ from protocol.errors import ConfigError
 from swarm.decoding.asks import Strategy
 from swarm.decoding.beams import BeamSearch
 from swarm.decoding.best_of import BestOf
+from swarm.decoding.contrastive import Contrastive
 from swarm.decoding.sampling import Sampling
 from swarm.decoding.single import Greedy, Sample
 
 STRATEGIES: Final[Mapping[str, type[Strategy]]] = {
-    kind.name: kind for kind in (Greedy, Sample, BeamSearch, BestOf)
+    kind.name: kind for kind in (Greedy, Sample, BeamSearch, BestOf, Contrastive)
 }
 # The name for whichever of Greedy and Sample the temperature says.
 AUTO: Final = "auto"

@@ -10,6 +10,7 @@ from typing import Final
 
 import trio
 
+from protocol import limits
 from protocol.book import RecordBook
 from protocol.errors import (
     ConfigError,
@@ -21,6 +22,7 @@ from protocol.hints import SWARM_KEY, model_key
 from protocol.model import Span
 from protocol.records import Announcement
 from protocol.transport.addresses import parse_address
+from protocol.transport.allowance import Allowance
 from protocol.transport.base import PeerAddrs, Transport
 from swarm.events import Noticed, OnEvent
 from swarm.routing.bans import Bans
@@ -37,6 +39,8 @@ PROBES: Final = 128
 SPARES: Final = 8
 # Lines told about nodes that differ in their weights: whoever keeps changing what it says is not worth more.
 DISPUTES_TOLD: Final = 8
+# How much of what hops allow is used: their clocks and ours run apart a little.
+FORKS_SHARE: Final = 0.9
 
 
 class View:
@@ -62,6 +66,7 @@ class View:
         self.bans = bans if bans is not None else Bans()
         self.precisions = precisions  # that this client takes
         self.nursery = nursery
+        self.forks = Allowance(FORKS_SHARE * limits.FORKS_PER_S, FORKS_SHARE * limits.FORKS_BURST)  # by peer
         self.trusts: dict[bytes, Trust] = {}  # by model digest
         self._notify = notify
         self._store = store

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import trio
 
+from protocol import limits
 from protocol.errors import NoRoute
 from protocol.model import Span
 from protocol.numerics import Numerics
@@ -48,6 +49,10 @@ class Mender:
     async def fork(self, other: Chain, position: int) -> None:
         """Begin with what the hops of another session have at `position`; `mend` does what is lacking then."""
         view = self._view
+        # Who forks faster than hops let it would be turned away by them, and have others filled in their place.
+        cost, now = 1 + position // limits.FORK_TOKENS, trio.current_time()
+        waits_s = [view.forks.wait_s(hop.peer, now, cost) for hop in other.hops]
+        await trio.sleep(max(waits_s, default=0.0))
         search = Search(self._chain, view, self._tell_of_wait)
         beside = await open_beside(self._chain, other, position, view.transport, search.note_failure)
         self._chain.begin_with(beside.hops, beside.lost_feeds, other.numerics)

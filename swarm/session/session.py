@@ -166,6 +166,10 @@ class Session:
             for hop in hops:
                 hop.fail("the session is over")
 
+    def leave(self) -> None:
+        """Close it while other things are done."""
+        self._view.nursery.start_soon(self.aclose)
+
     async def step(
         self, tokens: Sequence[int], *, position: int | None = None, want: Want | None = None
     ) -> Candidates | None:

@@ -6,6 +6,7 @@ import pytest
 import trio
 import trio.testing
 
+from protocol import limits
 from protocol.errors import ConfigError, LocalProtocolError
 from protocol.transport.allowance import PeerAllowance
 from swarm.events import Rerouted
@@ -60,6 +61,20 @@ async def test_nothing_is_computed_for_a_fork(clock: trio.testing.MockClock) -> 
             fork = await session.fork(200)
             await fork.step([1, 2])
         assert computed(world) == [306, 306]
+
+
+async def test_many_forks_are_not_turned_away(clock: trio.testing.MockClock) -> None:
+    """Who forks at each token for long is slowed down by itself, before hops refuse."""
+    async with swarm_of((0, 4), (4, 8)) as world:
+        session = await world.session()
+        await session.step(PROMPT)
+        for _ in range(3 * limits.FORKS_BURST):
+            fork = await session.fork()
+            fork.leave()
+        assert not world.bans.noted
+        assert not session.events
+        assert computed(world) == [len(PROMPT)] * 2
+        assert await goes_on(session, 7)
 
 
 async def test_going_back_in_one_leaves_the_others(clock: trio.testing.MockClock) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any, Unpack
 
@@ -16,15 +16,16 @@ import trio.testing
 from node.compute.call import run_alone
 from protocol.candidates import Candidates, Want
 from protocol.errors import ConfigError, NoRoute
+from protocol.model import ManifestFile
 from swarm.answer import Alternative, Answer
 from swarm.branches import Branches
 from swarm.client import Client
-from swarm.decoding import BeamSearch, BestOf, Sampling, Strategy, Task, Token, choose_strategy
+from swarm.decoding import BeamSearch, BestOf, Contrastive, Sampling, Strategy, Task, Token, choose_strategy
 from swarm.events import Rerouted
 from swarm.generation import Generation
 from swarm.request import Asking, Request
 from swarm.session.session import Session
-from tests.node.fakes import VOCAB, FakeEngine, token_rows
+from tests.node.fakes import MANIFEST, VOCAB, FakeEngine, token_rows
 from tests.sim.test_answers import client_in
 from tests.sim.test_session import DOUBLE, FAULTS
 from tests.sim.world import ALL, World, swarm_of
@@ -192,6 +193,50 @@ async def test_what_happened_to_a_branch_is_told() -> None:
 async def _consume(generation: Generation) -> None:
     async for _ in generation:
         pass
+
+
+@pytest.mark.parametrize("kill", [False, True])
+async def test_an_amateur_beside(kill: bool) -> None:
+    """Another client is asked at the same time; a hop that dies under both changes nothing."""
+    how, sampling = Contrastive(0.3, amateur_temperature=2.0), Sampling()
+    task = Task(PROMPT, VOCAB, NEW, sampling, EOS, amateur_vocab=VOCAB)
+    expected = run(how.decode(task), lambda tokens: _logits(tuple(tokens)), PROMPT)
+    async with swarm_of(*DOUBLE, slow=[4, 5, 6, 7]) as world, client_in(world) as client:
+        generation = client.generate(
+            PROMPT, strategy=how, amateur=client, max_new_tokens=NEW, eos=EOS, sampling=sampling
+        )
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_consume, generation)
+            await eventually(lambda: len(world.nodes[0].hop) == 2)
+            if kill:
+                world.network.kill(world.nodes[1].peer)
+        answer = generation.answer
+        assert (list(answer.tokens), answer.finish_reason) == (expected.ids, expected.ending.reason)
+        assert bool(answer.reroutes) is kill
+        await eventually(lambda: not any(held(world)))
+
+
+async def test_amateurs_that_do_not_fit() -> None:
+    """One of another tokenizer, one where none is used, none where one is."""
+    async with swarm_of((0, 8)) as world, client_in(world) as client:
+        file = ManifestFile("tokenizer.json", 3, bytes(32))
+        manifest = replace(MANIFEST, files=(file,))
+        other = Client(
+            world.view,
+            replace(client.model, manifest=manifest),
+            client.text,
+            None,
+            world.events.append,
+            wait_s=0.0,
+            direct=True,
+            reuse=True,
+        )
+        with pytest.raises(ConfigError, match="tokenizer"):
+            client.generate(PROMPT, strategy="contrastive", amateur=other)
+        with pytest.raises(ConfigError, match="no use"):
+            client.conversation(amateur=client)
+        with pytest.raises(ConfigError, match="needs an amateur"):
+            client.generate(PROMPT, strategy="contrastive")
 
 
 async def test_beams_compute_nothing_twice() -> None:

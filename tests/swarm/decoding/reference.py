@@ -26,7 +26,7 @@ from transformers.generation.logits_process import (
 )
 
 from protocol.candidates import Candidates, Want
-from swarm.decoding import Ask, Decoding, Ending, Sampling, Together, Token
+from swarm.decoding import AMATEUR, Ask, Decoding, Ending, Sampling, Together, Token
 
 Logits = NDArray[np.float32]
 Model = Callable[[Sequence[int]], Logits]
@@ -71,10 +71,10 @@ class Run:
         return [token.id for token in self.tokens]
 
 
-def run(strategy: Decoding, model: Model, prompt: Sequence[int]) -> Run:
+def run(strategy: Decoding, model: Model, prompt: Sequence[int], amateur: Model | None = None) -> Run:
     """Drive it to its end."""
     done = Run()
-    branches = {0: list(prompt)}
+    branches: dict[int, list[int]] = {0: list(prompt), AMATEUR: []}
 
     def ask(said: Ask) -> Candidates:
         cache = branches[said.branch]
@@ -82,7 +82,8 @@ def run(strategy: Decoding, model: Model, prompt: Sequence[int]) -> Run:
         assert said.tokens
         cache[said.position :] = said.tokens
         done.asked.append(said)
-        return answer(model(cache), said.want)
+        asked = model if said.branch != AMATEUR or amateur is None else amateur
+        return answer(asked(cache), said.want)
 
     told: Any = None
     while True:
