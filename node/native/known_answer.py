@@ -89,28 +89,37 @@ def made_up_block(
         opening = matrix((1 + shape.gated) * intermediate, shape.hidden, bias)
         return opening, matrix(shape.hidden, intermediate, bias)
 
-    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    heads = (queries, keys) if shape.wide_norms else (shape.head_dim, shape.head_dim)
+    latent = shape.latent
     routed = shape.experts if shape.experts and shape.experts.blocks[seed] else None
     inside = shape.intermediate if routed is None else routed.shared
-    qkv, out = matrix(queries + 2 * keys, shape.hidden, bias=True), matrix(shape.hidden, queries)
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    entering, leaving = queries + 2 * keys, queries
+    heads = (queries, keys) if shape.wide_norms else (shape.head_dim, shape.head_dim)
+    if latent is not None:
+        queries = shape.heads * (latent.own + shape.head_dim - latent.size)
+        entering, leaving = (latent.query_rank or queries) + keys, shape.heads * latent.value
+        heads = latent.query_rank, latent.size
+    qkv, out = matrix(entering, shape.hidden, bias=True), matrix(shape.hidden, leaving)
     gate_up, down = mlp(inside) if inside else (None, None)
     return BlockWeights(
-        qkv,
-        out,
-        gate_up,
-        down,
-        matrix(routed.count, shape.hidden, bias=True, kind=Kind.F32) if routed else None,
-        matrix(1, shape.hidden, kind=Kind.F32) if routed and routed.shared else None,
-        tuple(mlp(routed.intermediate, bias=True) for _ in range(routed.count)) if routed else (),
-        numbers(next(seeds), routed.count, 0.5) if routed and routed.lone_shares else None,
-        numbers(next(seeds), shape.heads, 2.0) if shape.sinks else None,
-        norm(shape.hidden),
-        norm(shape.hidden) if every_norm else None,
-        norm(shape.hidden),
-        norm(shape.hidden) if every_norm else None,
-        norm(heads[0]) if every_norm else None,
-        norm(heads[1]) if every_norm else None,
+        qkv=qkv,
+        out=out,
+        gate_up=gate_up,
+        down=down,
+        router=matrix(routed.count, shape.hidden, bias=True, kind=Kind.F32) if routed else None,
+        shared_gate=matrix(1, shape.hidden, kind=Kind.F32) if routed and routed.shared else None,
+        experts=tuple(mlp(routed.intermediate, bias=True) for _ in range(routed.count)) if routed else (),
+        choice_bias=numbers(next(seeds), routed.count, 0.5) if routed and routed.lone_shares else None,
+        sinks=numbers(next(seeds), shape.heads, 2.0) if shape.sinks else None,
+        attention_norm=norm(shape.hidden),
+        attention_post_norm=norm(shape.hidden) if every_norm else None,
+        mlp_norm=norm(shape.hidden),
+        mlp_post_norm=norm(shape.hidden) if every_norm else None,
+        query_norm=norm(heads[0]) if (latent.query_rank if latent else every_norm) else None,
+        key_norm=norm(heads[1]) if latent or every_norm else None,
+        query_up=matrix(queries, latent.query_rank) if latent and latent.query_rank else None,
+        key_up=matrix(shape.heads * latent.size, latent.own) if latent else None,
+        value_up=matrix(shape.heads * latent.value, latent.size) if latent else None,
     )
 
 
