@@ -14,7 +14,7 @@ from node.native.blocks import Blocks, BlockWeights
 from node.native.cache import PagedCache
 from node.native.kernel import Kernel
 from node.native.packed import Kind, Matrix, Norm
-from node.native.shape import RotaryTable, Shape
+from node.native.shape import Latent, RotaryTable, Shape
 from protocol.model import Span
 
 _TOKENS: Final = 21
@@ -28,6 +28,13 @@ ANSWERS: Final = {
     (Kind.INT8, 4): "9d3ea5ba39b5214b",
     (Kind.INT4, 2): "c90ed902e5e8cee1",
     (Kind.INT4, 4): "273c4c0683d78410",
+}
+# The same of a model with latents.
+LATENT_ANSWERS: Final = {(Kind.F32, 4): "435be272d795d0f7", (Kind.INT8, 2): "c9cacbf3ed295585"}
+_LATENT: Final = {
+    "kv_heads": 1,
+    "head_dim": 96,
+    "latent": Latent(size=64, query_rank=32, own=32, value=32, epsilon=1e-6),
 }
 
 
@@ -123,9 +130,8 @@ def made_up_block(
     )
 
 
-def answer(kernel: Kernel, kind: Kind, kv_bytes: int) -> str:
+def answer(kernel: Kernel, shape: Shape, kind: Kind, kv_bytes: int) -> str:
     """What the kernel makes of the small model: a prompt, then a token."""
-    shape = made_up_shape()
     blocks = Blocks(
         kernel, shape, 0, [made_up_block(kernel, shape, kind, seed) for seed in range(3)], kv_bytes
     )
@@ -139,6 +145,11 @@ def answer(kernel: Kernel, kind: Kind, kv_bytes: int) -> str:
 
 def wrong_answers(kernel: Kernel) -> Iterator[str]:
     """What this kernel computes otherwise than it should, in words."""
-    for (kind, kv_bytes), expected in ANSWERS.items():
-        if (found := answer(kernel, kind, kv_bytes)) != expected:
-            yield f"{kernel.isa}, {kind.name}, {8 * kv_bytes} bits of KV: {found} instead of {expected}"
+    for what, shape, answers in (
+        ("heads", made_up_shape(), ANSWERS),
+        ("latents", made_up_shape(**_LATENT), LATENT_ANSWERS),
+    ):
+        for (kind, kv_bytes), expected in answers.items():
+            if (found := answer(kernel, shape, kind, kv_bytes)) != expected:
+                said = f"{kernel.isa}, {what}, {kind.name}, {8 * kv_bytes} bits of KV"
+                yield f"{said}: {found} instead of {expected}"

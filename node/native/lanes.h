@@ -208,7 +208,7 @@ INLINE vec zip_upper(vec a, vec b) {
 #endif
 }
 
-/* WIDTH vectors become their columns: each round moves the numbers' places by one bit, from row to lane. */
+/* WIDTH vectors become their columns: each round moves one bit of a number's place from its row to its lane. */
 INLINE void transpose(vec *rows) {
     UNROLL for (int round = 1; round < WIDTH; round *= 2) {
         vec zipped[WIDTH];
