@@ -183,7 +183,14 @@ _DEEPSEEK: Final = Family(
     neighbours=True,
     latent=True,
     routed=_LONE_ROUTED,
-    stated=("first_k_dense_replace", "n_group", "norm_topk_prob", "routed_scaling_factor", "topk_group"),
+    stated=(
+        "first_k_dense_replace",
+        "n_group",
+        "norm_topk_prob",
+        "routed_scaling_factor",
+        "topk_group",
+        "v_head_dim",
+    ),
 )
 
 FAMILIES: Final[Mapping[str, Family]] = {
@@ -341,7 +348,7 @@ FAMILIES: Final[Mapping[str, Family]] = {
         _DEEPSEEK,
         mlp_bias=Flag("mlp_bias"),
         routed=replace(_LONE_ROUTED, whole_shares=False, lone_shares=False),
-        stated=("first_k_dense_replace", "routed_scaling_factor", "topk_method"),
+        stated=("first_k_dense_replace", "routed_scaling_factor", "topk_method", "v_head_dim"),
     ),
     "deepseek_v3": _DEEPSEEK,
     "glm4_moe_lite": replace(
@@ -349,9 +356,16 @@ FAMILIES: Final[Mapping[str, Family]] = {
         epsilon=1e-5,
         rotated=1.0,
         routed=replace(_LONE_ROUTED, some="types"),
-        stated=("n_group", "routed_scaling_factor", "topk_group"),
+        stated=("n_group", "routed_scaling_factor", "topk_group", "v_head_dim"),
     ),
-    "youtu": Family(neighbours=True, latent=True, tied=True),
+    "youtu": Family(neighbours=True, latent=True, tied=True, stated=("v_head_dim",)),
+    "minicpm3": Family(
+        mlp_bias=Flag("mlp_bias"),
+        epsilon=1e-5,
+        tied=True,
+        latent=True,
+        stated=("dim_model_base", "scale_depth", "scale_emb"),
+    ),
     "gpt_oss": Family(
         query_bias=Flag("attention_bias", True),
         out_bias=Flag("attention_bias", True),

@@ -83,7 +83,7 @@ def plan_model(config: Mapping[str, Any]) -> Plan:
     fields.expect("pretraining_tp", 1)
     fields.expect("rope_interleaved", False)
     context = fields.count("max_position_embeddings", most=1 << 40)
-    if family.latent and kind != "deepseek_v2":
+    if family.latent and kind not in ("deepseek_v2", "minicpm3"):
         family = replace(family, neighbours=fields.flag("rope_interleave", True))
     shape = _sizes(kind, family, fields)
     shape, latent_head = _with_latents(family, fields, shape) if family.latent else (shape, None)
@@ -149,7 +149,7 @@ def _with_experts(kind: str, fields: Fields, shape: Shape, experts: Experts) -> 
 
 
 def _with_latents(family: Family, fields: Fields, shape: Shape) -> tuple[Shape, StoredHead]:
-    latent, head = read_latent(family, fields, shape.heads)
+    latent, head = read_latent(family, fields, shape.heads, max(1, shape.hidden // shape.heads))
     dim = latent.size + whole_groups(head.turning)
     scale = 1 / math.sqrt(head.query)
     return replace(shape, latent=latent, kv_heads=1, head_dim=dim, query_scale=scale), head
@@ -224,6 +224,13 @@ def _scales(kind: str, fields: Fields, shape: Shape) -> Shape:
             residual_scale=fields.number("residual_multiplier", 1.0),
             embedding_scale=fields.number("embedding_multiplier", 1.0),
             logits_divisor=fields.number("logits_scaling", 1.0),
+        )
+    if kind == "minicpm3":
+        return replace(
+            shape,
+            residual_scale=fields.number("scale_depth") / math.sqrt(shape.blocks),
+            embedding_scale=fields.number("scale_emb"),
+            logits_divisor=shape.hidden / fields.count("dim_model_base"),
         )
     if kind in ("olmo", "olmoe"):
         return replace(shape, clip=_bound(fields, "clip_qkv", 0.0))

@@ -31,14 +31,18 @@ class StoredHead:
         return self.own + self.turning
 
 
-def read_latent(family: Family, fields: Fields, heads: int) -> tuple[Latent, StoredHead]:
-    """The latent of a family that has one, and its heads. Raises: UnsupportedModel."""
+def read_latent(family: Family, fields: Fields, heads: int, value: int) -> tuple[Latent, StoredHead]:
+    """The latent of a family that has one, and its heads. Raises: UnsupportedModel.
+
+    value: the numbers of a head's value where config.json does not say
+    """
     fields.ignore(*_HARMLESS)
     fields.expect("moe_layer_freq", 1)
     for name in family.stated:
         fields.any(name)
     head = StoredHead(
-        *(fields.count(name, most=4096) for name in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"))
+        *(fields.count(name, most=4096) for name in ("qk_nope_head_dim", "qk_rope_head_dim")),
+        fields.count("v_head_dim", value, most=4096),
     )
     fields.expect("head_dim", head.turning)
     fields.expect("qk_head_dim", head.query)

@@ -52,7 +52,8 @@ def add_rotation(shape: Shape, blocks: Blocks, fields: Fields) -> Shape:
     shape = replace(shape, rotary_tables=(table,), rotary_of=_turning(blocks, fields))
     # Such a model takes other factors as soon as the whole sequence is long, for what it has computed before as well:
     # another answer to the same tokens, and nothing that is kept could be used again. The kernels stay below that.
-    reach: int = given["original_max_position_embeddings"] if given.get("rope_type") == _LONG[0] else 0
+    long = given.get("rope_type", given.get("type")) == _LONG[0]
+    reach: int = given["original_max_position_embeddings"] if long else 0
     return replace(shape, rotary_dims=turning, reach=reach)
 
 

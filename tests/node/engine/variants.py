@@ -115,6 +115,7 @@ EXACT: dict[str, dict[str, Any]] = {
     | {"attention_chunk_size": 6, "no_rope_layers": [1, 1, 1, 0]},
     "mamba2": {"num_heads": 8, "head_dim": 16, "state_size": 8, "n_groups": 1, "expand": 2},
     "minimax_m2": {**_LOCAL, "head_dim": 16},
+    "minicpm3": {**_RANKS, "num_key_value_heads": 4},
     "ministral": _WINDOW,
     "ministral3": {"head_dim": 16},
     "mpt": {"d_model": 64, "n_heads": 4, "n_layers": 4, "expansion_ratio": 2},
