@@ -5,6 +5,9 @@
 
 /* Queries that one pass over a head's keys serves: their scores stay in the first two caches. */
 #define UNIT_QUERIES 64
+/* Heads that are served by one walk over latents: fewer make more of turning them round, more leave members idle. */
+#define MOST_HEADS 16
+#define LEAST_HEADS 4
 /* Less than every score, and far enough from infinity to subtract from. */
 #define UNSEEN -3e38f
 
@@ -18,11 +21,14 @@ typedef struct {
     const Attention *job;
     const Unit *unit;
     const int32_t *positions; /* of the unit's rows */
-    int head, group, count, dim;
+    int key_head;             /* which the visit's `group` heads of queries share, of which `head` is the first */
+    int head, group, count;
+    int dim, wide;  /* numbers of a key, and of a value */
     float *queries; /* [count][dim] */
     float *scores;  /* [count][BLOCK] */
-    float *sums;    /* [count][dim], of the values of all blocks so far */
-    float *fresh;   /* [count][dim], of this block's */
+    float *sums;    /* [count][wide], of the values of all blocks so far */
+    float *fresh;   /* [count][wide], of this block's */
+    float *turned;  /* [BLOCK][PASS_TILES * LANES], of latents some columns as values lie */
     Running *all_blocks, *this_block;
 } Visit;
 
@@ -33,14 +39,28 @@ typedef struct {
     int base, low, high;
 } Part;
 
-int unit_rows(const Model *model) { return most(1, UNIT_QUERIES / (model->heads / model->kv_heads)); }
-
-size_t attention_floats(const Model *model) {
-    size_t queries = (size_t)unit_rows(model) * (model->heads / model->kv_heads);
-    return queries * (BLOCK + 3 * (size_t)model->head_dim + 2 * sizeof(Running) / sizeof(float));
+INLINE int value_size(const Model *model) { return model->latent ? model->latent : model->head_dim; }
+INLINE int most_heads(const Model *model) {
+    return model->latent ? least(model->heads, MOST_HEADS) : model->heads / model->kv_heads;
 }
 
-INLINE size_t head_bytes(const Model *model) { return (size_t)model->head_dim * 2 * LANES * model->kv_bytes; }
+int heads_at_once(const Model *model, int units, int members) {
+    if (!model->latent) return most_heads(model);
+    const int fair = (model->heads * units + 2 * members - 1) / (2 * members);
+    return least(most_heads(model), (fair + LEAST_HEADS - 1) / LEAST_HEADS * LEAST_HEADS);
+}
+
+int unit_rows(const Model *model) { return most(1, UNIT_QUERIES / most_heads(model)); }
+
+size_t attention_floats(const Model *model) {
+    const size_t queries = (size_t)unit_rows(model) * most_heads(model), numbers = model->head_dim + 2 * value_size(model);
+    return queries * (BLOCK + numbers + 2 * sizeof(Running) / sizeof(float)) +
+           (model->latent ? BLOCK * PASS_TILES * LANES : 0);
+}
+
+INLINE size_t head_bytes(const Model *model) {
+    return (size_t)model->head_dim * (model->latent ? 1 : 2) * LANES * model->kv_bytes;
+}
 
 /* The head's part of the first sixteen of the page that `position` is in. */
 INLINE char *page_of(const Attention *job, int session, int position, int head) {
@@ -56,14 +76,14 @@ void store_position(const Attention *job, int row, int head, const float *key, c
     char *values = keys + ((size_t)dim * LANES + (size_t)lane * dim) * model->kv_bytes;
     if (model->kv_bytes == 4) {
         for (int d = 0; d < dim; d++) ((float *)keys)[d * LANES + lane] = key[d];
-        memcpy(values, value, sizeof(float) * dim);
+        if (value) memcpy(values, value, sizeof(float) * dim);
         return;
     }
     for (int d = 0; d < dim; d += WIDTH) {
         uint16_t halves[WIDTH];
         narrow_half(halves, load(key + d));
         for (int i = 0; i < WIDTH; i++) ((uint16_t *)keys)[(d + i) * LANES + lane] = halves[i];
-        narrow_half((uint16_t *)values + d, load(value + d));
+        if (value) narrow_half((uint16_t *)values + d, load(value + d));
     }
 }
 
@@ -94,6 +114,45 @@ INLINE void gather(const Visit *visit, const Part *part, int kind, int rows, int
     }
     FOR_EACH(r, rows) FOR_EACH(c, tiles * PARTS)
         store(visit->fresh + (size_t)(q + r) * dim + d + c * WIDTH, sums[r * tiles * PARTS + c]);
+}
+
+/* Of the part's latents `tiles` times 16 numbers from `d` on, a row for each position. */
+INLINE void turn_round(const Visit *visit, const Part *part, int kind, int tiles, int d) {
+    const size_t size = kind == F32 ? 4 : 2;
+    for (int position = part->low; position < part->high; position += LANES) {
+        const char *from = part->head + (position - part->base) / LANES * part->step + d * LANES * size;
+        float *to = visit->turned + (size_t)(position - part->low) * tiles * LANES;
+        FOR_EACH(t, tiles * PARTS) FOR_EACH(p, PARTS) {
+            vec rows[WIDTH];
+            FOR_EACH(i, WIDTH) rows[i] = widen(kind, from + ((size_t)(t * WIDTH + i) * LANES + p * WIDTH) * size);
+            transpose(rows);
+            FOR_EACH(i, WIDTH) store(to + (size_t)(p * WIDTH + i) * tiles * LANES + t * WIDTH, rows[i]);
+        }
+    }
+}
+
+/* As `gather`, of latents that are turned round. */
+INLINE void gather_turned(const Visit *visit, const Part *part, int rows, int tiles, int q, int d) {
+    const size_t tile_bytes = LANES * sizeof(float);
+    vec sums[MOST_SUMS];
+    FOR_EACH(i, rows * tiles * PARTS) sums[i] = (vec){0};
+    chain(sums, rows, tiles, F32, (const char *)visit->turned, tiles * tile_bytes, tile_bytes,
+          visit->scores + (size_t)q * BLOCK + part->low - part->base, BLOCK, part->high - part->low);
+    FOR_EACH(r, rows) FOR_EACH(c, tiles * PARTS)
+        store(visit->fresh + (size_t)(q + r) * visit->wide + d + c * WIDTH, sums[r * tiles * PARTS + c]);
+}
+
+INLINE void gather_tiles(const Visit *visit, const Part *part, int kind, int tiles, int d) {
+    int q = 0;
+    turn_round(visit, part, kind, tiles, d);
+    for (; q + PASS_ROWS <= visit->count; q += PASS_ROWS) gather_turned(visit, part, PASS_ROWS, tiles, q, d);
+    for (; q < visit->count; q++) gather_turned(visit, part, 1, tiles, q, d);
+}
+
+INLINE void gather_latents(const Visit *visit, const Part *part, int kind) {
+    int d = 0;
+    for (; d + PASS_TILES * LANES <= visit->wide; d += PASS_TILES * LANES) gather_tiles(visit, part, kind, PASS_TILES, d);
+    for (; d < visit->wide; d += LANES) gather_tiles(visit, part, kind, 1, d);
 }
 
 /* Calls step(visit, part, kind, rows, tiles, q, at) so that all queries meet all sixteens of [from, to). */
@@ -150,16 +209,16 @@ INLINE void merge(const Visit *visit, const Part *part, int q) {
     if (position < part->base || first >= part->base + BLOCK) return;
     Running *old = visit->all_blocks + q;
     const Running new = visit->this_block[q];
-    float *sums = visit->sums + (size_t)q * visit->dim;
-    const float *fresh = visit->fresh + (size_t)q * visit->dim;
+    float *sums = visit->sums + (size_t)q * visit->wide;
+    const float *fresh = visit->fresh + (size_t)q * visit->wide;
     if (part->base <= first) { /* its first block */
         *old = new;
-        memcpy(sums, fresh, sizeof(float) * visit->dim);
+        memcpy(sums, fresh, sizeof(float) * visit->wide);
         return;
     }
     const float top = new.top > old->top ? new.top : old->top;
     const float keep = exponential_of(old->top - top), take = exponential_of(new.top - top);
-    for (int d = 0; d < visit->dim; d += WIDTH)
+    for (int d = 0; d < visit->wide; d += WIDTH)
         store(sums + d, fused(load(sums + d), all(keep), load(fresh + d) * take));
     *old = (Running){top, __builtin_fmaf(old->sum, keep, new.sum * take)};
 }
@@ -167,8 +226,8 @@ INLINE void merge(const Visit *visit, const Part *part, int q) {
 /* A query's sums over their denominator, and their codes. */
 INLINE void finish(const Visit *visit, int q) {
     const Attention *job = visit->job;
-    const int row = visit->unit->row + q / visit->group, head = visit->head * visit->group + q % visit->group;
-    const size_t at = ((size_t)row * job->model->heads + head) * visit->dim;
+    const int row = visit->unit->row - job->first + q / visit->group, head = visit->head + q % visit->group;
+    const size_t at = row * job->out_row + head * job->out_head;
     const Running found = visit->all_blocks[q];
     float inverse = 1.0f / found.sum;
     if (job->layer->sinks) { /* one more numerator, with no value */
@@ -177,9 +236,9 @@ INLINE void finish(const Visit *visit, int q) {
         inverse = keep * (1.0f / __builtin_fmaf(found.sum, keep, exponential_of(sink - top)));
     }
     /* + 0: what underflowed on its way has the sign of whoever was seen beside it */
-    for (int d = 0; d < visit->dim; d += WIDTH)
-        store(job->out.values + at + d, load(visit->sums + (size_t)q * visit->dim + d) * inverse + 0.0f);
-    if (job->quantised) quantise(job->out, at, visit->dim);
+    for (int d = 0; d < visit->wide; d += WIDTH)
+        store(job->out.values + at + d, load(visit->sums + (size_t)q * visit->wide + d) * inverse + 0.0f);
+    if (job->quantised) quantise(job->out, at, visit->wide);
 }
 
 INLINE void attend_kind(const Visit *visit, int kind) {
@@ -187,7 +246,7 @@ INLINE void attend_kind(const Visit *visit, int kind) {
     const int begin = first_seen(job->layer, visit->positions[0]), end = visit->positions[visit->unit->count - 1] + 1;
     for (int base = begin / BLOCK * BLOCK; base < end; base += BLOCK) {
         const Part here = {
-            .head = page_of(job, visit->unit->session, base, visit->head),
+            .head = page_of(job, visit->unit->session, base, visit->key_head),
             .step = job->model->kv_heads * head_bytes(job->model),
             .base = base,
             .low = most(base, begin / LANES * LANES),
@@ -195,24 +254,40 @@ INLINE void attend_kind(const Visit *visit, int kind) {
         };
         score_all(visit, &here, kind);
         soften_all(visit, &here);
-        gather_all(visit, &here, kind);
+        if (job->model->latent) gather_latents(visit, &here, kind);
+        else gather_all(visit, &here, kind);
         for (int q = 0; q < visit->count; q++) merge(visit, &here, q);
     }
     for (int q = 0; q < visit->count; q++) finish(visit, q);
 }
 
-void attend(const Attention *job, const Unit *unit, int head) {
-    const int dim = job->model->head_dim, group = job->model->heads / job->model->kv_heads;
+void attend(const Attention *job, const Unit *unit, int part) {
+    const Model *model = job->model;
+    const int dim = model->head_dim, wide = value_size(model), head = part * job->group;
+    const int group = least(job->group, model->heads - head);
     const size_t count = (size_t)unit->count * group;
     float *own = job->own;
-    Visit visit = {job, unit, job->batch->positions + unit->row, head, group, (int)count, dim, own, .scores = own + count * dim};
+    Visit visit = {
+        .job = job,
+        .unit = unit,
+        .positions = job->batch->positions + unit->row,
+        .key_head = head / (model->heads / model->kv_heads),
+        .head = head,
+        .group = group,
+        .count = (int)count,
+        .dim = dim,
+        .wide = wide,
+        .queries = own,
+        .scores = own + count * dim,
+    };
     visit.sums = visit.scores + count * BLOCK;
-    visit.fresh = visit.sums + count * dim;
-    visit.all_blocks = (Running *)(visit.fresh + count * dim);
+    visit.fresh = visit.sums + count * wide;
+    visit.all_blocks = (Running *)(visit.fresh + count * wide);
     visit.this_block = visit.all_blocks + count;
+    visit.turned = (float *)(visit.this_block + count);
     for (size_t q = 0; q < count; q++)
         memcpy(visit.queries + q * dim,
-               job->queries + (unit->row + q / group) * job->query_stride + (head * group + q % group) * (size_t)dim,
+               job->queries + (unit->row - job->first + q / group) * job->query_stride + (head + q % group) * (size_t)dim,
                sizeof(float) * dim);
     if (job->model->kv_bytes == 4)
         attend_kind(&visit, F32);

@@ -1,56 +1,36 @@
 /* Rows of several sessions through consecutive blocks of a llama-like model, all threads of a team together. */
-#include "attention.h"
-#include "experts.h"
 #include "gemm.h"
 #include "maths.h"
-
-typedef struct {
-    const Model *model;
-    const Batch *batch;
-    Rows inner;     /* what the next product reads: normed states, attention's results, activations */
-    float *qkv;     /* [rows][qkv.outs] */
-    float *gate_up; /* [rows][2 * intermediate] */
-    float *beside;  /* [rows][hidden], before a post norm */
-    float *shared, *shares; /* [rows][hidden] and [rows][LANES], of the MLP beside experts */
-    Routing routing;
-    float *turns;   /* [table][rows][cosines, sines] */
-    float *own;     /* attention's, for each member */
-    Unit *units;
-    int unit_count;
-} Step;
+#include "step.h"
 
 static void lay_out(Step *step, Arena *arena, int members) {
     const Model *m = step->model;
     const size_t rows = (size_t)step->batch->rows;
-    step->inner = take_rows(arena, rows, (size_t)most(most(m->hidden, m->heads * m->head_dim), m->intermediate));
-    step->qkv = take(arena, rows * (m->heads + 2 * m->kv_heads) * m->head_dim * sizeof(float));
+    step->inner = take_rows(arena, rows, (size_t)most(most(m->hidden, (int)context_numbers(m)), m->intermediate));
+    step->qkv = take(arena, rows * qkv_numbers(m) * sizeof(float));
     step->gate_up = take(arena, rows * 2 * m->intermediate * sizeof(float));
     step->beside = take(arena, rows * m->hidden * sizeof(float));
     step->turns = take(arena, 2 * rows * m->rotary_dims * sizeof(float));
     step->own = take(arena, attention_floats(m) * members * sizeof(float));
     step->shared = take(arena, m->most_experts ? rows * m->hidden * sizeof(float) : 0);
     step->shares = take(arena, m->most_experts ? rows * LANES * sizeof(float) : 0);
+    step->latents = take_latents(arena, m, step->batch->rows);
     step->routing = take_routing(arena, m, step->batch->rows);
     step->units = take(arena, rows * sizeof(Unit));
 }
 
 static void find_units(Step *step) {
     const Batch *batch = step->batch;
-    const int longest = unit_rows(step->model);
+    const int longest = unit_rows(step->model), panel = step->model->latent ? LATENT_ROWS : batch->rows;
     step->unit_count = 0;
     for (int row = 0; row < batch->rows; row++) {
         Unit *last = step->units + step->unit_count - 1;
-        if (row && batch->sessions[row] == last->session && batch->positions[row] == batch->positions[row - 1] + 1 &&
+        if (row % panel && batch->sessions[row] == last->session && batch->positions[row] == batch->positions[row - 1] + 1 &&
             last->count < longest)
             last->count++;
         else
             step->units[step->unit_count++] = (Unit){row, 1, batch->sessions[row]};
     }
-}
-
-/* The cosines and sines of a row by one table of frequencies. */
-static float *turns_of(const Step *step, int table, int row) {
-    return step->turns + ((size_t)table * step->batch->rows + row) * step->model->rotary_dims;
 }
 
 static void find_turns(Team *team, const Step *step) {
@@ -107,23 +87,6 @@ static void leave(Team *team, const Step *step, const Linear *weights, Norm norm
     }
     linear(team, weights, step->inner, step->batch->rows, (Out){step->beside, hidden, 0, 1});
     join(team, step, norm);
-}
-
-/* The first half of the rotated numbers turns against the second. */
-INLINE void rotate(float *head, const float *cosines, int half) {
-    const float *sines = cosines + half;
-    float *x = head, *y = head + half;
-    int i = 0;
-    for (; i + WIDTH <= half; i += WIDTH) {
-        vec a = load(x + i), b = load(y + i), c = load(cosines + i), s = load(sines + i);
-        store(x + i, fused(a, c, b * -s));
-        store(y + i, fused(b, c, a * s));
-    }
-    for (; i < half; i++) {
-        const float a = x[i], b = y[i];
-        x[i] = __builtin_fmaf(a, cosines[i], b * -sines[i]);
-        y[i] = __builtin_fmaf(b, cosines[i], a * sines[i]);
-    }
 }
 
 /* One head of queries, keys or values: nothing beyond the model's bounds. */
@@ -227,7 +190,7 @@ static void run_mlp(Team *team, Step *step, const Layer *layer) {
 static void run(Team *team, void *given, int member) {
     Step *step = given;
     const Model *m = step->model;
-    const size_t qkv = (size_t)(m->heads + 2 * m->kv_heads) * m->head_dim;
+    const size_t qkv = qkv_numbers(m);
     find_turns(team, step);
     for (int index = 0; index < step->batch->layers; index++) {
         const Layer *layer = m->layers + index;
@@ -236,17 +199,24 @@ static void run(Team *team, void *given, int member) {
             .batch = step->batch,
             .layer = layer,
             .index = index,
+            .group = heads_at_once(m, step->unit_count, team_members(team)),
             .queries = step->qkv,
             .query_stride = qkv,
             .out = step->inner,
+            .out_row = context_numbers(m),
+            .out_head = (size_t)m->head_dim,
             .quantised = is_quantised(layer->out.kind),
             .own = step->own + member * attention_floats(m),
         };
         enter(team, step, layer->attention_norm, layer->qkv.kind);
         linear(team, &layer->qkv, step->inner, step->batch->rows, (Out){step->qkv, qkv, 0, 1});
         if (m->side_by_side) open_mlp(team, step, layer);
-        prepare(team, step, layer, &attention);
-        attend_all(team, step, &attention);
+        if (m->latent) {
+            attend_latents(team, step, layer, attention);
+        } else {
+            prepare(team, step, layer, &attention);
+            attend_all(team, step, &attention);
+        }
         leave(team, step, &layer->out, layer->attention_post_norm);
         run_mlp(team, step, layer);
     }

@@ -22,6 +22,9 @@ Vector = NDArray[np.float32]
 class BlockWeights:
     """One block. What it has not is None.
 
+    query_up     queries of what they are made of, where that is not the states
+    key_up       of latents: of each head [latent, own], what takes its query to them
+    value_up     of latents: of each head [value, latent], what makes its value of them
     experts      of each gate_up and down; what a router chooses among
     choice_bias  of each expert what is added to its mark
     sinks        of each head the score of what is not there
@@ -33,6 +36,9 @@ class BlockWeights:
     down: Matrix | None = None
     router: Matrix | None = None
     shared_gate: Matrix | None = None
+    query_up: Matrix | None = None
+    key_up: Matrix | None = None
+    value_up: Matrix | None = None
     experts: tuple[tuple[Matrix, Matrix], ...] = ()
     choice_bias: Vector | None = None
     sinks: Vector | None = None
@@ -51,7 +57,8 @@ class BlockWeights:
 
     def matrices(self) -> tuple[Matrix | None, ...]:
         """All but those of experts, in the order of `LayerStruct`."""
-        return (self.qkv, self.out, self.gate_up, self.down, self.router, self.shared_gate)
+        attention = (self.query_up, self.key_up, self.value_up)
+        return (self.qkv, self.out, self.gate_up, self.down, self.router, self.shared_gate, *attention)
 
     def norms(self) -> tuple[Norm | None, ...]:
         """All norms, in the order of `LayerStruct`."""
@@ -116,7 +123,7 @@ class Blocks:
         shape = self._shape
         gains = [table.gain for table in shape.rotary_tables]
         missing = 2 - len(gains)
-        experts = shape.experts
+        experts, latent = shape.experts, shape.latent
         return ModelStruct(
             shape.hidden,
             shape.heads,
@@ -124,7 +131,7 @@ class Blocks:
             shape.head_dim,
             shape.intermediate if experts is None else max(shape.intermediate, experts.shared),
             shape.rotary_dims,
-            *((0,) * 5 if experts is None else _routing(experts)),
+            *((0,) * 7 if experts is None else _routing(experts)),
             shape.activation,
             int(shape.gated),
             int(shape.centred),
@@ -132,12 +139,14 @@ class Blocks:
             int(shape.late_norms),
             int(shape.side_by_side),
             self.kv_bytes,
+            *((0,) * 4 if latent is None else (latent.size, latent.query_rank, latent.own, latent.value)),
             shape.epsilon,
             shape.query_scale,
             shape.residual_scale,
             shape.score_cap,
             1.0 if experts is None else experts.scale,
             shape.clip,
+            shape.epsilon if latent is None else latent.epsilon,
             (ctypes.c_float * 2)(*gains, *[1.0] * missing),
             (ctypes.c_void_p * 2)(*(address(table) for table in self._tables), *[None] * missing),
             ctypes.addressof(self._layers) + (first - self.first) * ctypes.sizeof(LayerStruct),
@@ -145,8 +154,8 @@ class Blocks:
 
 
 def _routing(experts: Experts) -> tuple[int, ...]:
-    shares = int(experts.whole_shares), int(experts.lone_shares)
-    return (experts.intermediate, experts.count, experts.per_row, *shares)
+    groups, shares = (experts.groups, experts.groups_per_row), (experts.whole_shares, experts.lone_shares)
+    return (experts.intermediate, experts.count, experts.per_row, *groups, *map(int, shares))
 
 
 def _layer(shape: Shape, index: int, block: BlockWeights, experts: ctypes.Array[ExpertStruct]) -> LayerStruct:

@@ -40,15 +40,38 @@ void activate_rows(Team *team, const Model *model, const Linear *down, const flo
     team_wait(team);
 }
 
-/* The greatest of `marks`, of equal ones the first. */
+enum { FREE = 0, TAKEN = 1, BARRED = 2 };
+
+/* The greatest of `marks` that are free, of equal ones the first. */
 static void take_best(const float *marks, int count, int best_of, uint8_t *taken) {
     for (int i = 0; i < best_of; i++) {
         int best = 0;
         while (taken[best]) best++;
         for (int e = best + 1; e < count; e++)
             if (!taken[e] && marks[e] > marks[best]) best = e;
-        taken[best] = 1;
+        taken[best] = TAKEN;
     }
+}
+
+/* Bars the experts of all groups but the best: a group has the mark of its best expert, or of its best two together. */
+static void bar_groups(const Model *model, const float *marks, int count, uint8_t *taken) {
+    const int groups = model->groups, size = count / groups;
+    float best_of[MOST_EXPERTS];
+    uint8_t open[MOST_EXPERTS] = {0};
+    for (int g = 0; g < groups; g++) {
+        float best = -FLT_MAX, second = -FLT_MAX;
+        for (int e = g * size; e < (g + 1) * size; e++)
+            if (marks[e] > best) {
+                second = best;
+                best = marks[e];
+            } else if (marks[e] > second) {
+                second = marks[e];
+            }
+        best_of[g] = model->lone_shares ? best + second : best;
+    }
+    take_best(best_of, groups, model->groups_per_row, open);
+    for (int e = 0; e < count; e++)
+        if (!open[e / size]) taken[e] = BARRED;
 }
 
 /* What each expert counts before that is shared out, and its mark; logits are padded to `outs`. */
@@ -69,25 +92,21 @@ static void choose_experts(const Model *model, const Layer *layer, const float *
     float powers[MOST_EXPERTS], marks[MOST_EXPERTS], sum = 1;
     uint8_t taken[MOST_EXPERTS] = {0};
     weigh(model, layer, logits, powers, marks);
+    if (model->groups > 1) bar_groups(model, marks, count, taken);
     take_best(marks, count, model->experts_per_row, taken);
     if (model->whole_shares || !model->lone_shares) {
         vec sums[PARTS] = {{0}};
         for (int e = 0; e < count; e++)
-            if (model->whole_shares && !taken[e]) powers[e] = 0;
+            if (model->whole_shares && taken[e] != TAKEN) powers[e] = 0;
         for (int e = 0; e < outs; e += LANES)
             FOR_EACH(p, PARTS) sums[p] = sums[p] + load(powers + e + p * WIDTH);
         sum = fold_sum(sums);
     }
     for (int e = 0, i = 0; e < count; e++)
-        if (taken[e]) {
+        if (taken[e] == TAKEN) {
             chosen[i] = e;
             shares[i++] = powers[e] / sum * model->share_scale;
         }
-}
-
-static Rows rows_from(Rows rows, size_t number) {
-    return (Rows){rows.values + number, rows.codes + number, rows.scales + number / GROUP,
-                  rows.weighted + number / GROUP, rows.sums + number / GROUP};
 }
 
 /* Gives each choice its place, and each expert that has any its two products. */

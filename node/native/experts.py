@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, TypedDict
 
 from node.native.families import Flag, Routed
 from node.native.fields import Fields
@@ -29,11 +29,12 @@ def read_experts(routed: Routed, fields: Fields, blocks: int) -> Experts:
     shared = 0
     if routed.shared is not None and fields.any(routed.shared_intermediate) != 0:
         shared = fields.count(routed.shared_intermediate)
-        if routed.lone_shares:  # told in experts
+        if routed.grouped:  # told in experts
             shared *= intermediate
     if intermediate % GROUP or shared % GROUP:
         raise UnsupportedModel(f"experts of {intermediate} and {shared} numbers are no multiples of {GROUP}")
     whole = routed.whole_shares
+    grouping = _grouping(routed, fields, count, per_row) if routed.grouped else _UNGROUPED
     return Experts(
         count=count,
         per_row=per_row,
@@ -42,7 +43,7 @@ def read_experts(routed: Routed, fields: Fields, blocks: int) -> Experts:
         blocks=_blocks(routed, fields, blocks),
         shared=shared,
         lone_shares=routed.lone_shares,
-        scale=_scale(fields) if routed.lone_shares else 1.0,
+        **grouping,
     )
 
 
@@ -55,13 +56,35 @@ def _count(fields: Fields) -> int:
     return counts.pop()
 
 
-def _scale(fields: Fields) -> float:
-    fields.expect("n_group", 1)
-    fields.expect("topk_group", 1)
+class _Grouping(TypedDict):
+    scale: float
+    groups: int
+    groups_per_row: int
+
+
+_UNGROUPED: Final = _Grouping(scale=1.0, groups=1, groups_per_row=1)
+
+
+def _grouping(routed: Routed, fields: Fields, count: int, per_row: int) -> _Grouping:
+    """The groups that a row's experts come from, and the factor of their shares."""
+    groups, chosen = 1, 1
+    methods = ("noaux_tc",) if routed.lone_shares else ("greedy", "group_limited_greedy")
+    method = fields.text("topk_method", methods[0])
+    if method not in methods:
+        raise UnsupportedModel(f"config.json has topk_method {method!r}")
+    fields.expect("scoring_func", "sigmoid" if routed.lone_shares else "softmax")
+    if method == "greedy":
+        fields.ignore("n_group", "topk_group")
+    else:
+        groups = fields.count("n_group", 1, most=count)
+        chosen = fields.count("topk_group", 1, most=groups)
+    size = count // groups
+    if count % groups or size * chosen < per_row or (groups > 1 and size < 2):
+        raise UnsupportedModel(f"{per_row} of {count} experts in {chosen} of {groups} groups")
     scale = fields.number("routed_scaling_factor", 1.0)
     if scale <= 0:
         raise UnsupportedModel(f"config.json has routed_scaling_factor {scale}")
-    return scale
+    return _Grouping(scale=scale, groups=groups, groups_per_row=chosen)
 
 
 def _blocks(routed: Routed, fields: Fields, blocks: int) -> tuple[bool, ...]:
@@ -72,6 +95,12 @@ def _blocks(routed: Routed, fields: Fields, blocks: int) -> tuple[bool, ...]:
         if type(first) is not int or not 0 <= first <= blocks:
             raise UnsupportedModel(f"config.json has first_k_dense_replace {str(first)[:80]}")
         return tuple(index >= first for index in range(blocks))
+    if routed.some == "types":
+        fields.expect("first_k_dense_replace", 1)
+        kinds = fields.any("mlp_layer_types", ["dense"] + ["sparse"] * (blocks - 1))
+        if not isinstance(kinds, list) or len(kinds) != blocks or not set(kinds) <= {"dense", "sparse"}:
+            raise UnsupportedModel(f"config.json has mlp_layer_types {str(kinds)[:80]}")
+        return tuple(kind == "sparse" for kind in kinds)
     every, others = fields.count("decoder_sparse_step", 1), fields.any("mlp_only_layers", [])
     if not isinstance(others, list) or not all(type(index) is int for index in others):
         raise UnsupportedModel(f"config.json has mlp_only_layers {str(others)[:80]}")

@@ -60,8 +60,10 @@ class Routed:
     transposed     their matrices lie the other way round, and gates and what they let through take turns
     biased         router and experts have biases
     shared         gate_up, down and gate of what every row goes through as well; the gate may be ""
-    some           config.json may say which blocks have experts: "" of all, "step" of some, "first" of the first ones
+    some           config.json may say which blocks have experts: "" of all, "step" of some, "first" all but the first
+                   ones, "types" of each
     lone_shares    see `Experts`; then there is a bias for the choice
+    grouped        they may be in groups, shares may have a factor, and `shared` is told in experts
     """
 
     intermediate: str = "moe_intermediate_size"
@@ -75,6 +77,7 @@ class Routed:
     shared_intermediate: str = ""
     some: str = ""
     lone_shares: bool = False
+    grouped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,7 @@ class Family:
     rotated        the share of a head that turns where config.json does not say, None where it may not say
     neighbours     numbers that turn together are neighbours
     gated          the MLP has gates
+    latent         keys and values are made of latents, see `Latent`; `stated` fields it then cannot do without
     """
 
     query_bias: bool | Flag = _BIAS
@@ -113,6 +117,8 @@ class Family:
     neighbours: bool = False
     windows: Windows | None = None
     routed: Routed | None = None
+    latent: bool = False
+    stated: tuple[str, ...] = ()
 
     def flags(self) -> tuple[Flag, ...]:
         """The fields that say where biases are."""
@@ -160,6 +166,31 @@ _GRANITE_ROUTED: Final = Routed(
     router="block_sparse_moe.router.layer",
     gate_up=("block_sparse_moe.input_linear.weight",),
     down="block_sparse_moe.output_linear.weight",
+)
+_LONE_ROUTED: Final = Routed(
+    whole_shares=Flag("norm_topk_prob", True),
+    shared=(
+        ("mlp.shared_experts.gate_proj", "mlp.shared_experts.up_proj"),
+        "mlp.shared_experts.down_proj",
+        "",
+    ),
+    shared_intermediate="n_shared_experts",
+    some="first",
+    lone_shares=True,
+    grouped=True,
+)
+_DEEPSEEK: Final = Family(
+    neighbours=True,
+    latent=True,
+    routed=_LONE_ROUTED,
+    stated=(
+        "first_k_dense_replace",
+        "n_group",
+        "norm_topk_prob",
+        "routed_scaling_factor",
+        "topk_group",
+        "v_head_dim",
+    ),
 )
 
 FAMILIES: Final[Mapping[str, Family]] = {
@@ -311,17 +342,29 @@ FAMILIES: Final[Mapping[str, Family]] = {
         out_bias=False,
         epsilon=1e-5,
         rotated=0.5,
-        routed=Routed(
-            whole_shares=Flag("norm_topk_prob", True),
-            shared=(
-                ("mlp.shared_experts.gate_proj", "mlp.shared_experts.up_proj"),
-                "mlp.shared_experts.down_proj",
-                "",
-            ),
-            shared_intermediate="n_shared_experts",
-            some="first",
-            lone_shares=True,
-        ),
+        routed=_LONE_ROUTED,
+    ),
+    "deepseek_v2": replace(
+        _DEEPSEEK,
+        mlp_bias=Flag("mlp_bias"),
+        routed=replace(_LONE_ROUTED, whole_shares=False, lone_shares=False),
+        stated=("first_k_dense_replace", "routed_scaling_factor", "topk_method", "v_head_dim"),
+    ),
+    "deepseek_v3": _DEEPSEEK,
+    "glm4_moe_lite": replace(
+        _DEEPSEEK,
+        epsilon=1e-5,
+        rotated=1.0,
+        routed=replace(_LONE_ROUTED, some="types"),
+        stated=("n_group", "routed_scaling_factor", "topk_group", "v_head_dim"),
+    ),
+    "youtu": Family(neighbours=True, latent=True, tied=True, stated=("v_head_dim",)),
+    "minicpm3": Family(
+        mlp_bias=Flag("mlp_bias"),
+        epsilon=1e-5,
+        tied=True,
+        latent=True,
+        stated=("dim_model_base", "scale_depth", "scale_emb"),
     ),
     "gpt_oss": Family(
         query_bias=Flag("attention_bias", True),

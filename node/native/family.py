@@ -10,6 +10,7 @@ from typing import Any, Final
 from node.native.experts import read_experts
 from node.native.families import FAMILIES, FULL, SLIDING, Family, Flag
 from node.native.fields import Fields
+from node.native.latent import StoredHead, read_latent, whole_groups
 from node.native.packed import GROUP
 from node.native.rotation import Blocks, add_rotation
 from node.native.shape import Experts, Shape
@@ -50,6 +51,7 @@ class Plan:
     """A model that the kernels know completely: what they compute, and which tensors are what.
 
     head_dim    numbers of a head in the checkpoint; in `shape` it is padded with zeros
+    latent_head the same where keys and values are made of latents
     """
 
     shape: Shape
@@ -62,6 +64,7 @@ class Plan:
     context: int
     mxfp4: bool  # the matrices of experts are stored in four-bit floats
     stored: str  # the dtype of most tensors, as safetensors names it, if config.json tells the truth
+    latent_head: StoredHead | None = None
 
 
 def plan_model(config: Mapping[str, Any]) -> Plan:
@@ -71,20 +74,29 @@ def plan_model(config: Mapping[str, Any]) -> Plan:
         raise UnsupportedModel(f"models of type {kind!r} are not known to the native kernels")
     family, fields = FAMILIES[kind], Fields(config, "config.json")
     fields.ignore(*_HARMLESS)
-    if kind == "glm4_moe":
+    if kind == "deepseek_v2":
+        fields.expect("norm_topk_prob", False)
+    if family.routed is not None and family.routed.lone_shares:
         fields.ignore("num_nextn_predict_layers", "num_mtp_layers")
+    if kind == "glm4_moe":
         family = replace(family, query_norms="heads" if fields.flag("use_qk_norm", False) else "")
     fields.expect("pretraining_tp", 1)
     fields.expect("rope_interleaved", False)
     context = fields.count("max_position_embeddings", most=1 << 40)
+    if family.latent and kind not in ("deepseek_v2", "minicpm3"):
+        family = replace(family, neighbours=fields.flag("rope_interleave", True))
     shape = _sizes(kind, family, fields)
+    shape, latent_head = _with_latents(family, fields, shape) if family.latent else (shape, None)
     head_dim = shape.head_dim
     if family.routed is not None:
         shape = _with_experts(kind, fields, shape, read_experts(family.routed, fields, shape.blocks))
     shape = _scales(kind, fields, shape)
     kinds = _layer_types(kind, family, fields, shape.blocks)
     windows = _windows(family, fields, kinds)
-    shape = add_rotation(replace(shape, windows=windows), Blocks(kind, family, kinds, context), fields)
+    turning = head_dim if latent_head is None else latent_head.turning
+    shape = add_rotation(
+        replace(shape, windows=windows), Blocks(kind, family, kinds, context, turning), fields
+    )
     plan = Plan(
         shape=replace(shape, head_dim=_padded_heads(family, head_dim)),
         family=family,
@@ -96,6 +108,7 @@ def plan_model(config: Mapping[str, Any]) -> Plan:
         context=context,
         mxfp4=_is_mxfp4(fields) if kind == "gpt_oss" else False,
         stored=_stored(fields),
+        latent_head=latent_head,
     )
     for name in ("attention_bias", "mlp_bias"):
         if name not in {flag.name for flag in family.flags()}:
@@ -133,6 +146,13 @@ def _with_experts(kind: str, fields: Fields, shape: Shape, experts: Experts) -> 
         fields.expect("layer_types", [FULL] * shape.blocks)
     # Whoever has no block without experts has no MLP to speak of.
     return replace(shape, experts=experts, intermediate=0 if all(experts.blocks) else shape.intermediate)
+
+
+def _with_latents(family: Family, fields: Fields, shape: Shape) -> tuple[Shape, StoredHead]:
+    latent, head = read_latent(family, fields, shape.heads, max(1, shape.hidden // shape.heads))
+    dim = latent.size + whole_groups(head.turning)
+    scale = 1 / math.sqrt(head.query)
+    return replace(shape, latent=latent, kv_heads=1, head_dim=dim, query_scale=scale), head
 
 
 def _flag(fields: Fields, flag: bool | Flag) -> bool:
@@ -204,6 +224,13 @@ def _scales(kind: str, fields: Fields, shape: Shape) -> Shape:
             residual_scale=fields.number("residual_multiplier", 1.0),
             embedding_scale=fields.number("embedding_multiplier", 1.0),
             logits_divisor=fields.number("logits_scaling", 1.0),
+        )
+    if kind == "minicpm3":
+        return replace(
+            shape,
+            residual_scale=fields.number("scale_depth") / math.sqrt(shape.blocks),
+            embedding_scale=fields.number("scale_emb"),
+            logits_divisor=shape.hidden / fields.count("dim_model_base"),
         )
     if kind in ("olmo", "olmoe"):
         return replace(shape, clip=_bound(fields, "clip_qkv", 0.0))

@@ -14,7 +14,7 @@ from node.native.blocks import Blocks, BlockWeights
 from node.native.cache import PagedCache
 from node.native.kernel import Kernel
 from node.native.packed import Kind, Matrix, Norm
-from node.native.shape import RotaryTable, Shape
+from node.native.shape import Latent, RotaryTable, Shape
 from protocol.model import Span
 
 _TOKENS: Final = 21
@@ -28,6 +28,13 @@ ANSWERS: Final = {
     (Kind.INT8, 4): "9d3ea5ba39b5214b",
     (Kind.INT4, 2): "c90ed902e5e8cee1",
     (Kind.INT4, 4): "273c4c0683d78410",
+}
+# The same of a model with latents.
+LATENT_ANSWERS: Final = {(Kind.F32, 4): "435be272d795d0f7", (Kind.INT8, 2): "c9cacbf3ed295585"}
+_LATENT: Final = {
+    "kv_heads": 1,
+    "head_dim": 96,
+    "latent": Latent(size=64, query_rank=32, own=32, value=32, epsilon=1e-6),
 }
 
 
@@ -89,34 +96,42 @@ def made_up_block(
         opening = matrix((1 + shape.gated) * intermediate, shape.hidden, bias)
         return opening, matrix(shape.hidden, intermediate, bias)
 
-    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    heads = (queries, keys) if shape.wide_norms else (shape.head_dim, shape.head_dim)
+    latent = shape.latent
     routed = shape.experts if shape.experts and shape.experts.blocks[seed] else None
     inside = shape.intermediate if routed is None else routed.shared
-    qkv, out = matrix(queries + 2 * keys, shape.hidden, bias=True), matrix(shape.hidden, queries)
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    entering, leaving = queries + 2 * keys, queries
+    heads = (queries, keys) if shape.wide_norms else (shape.head_dim, shape.head_dim)
+    if latent is not None:
+        queries = shape.heads * (latent.own + shape.head_dim - latent.size)
+        entering, leaving = (latent.query_rank or queries) + keys, shape.heads * latent.value
+        heads = latent.query_rank, latent.size
+    qkv, out = matrix(entering, shape.hidden, bias=True), matrix(shape.hidden, leaving)
     gate_up, down = mlp(inside) if inside else (None, None)
     return BlockWeights(
-        qkv,
-        out,
-        gate_up,
-        down,
-        matrix(routed.count, shape.hidden, bias=True, kind=Kind.F32) if routed else None,
-        matrix(1, shape.hidden, kind=Kind.F32) if routed and routed.shared else None,
-        tuple(mlp(routed.intermediate, bias=True) for _ in range(routed.count)) if routed else (),
-        numbers(next(seeds), routed.count, 0.5) if routed and routed.lone_shares else None,
-        numbers(next(seeds), shape.heads, 2.0) if shape.sinks else None,
-        norm(shape.hidden),
-        norm(shape.hidden) if every_norm else None,
-        norm(shape.hidden),
-        norm(shape.hidden) if every_norm else None,
-        norm(heads[0]) if every_norm else None,
-        norm(heads[1]) if every_norm else None,
+        qkv=qkv,
+        out=out,
+        gate_up=gate_up,
+        down=down,
+        router=matrix(routed.count, shape.hidden, bias=True, kind=Kind.F32) if routed else None,
+        shared_gate=matrix(1, shape.hidden, kind=Kind.F32) if routed and routed.shared else None,
+        experts=tuple(mlp(routed.intermediate, bias=True) for _ in range(routed.count)) if routed else (),
+        choice_bias=numbers(next(seeds), routed.count, 0.5) if routed and routed.lone_shares else None,
+        sinks=numbers(next(seeds), shape.heads, 2.0) if shape.sinks else None,
+        attention_norm=norm(shape.hidden),
+        attention_post_norm=norm(shape.hidden) if every_norm else None,
+        mlp_norm=norm(shape.hidden),
+        mlp_post_norm=norm(shape.hidden) if every_norm else None,
+        query_norm=norm(heads[0]) if (latent.query_rank if latent else every_norm) else None,
+        key_norm=norm(heads[1]) if latent or every_norm else None,
+        query_up=matrix(queries, latent.query_rank) if latent and latent.query_rank else None,
+        key_up=matrix(shape.heads * latent.size, latent.own) if latent else None,
+        value_up=matrix(shape.heads * latent.value, latent.size) if latent else None,
     )
 
 
-def answer(kernel: Kernel, kind: Kind, kv_bytes: int) -> str:
+def answer(kernel: Kernel, shape: Shape, kind: Kind, kv_bytes: int) -> str:
     """What the kernel makes of the small model: a prompt, then a token."""
-    shape = made_up_shape()
     blocks = Blocks(
         kernel, shape, 0, [made_up_block(kernel, shape, kind, seed) for seed in range(3)], kv_bytes
     )
@@ -130,6 +145,11 @@ def answer(kernel: Kernel, kind: Kind, kv_bytes: int) -> str:
 
 def wrong_answers(kernel: Kernel) -> Iterator[str]:
     """What this kernel computes otherwise than it should, in words."""
-    for (kind, kv_bytes), expected in ANSWERS.items():
-        if (found := answer(kernel, kind, kv_bytes)) != expected:
-            yield f"{kernel.isa}, {kind.name}, {8 * kv_bytes} bits of KV: {found} instead of {expected}"
+    for what, shape, answers in (
+        ("heads", made_up_shape(), ANSWERS),
+        ("latents", made_up_shape(**_LATENT), LATENT_ANSWERS),
+    ):
+        for (kind, kv_bytes), expected in answers.items():
+            if (found := answer(kernel, shape, kind, kv_bytes)) != expected:
+                said = f"{kernel.isa}, {what}, {kind.name}, {8 * kv_bytes} bits of KV"
+                yield f"{said}: {found} instead of {expected}"

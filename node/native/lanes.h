@@ -182,6 +182,44 @@ INLINE void restore_rounding(uint64_t before) {
 #endif
 }
 
+#ifdef __clang__
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (ivec){__VA_ARGS__})
+#endif
+
+/* The lanes of two vectors taking turns: of their lower halves, of their upper ones. */
+INLINE vec zip_lower(vec a, vec b) {
+#if WIDTH == 16
+    return SHUFFLE(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+#elif WIDTH == 8
+    return SHUFFLE(a, b, 0, 8, 1, 9, 2, 10, 3, 11);
+#else
+    return SHUFFLE(a, b, 0, 4, 1, 5);
+#endif
+}
+INLINE vec zip_upper(vec a, vec b) {
+#if WIDTH == 16
+    return SHUFFLE(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+#elif WIDTH == 8
+    return SHUFFLE(a, b, 4, 12, 5, 13, 6, 14, 7, 15);
+#else
+    return SHUFFLE(a, b, 2, 6, 3, 7);
+#endif
+}
+
+/* WIDTH vectors become their columns: each round moves one bit of a number's place from its row to its lane. */
+INLINE void transpose(vec *rows) {
+    UNROLL for (int round = 1; round < WIDTH; round *= 2) {
+        vec zipped[WIDTH];
+        UNROLL for (int i = 0; i < WIDTH / 2; i++) {
+            zipped[2 * i] = zip_lower(rows[i], rows[i + WIDTH / 2]);
+            zipped[2 * i + 1] = zip_upper(rows[i], rows[i + WIDTH / 2]);
+        }
+        UNROLL for (int i = 0; i < WIDTH; i++) rows[i] = zipped[i];
+    }
+}
+
 INLINE int least(int a, int b) { return a < b ? a : b; }
 INLINE int most(int a, int b) { return a > b ? a : b; }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -24,6 +24,7 @@ class Part:
 
     stacked, index   so many matrices lie in one tensor, this is one of them; 0: it has its own
     transposed       it is stored with its columns as rows
+    turned           the columns of those rows are the rows of the matrix
     mxfp4            in four-bit floats, as two tensors of bytes
     """
 
@@ -37,6 +38,14 @@ class Part:
     index: int = 0
     transposed: bool = False
     mxfp4: bool = False
+    turned: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns, in their order."""
+        outs = self.outs if self.rows is None else len(self.rows)
+        ins = self.ins if self.columns is None else len(self.columns)
+        return (ins, outs) if self.turned else (outs, ins)
 
     def tensors(self, prefix: str) -> Shapes:
         """Its tensors, in a block whose names begin with `prefix`."""
@@ -85,7 +94,7 @@ def head_name(plan: Plan) -> str:
 def block_matrices(plan: Plan, index: int) -> Mapping[str, tuple[Part, ...]]:
     """Of each matrix of a block but its experts, by its field in `BlockWeights`, the parts below one another."""
     shape, family = plan.shape, plan.family
-    found = {"qkv": _qkv(plan), "out": _out(plan)}
+    found = _latent_matrices(plan) if plan.latent_head else {"qkv": _qkv(plan), "out": _out(plan)}
     if not has_experts(plan, index):
         return {**found, **_mlp(plan, family.gate_up, family.down, shape.intermediate)}
     routed, experts = family.routed, shape.experts
@@ -170,6 +179,46 @@ def _out(plan: Plan) -> tuple[Part, ...]:
     return (Part(f"{name}.weight", shape.hidden, shape.heads * plan.head_dim, bias, columns=columns),)
 
 
+def _latent_matrices(plan: Plan) -> dict[str, tuple[Part, ...]]:
+    """What leads to queries and latents, and from there to what `out` reads."""
+    shape, head, latent = plan.shape, plan.latent_head, plan.shape.latent
+    assert head is not None
+    assert latent is not None
+    hidden, heads = shape.hidden, shape.heads
+    turning = _padded(head.turning, shape.head_dim - latent.size)
+    if plan.family.neighbours:
+        turning[: head.turning] = np.arange(head.turning).reshape(-1, 2).T.reshape(-1)
+    own = _padded(head.own, latent.own)
+    query = np.concatenate((own, np.where(turning < 0, -1, head.own + turning)))
+    queries = _in_heads(query, heads, head.query)
+    kept = np.concatenate((np.arange(latent.size), np.where(turning < 0, -1, latent.size + turning)))
+    names = {name: f"self_attn.{name}_proj" for name in ("q", "q_a", "q_b", "kv_a", "kv_b", "o")}
+    names["kv_a"] += "_with_mqa"
+
+    def part(name: str, outs: int, ins: int, biased: bool = False, **orders: Any) -> Part:
+        bias = f"{names[name]}.bias" if biased else ""
+        return Part(f"{names[name]}.weight", outs, ins, bias, **orders)
+
+    found = {"query_up": (part("q_b", heads * head.query, latent.query_rank, rows=queries),)}
+    first = part("q_a", latent.query_rank, hidden, plan.query_bias)
+    if not latent.query_rank:
+        found, first = {}, part("q", heads * head.query, hidden, rows=queries)
+    # Of each head the rows of its key, then those of its value.
+    step = head.own + head.value
+    both = heads * step, latent.size
+    keys = (np.where(own < 0, -1, step * index + own) for index in range(heads))
+    value = _padded(head.value, latent.value)
+    values = _in_heads(np.where(value < 0, -1, head.own + value), heads, step)
+    columns = _in_heads(value, heads, head.value)
+    return {
+        **found,
+        "qkv": (first, part("kv_a", latent.size + head.turning, hidden, plan.query_bias, rows=kept)),
+        "key_up": tuple(part("kv_b", *both, rows=rows, turned=True) for rows in keys),
+        "value_up": (part("kv_b", *both, rows=values),),
+        "out": (part("o", hidden, heads * head.value, plan.out_bias, columns=columns),),
+    }
+
+
 def _mlp(plan: Plan, gate_up: tuple[str, ...], down: str, inside: int) -> dict[str, tuple[Part, ...]]:
     outs, hidden = (1 + plan.shape.gated) * inside // len(gate_up), plan.shape.hidden
 
@@ -192,6 +241,10 @@ def norm_names(plan: Plan) -> Mapping[str, tuple[str, int]]:
         queries, keys = (shape.heads, shape.kv_heads) if shape.wide_norms else (1, 1)
         found["query_norm"] = (family.query_norm_names[0], queries * plan.head_dim)
         found["key_norm"] = (family.query_norm_names[1], keys * plan.head_dim)
+    if shape.latent is not None:
+        found["key_norm"] = ("self_attn.kv_a_layernorm", shape.latent.size)
+        if shape.latent.query_rank:
+            found["query_norm"] = ("self_attn.q_a_layernorm", shape.latent.query_rank)
     return found
 
 
@@ -226,8 +279,13 @@ def _padding(plan: Plan) -> Order | None:
     """Of each number of a padded head where it is stored, in a head."""
     if plan.shape.head_dim == plan.head_dim:
         return None
-    order = np.full(plan.shape.head_dim, -1, np.intp)
-    order[: plan.head_dim] = np.arange(plan.head_dim)
+    return _padded(plan.head_dim, plan.shape.head_dim)
+
+
+def _padded(numbers: int, size: int) -> Order:
+    """So many numbers, then zeros up to `size`."""
+    order = np.full(size, -1, np.intp)
+    order[:numbers] = np.arange(numbers)
     return order
 
 

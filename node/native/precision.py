@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,6 +39,14 @@ def kept_kind(kind: Kind, stored: Collection[str], whole: bool = True) -> Kind:
     if kind is Kind.F32 and set(stored) == {"BF16"}:
         return Kind.BF16
     return Kind.INT4 if kind is Kind.INT8 and whole and FOURS.keys() >= set(stored) else kind
+
+
+def matrix_kinds(precision: Precision) -> Mapping[str, Kind]:
+    """The kind of each matrix of a block but its experts, by its field in `BlockWeights`."""
+    attention = dict.fromkeys(("qkv", "out", "query_up", "key_up", "value_up"), precision.attention)
+    mlp = dict.fromkeys(("gate_up", "down"), precision.mlp)
+    # What routes is small, and a change of it is another choice.
+    return {**attention, **mlp, "router": Kind.F32, "shared_gate": Kind.F32}
 
 
 F32: Final = Precision("f32", Kind.F32, Kind.F32, Kind.F32, 4)

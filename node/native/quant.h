@@ -31,6 +31,12 @@ int native_pack(Team *team, int kind, int32_t outs, int32_t ins, const float *we
 /* Codes of `count` numbers, a multiple of 32, of `rows` from number `at` on. */
 void quantise(Rows rows, size_t at, int count);
 
+/* The same rows from their `number`-th number on, a multiple of 32. */
+static inline Rows rows_from(Rows rows, size_t number) {
+    return (Rows){rows.values + number, rows.codes + number, rows.scales + number / GROUP,
+                  rows.weighted + number / GROUP, rows.sums + number / GROUP};
+}
+
 static inline int is_quantised(int kind) { return kind == INT8 || kind == INT4; }
 
 #endif

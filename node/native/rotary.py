@@ -55,6 +55,20 @@ def rotary_table(parameters: Mapping[str, Any], head_dim: int, context: int) -> 
     return RotaryTable(np.array(scaled, np.float32), gain), dims
 
 
+def score_gain(parameters: Mapping[str, Any]) -> float:
+    """What scores are multiplied by beside, in a family that leaves a part of a scaling's gain to them."""
+    fields = Fields(parameters, "rope_parameters")
+    share = fields.number("mscale_all_dim", 0.0)
+    if fields.text("rope_type", fields.text("type", "default")) == "default" or not share:
+        return 1.0
+    return _stretched(fields.number("factor"), share) ** 2
+
+
+def _stretched(factor: float, share: float) -> float:
+    """The gain of a rotation that is stretched by `factor`."""
+    return 0.1 * share * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
 def _inverse_power(base: float, over: int, under: int) -> Decimal:
     exponent = _EXACT.divide(Decimal(-over), Decimal(under))
     return _EXACT.power(Decimal(base), exponent)
@@ -101,7 +115,10 @@ def _yarn(
     factor = fields.number("factor")
     original = fields.number("original_max_position_embeddings", float(context))
     fast, slow = fields.number("beta_fast", 32.0), fields.number("beta_slow", 1.0)
-    gain = fields.number("attention_factor", 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0)
+    above, below = fields.number("mscale", 0.0), fields.number("mscale_all_dim", 0.0)
+    both = above and below
+    usual = _stretched(factor, above) / _stretched(factor, below) if both else _stretched(factor, 1.0)
+    gain = fields.number("attention_factor", usual)
 
     def pair_that_turns(times: float) -> float:
         return dims * math.log(original / (times * 2 * math.pi)) / (2 * math.log(base))

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from node.native.families import FULL, SLIDING, Family
 from node.native.fields import Fields
-from node.native.rotary import rotary_table
+from node.native.rotary import rotary_table, score_gain
 from node.native.shape import Shape
 from protocol.errors import UnsupportedModel
 
@@ -19,12 +19,16 @@ _LONG: Final = ("longrope", "su", "yarn")
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """What is known of a model's blocks before their rotation: kinds says of each whether it has a window."""
+    """What is known of a model's blocks before their rotation: kinds says of each whether it has a window.
+
+    head_dim    the numbers of a head of which some or all turn
+    """
 
     model_type: str
     family: Family
     kinds: tuple[str, ...]
     context: int
+    head_dim: int
 
 
 def add_rotation(shape: Shape, blocks: Blocks, fields: Fields) -> Shape:
@@ -36,17 +40,20 @@ def add_rotation(shape: Shape, blocks: Blocks, fields: Fields) -> Shape:
     if blocks.family.local_theta is not None:
         by_kind = _by_kind(blocks.family.local_theta, fields, theta, scaling, parameters)
         tables, dims = zip(
-            *(rotary_table(by_kind[kind], shape.head_dim, blocks.context) for kind in (FULL, SLIDING)),
+            *(rotary_table(by_kind[kind], blocks.head_dim, blocks.context) for kind in (FULL, SLIDING)),
             strict=True,
         )
         rotary_of = tuple(0 if seen == FULL else 1 for seen in blocks.kinds)
         return replace(shape, rotary_dims=dims[0], rotary_tables=tables, rotary_of=rotary_of)
     given = _one_for_all(blocks, fields, {"rope_theta": theta, **(scaling or parameters or {})})
-    table, turning = rotary_table(given, shape.head_dim, blocks.context)
+    table, turning = rotary_table(given, blocks.head_dim, blocks.context)
+    if shape.latent is not None:
+        shape = replace(shape, query_scale=shape.query_scale * score_gain(given))
     shape = replace(shape, rotary_tables=(table,), rotary_of=_turning(blocks, fields))
     # Such a model takes other factors as soon as the whole sequence is long, for what it has computed before as well:
     # another answer to the same tokens, and nothing that is kept could be used again. The kernels stay below that.
-    reach: int = given["original_max_position_embeddings"] if given.get("rope_type") == _LONG[0] else 0
+    long = given.get("rope_type", given.get("type")) == _LONG[0]
+    reach: int = given["original_max_position_embeddings"] if long else 0
     return replace(shape, rotary_dims=turning, reach=reach)
 
 

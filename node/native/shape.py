@@ -26,6 +26,7 @@ class Experts:
     lone_shares    what an expert counts is told by its own logit before that, and a bias may have a say in the choice
     scale          shares are multiplied by it in the end
     shared         numbers inside the MLP that every row goes through as well, 0 for none
+    groups         they are in so many groups of neighbours, and a row's are all of the best groups_per_row
     """
 
     count: int
@@ -36,6 +37,26 @@ class Experts:
     shared: int = 0
     lone_shares: bool = False
     scale: float = 1.0
+    groups: int = 1
+    groups_per_row: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Latent:
+    """What stands for the keys and values of all heads at a position, and how queries and values go by way of it.
+
+    size         numbers of the latent itself; behind it lie those of the one key that turns, `head_dim` together
+    query_rank   numbers that queries are made of, 0: of the states
+    own          numbers of a head's query that meet its share of the latent; the others turn
+    value        numbers of a head's value
+    epsilon      of the norm of latents, and of what queries are made of
+    """
+
+    size: int
+    query_rank: int
+    own: int
+    value: int
+    epsilon: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,6 +76,7 @@ class Shape:
     reach          the longest sequence of which positions alone say how far things turn, 0 for any
     sinks          heads have a score of what is not there
     clip           queries, keys and values are cut off there, 0 for none
+    latent         keys and values are not kept but what they are made of, as the only head of keys
     """
 
     blocks: int
@@ -85,7 +107,8 @@ class Shape:
     experts: Experts | None = None
     sinks: bool = False
     reach: int = 0
+    latent: Latent | None = None
 
     def kv_row_bytes(self, kv_bytes: int) -> int:
         """Memory that one position takes in one block."""
-        return 2 * self.kv_heads * self.head_dim * kv_bytes
+        return (2 if self.latent is None else 1) * self.kv_heads * self.head_dim * kv_bytes

@@ -23,7 +23,7 @@ from node.native.names import (
     norm_names,
 )
 from node.native.packed import Kind, padded
-from node.native.precision import Precision, kept_kind
+from node.native.precision import Precision, kept_kind, matrix_kinds
 from node.native.tensors import FLOATS
 
 _F32_BYTES: Final = 4
@@ -69,14 +69,7 @@ def _block_bytes(plan: Plan, index: int, precision: Precision, stored: Stored) -
     def in_block(name: str) -> str:
         return stored(block_prefix(index) + name)
 
-    kinds = {
-        "qkv": precision.attention,
-        "out": precision.attention,
-        "gate_up": precision.mlp,
-        "down": precision.mlp,
-        "router": Kind.F32,
-        "shared_gate": Kind.F32,
-    }
+    kinds = matrix_kinds(precision)
     size = sum(
         _matrix_bytes(kinds[field], parts, in_block) for field, parts in block_matrices(plan, index).items()
     )
@@ -93,9 +86,9 @@ def _block_bytes(plan: Plan, index: int, precision: Precision, stored: Stored) -
 
 def _matrix_bytes(kind: Kind, parts: Sequence[Part], stored: Stored) -> int:
     """Of parts below one another as one matrix; what four-bit floats stand for is kept as bf16 is."""
-    whole = all(part.columns is None for part in parts)
-    outs = sum(part.outs if part.rows is None else len(part.rows) for part in parts)
-    ins = parts[0].ins if parts[0].columns is None else len(parts[0].columns)
+    whole = all(part.columns is None and not part.turned for part in parts)
+    outs = sum(part.shape[0] for part in parts)
+    ins = parts[0].shape[1]
     kind = kept_kind(kind, {"BF16" if part.mxfp4 else stored(part.weight) for part in parts}, whole)
     bias = _F32_BYTES * padded(outs) if any(part.bias for part in parts) else 0
     return _packed(kind, outs, ins) + bias

@@ -132,3 +132,24 @@ class StoredRows:
         if stored.dtype == np.uint16:  # the upper halves of floats
             return (stored.astype(np.uint32) << 16).view(np.float32)
         return np.array(stored, np.float32)
+
+
+class TurnedRows:
+    """The columns of a matrix as rows, for one that is small: it is read and turned at once."""
+
+    def __init__(self, rows: StoredRows) -> None:
+        self._rows = rows
+        self.name, self.stored = rows.name, rows.stored
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the whole, in its order."""
+        return self._rows.shape[::-1]
+
+    def pieces(self) -> Iterator[NDArray[np.float32]]:
+        """See `StoredRows`."""
+        yield np.ascontiguousarray(np.concatenate(list(self._rows.pieces())).T)
+
+    def check(self) -> None:
+        """See `StoredRows`."""
+        self._rows.check()

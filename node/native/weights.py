@@ -29,8 +29,8 @@ from node.native.names import (
     norm_tensors,
 )
 from node.native.packed import Kind, Matrix, Norm
-from node.native.precision import kept_kind
-from node.native.tensors import StoredRows
+from node.native.precision import kept_kind, matrix_kinds
+from node.native.tensors import StoredRows, TurnedRows
 from protocol.errors import BadCheckpoint
 
 
@@ -69,14 +69,7 @@ class Loader:
     def block(self, index: int) -> BlockWeights:
         """A block, packed."""
         plan, precision, prefix = self._plan, self._checkpoint.precision, block_prefix(index)
-        kinds = {"qkv": precision.attention, "out": precision.attention}
-        # What routes is small, and a change of it is another choice.
-        kinds |= {
-            "gate_up": precision.mlp,
-            "down": precision.mlp,
-            "router": Kind.F32,
-            "shared_gate": Kind.F32,
-        }
+        kinds = matrix_kinds(precision)
         packed = {
             field: self._matrix(kinds[field], index, parts)
             for field, parts in block_matrices(plan, index).items()
@@ -94,6 +87,9 @@ class Loader:
             down=packed.get("down"),
             router=packed.get("router"),
             shared_gate=packed.get("shared_gate"),
+            query_up=packed.get("query_up"),
+            key_up=packed.get("key_up"),
+            value_up=packed.get("value_up"),
             experts=self._experts(index),
             choice_bias=self._checkpoint.rows(1 + index, prefix + choice).vector() if choice else None,
             sinks=sinks,
@@ -117,17 +113,22 @@ class Loader:
     def _matrix(self, kind: Kind, index: int, parts: Sequence[Part]) -> Matrix:
         """Parts below one another as one matrix."""
         stage, prefix = 1 + index, block_prefix(index)
-        weights, biases = [], []
+        weights: list[StoredRows | TurnedRows] = []
+        biases = []
+        biased = any(part.bias for part in parts)
         for part in parts:
             stored = self._stored(stage, prefix + part.weight, part.mxfp4)
             if part.stacked:
                 stored = stored.at(part.index)
             if part.transposed:
                 stored = stored.transposed()
-            weights.append(stored.ordered(part.rows, part.columns))
+            rows = stored.ordered(part.rows, part.columns)
+            weights.append(TurnedRows(rows) if part.turned else rows)
             if part.bias:
                 bias = self._checkpoint.rows(stage, prefix + part.bias)
                 biases.append((bias.at(part.index) if part.stacked else bias).ordered(part.rows).vector())
+            elif biased:
+                biases.append(np.zeros(rows.shape[0], np.float32))
         size = sum(rows.shape[0] for rows in weights), weights[0].shape[1]
         return self._pack(kind, size, weights, np.concatenate(biases) if biases else None)
 
@@ -141,7 +142,7 @@ class Loader:
         self,
         kind: Kind,
         size: tuple[int, int],
-        parts: Sequence[StoredRows],
+        parts: Sequence[StoredRows | TurnedRows],
         bias: NDArray[np.float32] | None = None,
     ) -> Matrix:
         grouped = [part for part in parts if isinstance(part, GgufRows) and part.in_fours]

@@ -23,6 +23,23 @@ _LATENT: dict[str, Any] = {
     "qk_nope_head_dim": 16,
     "v_head_dim": 16,
 }
+# The same as the kernels take it.
+_RANKS: dict[str, Any] = {
+    "q_lora_rank": 32,
+    "kv_lora_rank": 32,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 16,
+}
+_LATENT_ROUTED: dict[str, Any] = {**_ROUTED, **_RANKS, "moe_intermediate_size": 32, "rms_norm_eps": 1e-5}
+_YARN: dict[str, Any] = {
+    "rope_type": "yarn",
+    "rope_theta": 10_000.0,
+    "factor": 8.0,
+    "original_max_position_embeddings": 64,
+    "mscale": 1.0,
+    "mscale_all_dim": 0.8,
+}
 # Enough heads that no two tokens have the same score: with few all are often zero, and which is taken is open.
 _INDEXED: dict[str, Any] = {**_LATENT, "index_topk": 4, "index_n_heads": 32, "index_head_dim": 16}
 _DELTA: dict[str, Any] = {
@@ -46,7 +63,8 @@ EXACT: dict[str, dict[str, Any]] = {
     "codegen": {"rotary_dim": 8},
     "cohere2": {"sliding_window": 6},
     "ctrl": {"n_embd": 64, "dff": 128, "n_layer": 4, "n_head": 4},
-    "deepseek_v2": _LATENT,
+    "deepseek_v2": _LATENT_ROUTED,
+    "deepseek_v3/yarn": {**_LATENT_ROUTED, "q_lora_rank": None, "rope_parameters": _YARN},
     "deepseek_v32": _INDEXED,
     "diffllama": {},
     "doge": {},
@@ -80,6 +98,7 @@ EXACT: dict[str, dict[str, Any]] = {
     "glm": {"head_dim": 16},
     "glm4": {"head_dim": 16},
     "glm4_moe": {**_ROUTED, "head_dim": 16},
+    "glm4_moe_lite": _LATENT_ROUTED,
     "glm_moe_dsa": _INDEXED,
     "gpt_bigcode": {},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 4, "num_layers": 4},
@@ -96,6 +115,7 @@ EXACT: dict[str, dict[str, Any]] = {
     | {"attention_chunk_size": 6, "no_rope_layers": [1, 1, 1, 0]},
     "mamba2": {"num_heads": 8, "head_dim": 16, "state_size": 8, "n_groups": 1, "expand": 2},
     "minimax_m2": {**_LOCAL, "head_dim": 16},
+    "minicpm3": {**_RANKS, "num_key_value_heads": 4},
     "ministral": _WINDOW,
     "ministral3": {"head_dim": 16},
     "mpt": {"d_model": 64, "n_heads": 4, "n_layers": 4, "expansion_ratio": 2},
@@ -119,6 +139,7 @@ EXACT: dict[str, dict[str, Any]] = {
     "starcoder2": {},
     "vaultgemma": _WINDOW,
     "xglm": {"ffn_dim": 128},
+    "youtu": {**_RANKS, "num_key_value_heads": 4},
 }
 # Families that choose the positions they attend to by scores of their own.
 INDEXED = tuple(name for name, changes in EXACT.items() if changes is _INDEXED)

@@ -17,7 +17,7 @@ from node.native.cache import PagedCache
 from node.native.kernel import Kernel
 from node.native.known_answer import made_up_block, made_up_shape, numbers
 from node.native.packed import Kind
-from node.native.shape import Experts, RotaryTable, Shape
+from node.native.shape import Experts, Latent, RotaryTable, Shape
 from protocol.model import Span
 
 States = NDArray[np.float32]
@@ -59,6 +59,18 @@ class Case:
         states = numbers(7, self.tokens * hidden, self.scale).reshape(self.tokens, hidden)
         states[:, 5] *= np.float32(self.outlier)
         return states
+
+
+def latent(size: int, query_rank: int, own: int, value: int, *, heads: int, dim: int) -> dict[str, Any]:
+    """What a shape has with latents; `dim` numbers of them and of the key that turns, of which eight do."""
+    return {
+        "latent": Latent(size, query_rank, own, value, 1e-5),
+        "heads": heads,
+        "kv_heads": 1,
+        "head_dim": dim,
+        "rotary_dims": 8,
+        "rotary_tables": (table(4, 0.5, 1.1),),
+    }
 
 
 _ONE_BLOCK = {
@@ -140,6 +152,27 @@ CASES = {
             "sinks": True,
             "activation": 3,
         },
+    ),
+    "f32, latents": Case(Kind.F32, kv_bytes=4, changed=latent(96, 64, 32, 64, heads=5, dim=128)),
+    "bf16, latents, queries of the states": Case(
+        Kind.BF16, kv_bytes=4, changed=latent(64, 0, 64, 32, heads=3, dim=96)
+    ),
+    "int8, latents, experts in groups": Case(
+        Kind.INT8,
+        changed={
+            **latent(160, 32, 32, 32, heads=18, dim=192),
+            "experts": Experts(8, 3, 32, True, (False, True, True), 32, True, 2.5, 4, 2),
+        },
+    ),
+    "int4, latents, experts in groups, shares of all": Case(
+        Kind.INT4,
+        changed={
+            **latent(32, 0, 32, 32, heads=2, dim=64),
+            "experts": Experts(9, 2, 32, False, (False, True, True), 64, False, 16.0, 3, 1),
+        },
+    ),
+    "int8, latents over blocks of positions": Case(
+        Kind.INT8, tokens=600, changed={**_ONE_BLOCK, **latent(64, 32, 32, 32, heads=17, dim=96)}
     ),
     "int8, outliers": Case(Kind.INT8, outlier=3e4),
     "int8, denormals": Case(Kind.INT8, scale=1e-38, tokens=21),

@@ -53,8 +53,9 @@ static Layer take_layer(Team *team) {
     for (int i = 0; i < 3; i++) *numbers[i] = take_int();
     layer.choice_bias = take_floats();
     layer.sinks = take_floats();
-    Linear *matrices[] = {&layer.qkv, &layer.out, &layer.gate_up, &layer.down, &layer.router, &layer.shared_gate};
-    for (int i = 0; i < 6; i++) *matrices[i] = take_matrix(team);
+    Linear *matrices[] = {&layer.qkv,    &layer.out,         &layer.gate_up,  &layer.down,    &layer.router,
+                          &layer.shared_gate, &layer.query_up, &layer.key_up, &layer.value_up};
+    for (int i = 0; i < 9; i++) *matrices[i] = take_matrix(team);
     Expert *experts = calloc((size_t)layer.expert_count + 1, sizeof *experts);
     for (int i = 0; i < layer.expert_count; i++) {
         experts[i].gate_up = take_matrix(team);
@@ -72,11 +73,13 @@ int main(void) {
     Model model = {0};
     int32_t *sizes[] = {&model.hidden,     &model.heads,        &model.kv_heads, &model.head_dim, &model.intermediate,
                         &model.rotary_dims, &model.expert_intermediate, &model.most_experts, &model.experts_per_row,
-                        &model.whole_shares, &model.lone_shares, &model.activation,  &model.gated,    &model.centred,  &model.wide_norms,
-                        &model.late_norms, &model.side_by_side, &model.kv_bytes};
+                        &model.groups, &model.groups_per_row, &model.whole_shares, &model.lone_shares,
+                        &model.activation, &model.gated, &model.centred, &model.wide_norms, &model.late_norms,
+                        &model.side_by_side, &model.kv_bytes, &model.latent, &model.query_rank, &model.own, &model.value};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) *sizes[i] = take_int();
     const int32_t blocks = take_int(), rows = take_int();
-    float *scales[] = {&model.epsilon, &model.query_scale, &model.residual_scale, &model.score_cap, &model.share_scale, &model.clip};
+    float *scales[] = {&model.epsilon, &model.query_scale, &model.residual_scale, &model.score_cap, &model.share_scale,
+                       &model.clip, &model.inner_epsilon};
     for (size_t i = 0; i < sizeof scales / sizeof *scales; i++) *scales[i] = take_float();
     for (int i = 0; i < 2; i++) {
         model.rotary_gain[i] = take_float();
@@ -87,7 +90,7 @@ int main(void) {
     model.layers = layers;
     float *states = take_floats();
     const int32_t count = (rows + BLOCK - 1) / BLOCK;
-    const size_t page = (size_t)BLOCK * model.kv_heads * model.head_dim * 2 * model.kv_bytes;
+    const size_t page = (size_t)BLOCK * model.kv_heads * model.head_dim * (model.latent ? 1 : 2) * model.kv_bytes;
     void **pages = calloc((size_t)(blocks * count), sizeof *pages);
     for (int i = 0; i < blocks * count; i++) pages[i] = calloc(1, page);
     int32_t *positions = calloc((size_t)rows, sizeof *positions), *sessions = calloc((size_t)rows, sizeof *sessions);

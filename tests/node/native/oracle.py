@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from node.native.blocks import BlockWeights
 from node.native.packed import Kind, Matrix, Norm
-from node.native.shape import Shape
+from node.native.shape import Experts, Shape
 
 F = np.float32
 Array = Any  # an array of numpy or one number of it
@@ -215,35 +216,77 @@ def attended(
     return np.asarray(out * share + F(0))
 
 
-def block(shape: Shape, index: int, weights: BlockWeights, kv_bytes: int, x: Array) -> Array:
-    """Rows of one session, from position 0 on, through one block."""
+def halved(x: Array, kv_bytes: int) -> Array:
+    """As pages keep it."""
+    return np.clip(x, -65504, 65504).astype(np.float16).astype(F) if kv_bytes == 2 else x
+
+
+def normed(x: Array, weights: Norm | None, shape: Shape) -> Array:
+    """Where there is a norm."""
+    return x if weights is None else norm(x, weights, shape)
+
+
+def heads_of(
+    shape: Shape, index: int, weights: BlockWeights, kv_bytes: int, x: Array
+) -> tuple[Array, Array, Array]:
+    """Queries, keys and values [rows, heads, numbers], as they meet."""
     queries, keys, dim = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.head_dim
 
-    def normed(value: Array, weights: Norm | None) -> Array:
-        return value if weights is None else norm(value, weights, shape)
-
     def headed(value: Array, weights: Norm | None) -> Array:
-        return value if shape.wide_norms else normed(value, weights)
+        return value if shape.wide_norms else normed(value, weights, shape)
 
     def clipped(value: Array) -> Array:
         return np.clip(value, -F(shape.clip), F(shape.clip)) if shape.clip else value
 
-    entering = normed(x, weights.attention_norm)
-    qkv = product(weights.qkv, entering)
+    qkv = product(weights.qkv, x)
     q, k, v = qkv[:, :queries], qkv[:, queries : queries + keys], qkv[:, queries + keys :]
     if shape.wide_norms:
-        q, k = normed(q, weights.query_norm), normed(k, weights.key_norm)
+        q, k = normed(q, weights.query_norm, shape), normed(k, weights.key_norm, shape)
     q, k, v = (part.reshape(len(x), -1, dim) for part in (q, k, v))
     early, late = (headed, lambda value, _: value)[:: -1 if shape.late_norms else 1]
     q, k, v = clipped(early(q, weights.query_norm)), clipped(early(k, weights.key_norm)), clipped(v)
     q = late(turned(shape, shape.rotary_of[index], q), weights.query_norm) * F(shape.query_scale)
     k = late(turned(shape, shape.rotary_of[index], k), weights.key_norm)
-    if kv_bytes == 2:
-        k, v = (np.clip(part, -65504, 65504).astype(np.float16).astype(F) for part in (k, v))
+    return q, halved(k, kv_bytes), halved(v, kv_bytes)
+
+
+def latents_of(
+    shape: Shape, index: int, weights: BlockWeights, kv_bytes: int, x: Array
+) -> tuple[Array, Array, Array]:
+    """The same where all heads meet the latents, which are their values too."""
+    latent, table, qkv = shape.latent, shape.rotary_of[index], product(weights.qkv, x)
+    assert latent is not None
+    assert weights.key_up is not None
+    inner, entering = replace(shape, epsilon=latent.epsilon), qkv.shape[1] - shape.head_dim
+    q, kept, key = np.split(qkv, [entering, entering + latent.size], axis=1)
+    if weights.query_up is not None:
+        q = product(weights.query_up, normed(q, weights.query_norm, inner))
+    q = q.reshape(len(x), shape.heads, -1)
+    own, rest = q[..., : latent.own] * F(shape.query_scale), q[..., latent.own :]
+    rest = turned(shape, table, rest) * F(shape.query_scale)
+    taken = by_head(weights.key_up, own)
+    key = np.concatenate((normed(kept, weights.key_norm, inner), turned(shape, table, key[:, None])[:, 0]), 1)
+    key = halved(key, kv_bytes)[:, None]
+    return np.concatenate((taken, rest), 2), key, key[..., : latent.size]
+
+
+def by_head(matrix: Matrix, x: Array) -> Array:
+    """Of each head the product of its rows of the matrix and what it has in x [rows, heads, ins]."""
+    heads = x.shape[1]
+    outs = matrix.padded // heads
+    every = np.stack([product(matrix, x[:, h]) for h in range(heads)], axis=1)
+    return np.stack([every[:, h, h * outs : (h + 1) * outs] for h in range(heads)], axis=1)
+
+
+def block(shape: Shape, index: int, weights: BlockWeights, kv_bytes: int, x: Array) -> Array:
+    """Rows of one session, from position 0 on, through one block."""
+    entering = normed(x, weights.attention_norm, shape)
+    meet = heads_of if shape.latent is None else latents_of
+    q, k, v = meet(shape, index, weights, kv_bytes, entering)
     group = shape.heads // shape.kv_heads
     context = np.stack(
         [
-            np.concatenate(
+            np.stack(
                 [
                     attended(
                         shape,
@@ -259,10 +302,13 @@ def block(shape: Shape, index: int, weights: BlockWeights, kv_bytes: int, x: Arr
             for t in range(len(x))
         ]
     )
+    if weights.value_up is not None:
+        context = by_head(weights.value_up, context)
     scale = F(shape.residual_scale)
-    x = fma(normed(product(weights.out, context), weights.attention_post_norm), scale, x)
-    entering = entering if shape.side_by_side else normed(x, weights.mlp_norm)
-    return fma(normed(through(shape, weights, entering), weights.mlp_post_norm), scale, x)
+    left = product(weights.out, context.reshape(len(x), -1))
+    x = fma(normed(left, weights.attention_post_norm, shape), scale, x)
+    entering = entering if shape.side_by_side else normed(x, weights.mlp_norm, shape)
+    return fma(normed(through(shape, weights, entering), weights.mlp_post_norm, shape), scale, x)
 
 
 def through(shape: Shape, weights: BlockWeights, x: Array) -> Array:
@@ -289,6 +335,7 @@ def routed(shape: Shape, weights: BlockWeights, x: Array, logits: Array) -> Arra
     marks = e if alone else logits
     if weights.choice_bias is not None:
         marks = marks + weights.choice_bias
+    marks = allowed(shape.experts, marks)
     chosen = sorted(np.argsort(-marks, kind="stable")[: shape.experts.per_row])
     counted = e.copy()
     if shape.experts.whole_shares:
@@ -299,6 +346,15 @@ def routed(shape: Shape, weights: BlockWeights, x: Array, logits: Array) -> Arra
         opening, closing = weights.experts[expert]
         y = fma(mlp(shape, opening, closing, x[None])[0], e[expert] / total * F(shape.experts.scale), y)
     return y
+
+
+def allowed(experts: Experts, marks: Array) -> Array:
+    """Marks, without those of experts in groups that are not among the best."""
+    best = np.sort(marks.reshape(experts.groups, -1), axis=1)[:, ::-1]
+    of_groups = best[:, 0] + best[:, 1] if experts.lone_shares and experts.groups > 1 else best[:, 0]
+    open_ = np.argsort(-of_groups, kind="stable")[: experts.groups_per_row]
+    groups = np.arange(len(marks)) // best.shape[1]
+    return np.where(np.isin(groups, open_), marks, -np.inf)
 
 
 def mlp(shape: Shape, opening: Matrix | None, closing: Matrix | None, x: Array) -> Array:

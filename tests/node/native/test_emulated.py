@@ -105,11 +105,16 @@ def case_bytes(case: Case) -> bytes:
     norms = (shape.centred, shape.wide_norms, shape.late_norms)
     experts = shape.experts
     if experts:
-        shares = int(experts.whole_shares), int(experts.lone_shares)
-        sizes += (experts.intermediate, experts.count, experts.per_row, *shares)
+        groups, shares = (
+            (experts.groups, experts.groups_per_row),
+            (int(experts.whole_shares), int(experts.lone_shares)),
+        )
+        sizes += (experts.intermediate, experts.count, experts.per_row, *groups, *shares)
     else:
-        sizes += (0,) * 5
-    parts = [ints(*sizes, shape.activation, shape.gated, *norms, shape.side_by_side, case.kv_bytes)]
+        sizes += (0,) * 7
+    latent = shape.latent
+    latents = (latent.size, latent.query_rank, latent.own, latent.value) if latent else (0,) * 4
+    parts = [ints(*sizes, shape.activation, shape.gated, *norms, shape.side_by_side, case.kv_bytes, *latents)]
     parts.append(ints(shape.blocks, case.tokens))
     share_scale = experts.scale if experts else 1.0
     scales = (
@@ -119,6 +124,7 @@ def case_bytes(case: Case) -> bytes:
         shape.score_cap,
         share_scale,
         shape.clip,
+        latent.epsilon if latent else shape.epsilon,
     )
     parts.append(np.array(scales, np.float32).tobytes())
     for index in range(2):

@@ -49,6 +49,28 @@ ROUTED = {
     "routed_scaling_factor": 1.5,
     "attention_bias": True,
 }
+LATENT = {
+    "num_attention_heads": 3,
+    "num_key_value_heads": 3,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 24,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 40,
+}
+# Of the experts of deepseek_v3, and of what it has in common with others.
+LATENT_ROUTED = {
+    **LATENT,
+    "q_lora_rank": 64,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 3,
+    "n_group": 4,
+    "topk_group": 2,
+    "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 2.5,
+}
+FOUR_HEADS = {"num_attention_heads": 4, "num_key_value_heads": 4}
 YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
@@ -126,6 +148,77 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "glm4_moe",
         {**ROUTED, "head_dim": 32, "use_qk_norm": True, "norm_topk_prob": False, "first_k_dense_replace": 0},
     ),
+    "deepseek_v3": ("deepseek_v3", LATENT_ROUTED),
+    "deepseek_v3, yarn, biases, shares as they are": (
+        "deepseek_v3",
+        {
+            **LATENT_ROUTED,
+            "rms_norm_eps": 1e-3,
+            "attention_bias": True,
+            "norm_topk_prob": False,
+            "qk_rope_head_dim": 32,
+            "v_head_dim": 32,
+            **rope(
+                "yarn",
+                factor=40.0,
+                original_max_position_embeddings=64,
+                mscale=1.0,
+                mscale_all_dim=0.8,
+                beta_fast=32,
+                beta_slow=1,
+            ),
+        },
+    ),
+    "deepseek_v3, halves turn, queries of the states": (
+        "deepseek_v3",
+        {**LATENT_ROUTED, "rope_interleave": False, "q_lora_rank": None, "attention_bias": True},
+    ),
+    "deepseek_v2": (
+        "deepseek_v2",
+        {
+            **LATENT_ROUTED,
+            **FOUR_HEADS,
+            "topk_method": "group_limited_greedy",
+            "routed_scaling_factor": 16.0,
+        },
+    ),
+    "deepseek_v2, yarn, queries of the states": (
+        "deepseek_v2",
+        {
+            **LATENT_ROUTED,
+            **FOUR_HEADS,
+            "topk_method": "greedy",
+            "q_lora_rank": None,
+            "mlp_bias": True,
+            **rope(
+                "yarn",
+                factor=40.0,
+                original_max_position_embeddings=64,
+                mscale=0.707,
+                mscale_all_dim=0.707,
+            ),
+        },
+    ),
+    "glm4_moe_lite": (
+        "glm4_moe_lite",
+        {**LATENT_ROUTED, "num_hidden_layers": 4, "mlp_layer_types": ["dense", "sparse", "dense", "sparse"]},
+    ),
+    "minicpm3": (
+        "minicpm3",
+        {
+            **LATENT,
+            "hidden_size": 96,
+            "q_lora_rank": 64,
+            "dim_model_base": 40,
+            "rope_scaling": {
+                "type": "longrope",
+                "short_factor": [1.0, 1.1, 1.3, 1.8],
+                "long_factor": [2.0, 2.0, 3.0, 4.0],
+                "original_max_position_embeddings": 256,
+            },
+        },
+    ),
+    "youtu": ("youtu", {**LATENT, "q_lora_rank": 32}),
     "gpt_oss": ("gpt_oss", {"head_dim": 32, "num_local_experts": 5, "num_experts_per_tok": 2}),
     "cohere2": ("cohere2", {"sliding_window": 6, "logit_scale": 0.3}),
 }
@@ -268,7 +361,19 @@ def test_experts_that_are_not_known_are_named(changed: dict[str, Any], reason: s
 @pytest.mark.parametrize(
     ("name", "changed", "reason"),
     [
-        ("glm4_moe", {"n_group": 2}, "n_group 2"),
+        ("glm4_moe", {"n_group": 4}, "3 of 6 experts in 1 of 4 groups"),
+        ("glm4_moe", {"n_group": 3}, "3 of 6 experts in 1 of 3 groups"),
+        ("deepseek_v3", {"kv_lora_rank": 24}, "kv_lora_rank 24"),
+        ("deepseek_v3", {"q_lora_rank": 40}, "q_lora_rank 40"),
+        ("deepseek_v3", {"n_group": None}, "no n_group"),
+        ("deepseek_v3", {"num_key_value_heads": 1}, "num_key_value_heads 1"),
+        ("deepseek_v3", {"moe_layer_freq": 2}, "moe_layer_freq 2"),
+        ("deepseek_v3", {"scoring_func": "softmax"}, "scoring_func 'softmax'"),
+        ("deepseek_v3", {"head_dim": 24}, "head_dim 24"),
+        ("minicpm3", {"scale_depth": None}, "no scale_depth"),
+        ("deepseek_v2", {"topk_method": "noaux_tc"}, "topk_method 'noaux_tc'"),
+        ("deepseek_v2", {"norm_topk_prob": True}, "norm_topk_prob True"),
+        ("glm4_moe_lite", {"mlp_layer_types": ["dense"]}, "mlp_layer_types"),
         ("glm4_moe", {"first_k_dense_replace": 5}, "first_k_dense_replace 5"),
         ("glm4_moe", {"routed_scaling_factor": 0.0}, "routed_scaling_factor 0"),
         ("gpt_oss", {"swiglu_limit": 6.0}, "swiglu_limit 6"),

@@ -21,6 +21,16 @@ from protocol.model import Span
 from tests.support.models import random_model, tiny_config
 
 _EXPERTS = {"moe_intermediate_size": 64, "num_experts_per_tok": 2}
+_LATENT = {
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 32,
+    "q_lora_rank": 64,
+    "qk_nope_head_dim": 24,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 40,
+    "moe_intermediate_size": 32,
+}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "padded heads": ("llama", {}),
     "biases": ("llama", {"head_dim": 32, "attention_bias": True, "mlp_bias": True}),
@@ -45,6 +55,21 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "topk_group": 1,
             **_EXPERTS,
         },
+    ),
+    "latents, experts in groups": (
+        "deepseek_v3",
+        {
+            **_LATENT,
+            "attention_bias": True,
+            "moe_intermediate_size": 64,
+            "n_routed_experts": 4,
+            "n_group": 2,
+            "topk_group": 1,
+        },
+    ),
+    "latents, queries of the states": (
+        "deepseek_v3",
+        {**_LATENT, "q_lora_rank": None, "attention_bias": True, "first_k_dense_replace": 3},
     ),
     "sinks, stacked experts": ("gpt_oss", {"head_dim": 32, "num_local_experts": 4, "num_experts_per_tok": 2}),
 }
