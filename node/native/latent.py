@@ -41,8 +41,9 @@ def read_latent(family: Family, fields: Fields, heads: int, value: int) -> tuple
     for name in family.stated:
         fields.any(name)
     head = StoredHead(
-        *(fields.count(name, most=4096) for name in ("qk_nope_head_dim", "qk_rope_head_dim")),
-        fields.count("v_head_dim", value, most=4096),
+        own=fields.count("qk_nope_head_dim", most=4096),
+        turning=fields.count("qk_rope_head_dim", most=4096),
+        value=fields.count("v_head_dim", value, most=4096),
     )
     fields.expect("head_dim", head.turning)
     fields.expect("qk_head_dim", head.query)
