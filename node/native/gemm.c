@@ -122,11 +122,12 @@ typedef struct {
     int share, panels, tasks;
 } Split;
 
-static Split split_of(const Team *team, const Product *product) {
+/* Of one of `count` products that are alike but for their rows. */
+static Split split_of(const Team *team, const Product *product, int count) {
     const Linear *weights = product->weights;
     const int tiles = weights->outs / LANES, members = team_members(team);
     const size_t tile_bytes = native_code_bytes(weights->kind, LANES, weights->ins);
-    const int fair = (tiles + members * SHARES - 1) / (members * SHARES);
+    const int fair = least(tiles, (tiles * count + members * SHARES - 1) / (members * SHARES));
     Split split = {.share = most(1, least(fair, (int)(TASK_BYTES / tile_bytes)))};
     if (fair >= PASS_TILES) split.share = (split.share + PASS_TILES - 1) / PASS_TILES * PASS_TILES;
     split.panels = (product->rows + PANEL - 1) / PANEL;
@@ -136,14 +137,14 @@ static Split split_of(const Team *team, const Product *product) {
 
 void products(Team *team, const Product *all, int count) {
     const Product *product = all, *end = all + count;
-    Split split = split_of(team, product);
+    Split split = split_of(team, product, count);
     int before = 0; /* tasks of the products that are through */
     for (int task;;) {
         task = team_next(team) - before;
         while (task >= split.tasks && ++product < end) {
             task -= split.tasks;
             before += split.tasks;
-            split = split_of(team, product);
+            split = split_of(team, product, count);
         }
         if (product >= end) break;
         const int tiles = product->weights->outs / LANES;
