@@ -72,6 +72,10 @@ class CheckpointFiles:
             raise BadCheckpoint(f"{path}: has no tensor {tensor}, though the index says so")
         return path, found
 
+    def parts(self, tensors: Iterable[str]) -> dict[str, tuple[Path, StoredTensor]]:
+        """Where all that these tensors are made from lies, by its names in the files. Raises: BadCheckpoint."""
+        return {name: self.stored(name) for name in tensors}
+
     def stored_dtype(self) -> str | None:
         """The dtype of most of the tensors that were looked at, as safetensors names it."""
         seen = Counter(tensor.dtype for header in self._headers.values() for tensor in header.values())
@@ -79,7 +83,11 @@ class CheckpointFiles:
 
     def stage_digest(self, tensors: Iterable[str]) -> bytes:
         """8 bytes of the SHA-256 over these tensors as stored. Raises: BadCheckpoint."""
-        return shards.digest_tensors({name: self.stored(name) for name in tensors})[:8]
+        return shards.digest_tensors(self.parts(tensors))[:8]
+
+    def kinds(self) -> str:
+        """See `node.formats.files`: nothing is said of plain tensors."""
+        return ""
 
     def _read_files(self) -> dict[str, bytes]:
         files = {}

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from protocol.errors import BadCheckpoint
 
+SUFFIX: Final = ".safetensors"
 SINGLE_FILE: Final = "model.safetensors"
 INDEX_FILE: Final = "model.safetensors.index.json"
 # The format's own limit on a header.
