@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
-from node.engine import shards
+from node.engine import shards, torchfiles
 from node.engine.shards import StoredTensor
 from node.engine.sources import Source
 from protocol import limits
@@ -66,7 +66,8 @@ class CheckpointFiles:
         """Where in which file a tensor lies. Raises: BadCheckpoint."""
         path = self.path(tensor)
         if path not in self._headers:
-            self._headers[path] = shards.read_header(path)
+            bin_ = self._shards[tensor].endswith(torchfiles.SUFFIX)
+            self._headers[path] = (torchfiles if bin_ else shards).read_header(path)
         found = self._headers[path].get(tensor)
         if found is None:
             raise BadCheckpoint(f"{path}: has no tensor {tensor}, though the index says so")
@@ -103,14 +104,16 @@ class CheckpointFiles:
 
     def _find_shards(self) -> dict[str, str]:
         """Tensor name -> file name, for the whole checkpoint."""
-        index = self.source.find(shards.INDEX_FILE)
-        if index is not None:
-            return shards.parse_index(index.read_bytes(), f"{self.name}/{shards.INDEX_FILE}")
-        names = self.source.tensor_names(shards.SINGLE_FILE)
-        if not names:
-            wanted = f"neither {shards.SINGLE_FILE} nor {shards.INDEX_FILE}"
+        for name, suffix in ((shards.INDEX_FILE, shards.SUFFIX), (torchfiles.INDEX_FILE, torchfiles.SUFFIX)):
+            if (index := self.source.find(name)) is not None:
+                return shards.parse_index(index.read_bytes(), f"{self.name}/{name}", suffix)
+            if suffix == shards.SUFFIX and (names := self.source.tensor_names(shards.SINGLE_FILE)):
+                return dict.fromkeys(names, shards.SINGLE_FILE)
+        single = self.source.find(torchfiles.SINGLE_FILE)
+        if single is None:
+            wanted = f"neither {shards.SINGLE_FILE} nor {torchfiles.SINGLE_FILE}, nor an index of several"
             raise BadCheckpoint(f"{self.name}: {wanted}; weights in other formats are not read")
-        return dict.fromkeys(names, shards.SINGLE_FILE)
+        return dict.fromkeys(torchfiles.read_header(single), torchfiles.SINGLE_FILE)
 
 
 def make_manifest(

@@ -66,7 +66,7 @@ class WordScheme:
 
     def form(self, name: str, parts: Mapping[str, Raw]) -> Form:
         """See `Scheme`."""
-        per = _WORD // self.bits
+        per, most = _WORD // self.bits, (1 << self.bits) - 1
         words, scales = parts["qweight"].require(_WORDS), parts["scales"].require(FLOATS)
         if len(words.shape) != 2 or len(scales.shape) != 2:
             raise BadCheckpoint(f"{words.name} and {scales.name} are not both matrices")
@@ -89,7 +89,7 @@ class WordScheme:
             self.bits,
             codes=codes,
             scales=lambda which: floats_of(scales.dtype, scales.array[:, which].T),
-            zeros=lambda which: self._across(zeros.array, which).astype(np.int16) + self.first,
+            zeros=lambda which: self._across(zeros.array, which) + np.uint8(self.first) & np.uint8(most),
             columns=lambda: None if order is None else columns_of(order, groups),
         )
 

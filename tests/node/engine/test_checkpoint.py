@@ -249,7 +249,7 @@ def test_what_is_no_checkpoint_is_said_to_be_none(tmp_path: Path, copy: Copy) ->
     with pytest.raises(BadCheckpoint, match=r"no config\.json"):
         Checkpoint.open(str(tmp_path / "empty"))
     folder = copy(sharded=False)
-    (folder / shards.SINGLE_FILE).rename(folder / "pytorch_model.bin")
+    (folder / shards.SINGLE_FILE).rename(folder / "flax_model.msgpack")
     with pytest.raises(BadCheckpoint, match="weights in other formats are not read"):
         Checkpoint.open(str(folder))
 
