@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from node.backend import need_torch
-from node.engine.quantisation import quantisation_of
 from node.engine.sources import open_source
 from node.footprint import Footprint
+from node.formats.methods import method_of, plainly, read_scheme
+from node.formats.mxfp4 import Mxfp4Scheme
+from node.formats.scheme import Scheme
 from node.native import sizes
 from node.native.checkpoint import NativeCheckpoint
 from node.native.family import Plan, plan_model
@@ -69,38 +71,38 @@ def estimate(model: str, *, cache_dir: str | None = None) -> Estimate:
         return _as_stored(NativeCheckpoint(GgufFiles(place), F32))
     name, config = _read_config(model, cache_dir)
     try:
-        return _native(name, str(config.get("model_type")), plan_model(config))
+        scheme = read_scheme(config)
+        return _native(name, config, plan_model(plainly(config)), scheme)
     except UnsupportedModel as error:
         need_torch(name, str(error))
     return _by_torch(name, config)
 
 
-def _native(name: str, model_type: str, plan: Plan) -> Estimate:
-    if plan.mxfp4:
-        plan = replace(
-            plan, stored="BF16"
-        )  # all but the experts, whatever else their configuration leaves out
-    shape, own = plan.shape, "bf16" if plan.stored == "BF16" else "f32"
+def _native(name: str, config: Mapping[str, Any], plan: Plan, scheme: Scheme | None) -> Estimate:
+    if isinstance(scheme, Mxfp4Scheme) and not (config.get("dtype") or config.get("torch_dtype")):
+        plan = replace(plan, stored="BF16")  # so is all else of a model whose configuration leaves it out
+    shape, stored = plan.shape, sizes.expected(plan, scheme)
+    own = "bf16" if sizes.forms(plan, scheme) == {"BF16"} else "f32"
     # Wider, or narrower, than they are stored.
-    wide = F32, "F32" if plan.stored == "BF16" else plan.stored
-    narrow = (F32 if own == "bf16" else BF16), plan.stored
-    chosen = {"f32": wide, "bf16": narrow, "int8": (INT8, plan.stored), "int4": (INT4, plan.stored)}
+    wide = (F32, _as_f32) if own == "bf16" else (F32, stored)
+    narrow = (F32 if own == "bf16" else BF16), stored
+    chosen = {"f32": wide, "bf16": narrow, "int8": (INT8, stored), "int4": (INT4, stored)}
     stages = range(shape.blocks + 2)
 
-    def footprint(precision: Precision, stored: str) -> Footprint:
+    def footprint(precision: Precision, stored: sizes.Stored) -> Footprint:
         return Footprint(
-            tuple(sizes.stage_bytes(plan, stage, precision, lambda _: stored) for stage in stages),
+            tuple(sizes.stage_bytes(plan, stage, precision, stored) for stage in stages),
             (shape.kv_row_bytes(precision.kv_bytes),) * shape.blocks,
             4 * shape.hidden,
         )
 
     return Estimate(
         name=name,
-        model_type=model_type,
+        model_type=str(config["model_type"]),
         engine="native",
-        stored_in="mxfp4" if plan.mxfp4 else plan.stored.lower(),
-        stored=tuple(sizes.stored_bytes(plan, stage) for stage in stages),
-        shared=sizes.shared_bytes(plan),
+        stored_in=plan.stored.lower() if scheme is None else scheme.title,
+        stored=tuple(sizes.stored_bytes(plan, stage, scheme) for stage in stages),
+        shared=sizes.shared_bytes(plan, scheme),
         own=own,
         footprints={name: footprint(*how) for name, how in chosen.items()},
     )
@@ -131,6 +133,10 @@ def _as_stored(opened: NativeCheckpoint) -> Estimate:
     )
 
 
+def _as_f32(name: str) -> str:
+    return "F32"
+
+
 def _by_torch(name: str, config: Mapping[str, Any]) -> Estimate:
     from node.engine.device import suited_dtype
     from node.engine.sizes import read_sizes
@@ -143,21 +149,27 @@ def _by_torch(name: str, config: Mapping[str, Any]) -> Estimate:
         kv = tuple(ITEM_BYTES[dtype] * numbers for numbers in found.kv_numbers)
         return Footprint(found.stages(dtype, packed), kv, ITEM_BYTES[dtype] * found.hidden)
 
-    quantised = quantisation_of(config) or {}
-    method = str(quantised.get("quant_method"))[:80] if quantised else ""
+    refused, title = _scheme_of(config)
     return Estimate(
         name=name,
         model_type=str(config["model_type"]),
         engine="torch",
-        stored_in=method or found.stored,
+        stored_in=title or found.stored,
         stored=found.kept,
         shared=found.shared,
         own=suited_dtype(found.stored, "cpu"),
         footprints={precision: footprint(precision) for precision in ("f32", "bf16", "int8", "int4")},
-        refused=f"only unquantised checkpoints are served, this one is quantised ({method})"
-        if method
-        else "",
+        refused=refused,
     )
+
+
+def _scheme_of(config: Mapping[str, Any]) -> tuple[str, str]:
+    """Why a node takes no checkpoint that is quantised like that, and how it is, for people."""
+    try:
+        scheme = read_scheme(config)
+    except UnsupportedModel as error:
+        return str(error), method_of(config)
+    return "", "" if scheme is None else scheme.title
 
 
 def _read_config(model: str, cache_dir: str | None) -> tuple[str, Mapping[str, Any]]:

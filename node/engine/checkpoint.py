@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from node.engine.files import CheckpointFiles
-from node.engine.quantisation import quantisation_of
+from node.engine.shards import SUFFIX
 from node.engine.sources import first_line, open_source
+from node.engine.stored import Later, of_file, of_form
+from node.formats.files import QuantisedFiles
+from node.formats.form import Form
+from node.formats.methods import read_scheme
 from node.native.precision import Precision
 from protocol import limits
 from protocol.errors import BadCheckpoint, ConfigError, UnsupportedModel
@@ -34,7 +38,7 @@ class Checkpoint:
     def __init__(self, files: CheckpointFiles, precision: Precision | None = None) -> None:
         """See `open`. Raises: BadCheckpoint, UnsupportedModel."""
         self.precision = precision
-        self._files = files
+        self._files: CheckpointFiles | QuantisedFiles = files
         self.name = files.name
         self.config = self._read_config()
         self.manifest = self._manifest()
@@ -80,16 +84,33 @@ class Checkpoint:
                 more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
                 raise BadCheckpoint(f"{self.name}: no tensors for {', '.join(missing[:3])}{more}")
             for name in sorted(self._stage_tensors[stage].stored):
-                self._files.stored(name)
+                self._form(name)
 
     def has(self, stage: int) -> bool:
         """Whether the weights of a stage are whole and on this machine already; fetches nothing."""
         needed = self._stage_tensors[stage]
         return not needed.missing and self._files.has(needed.stored)
 
-    def places(self, stage: int) -> dict[str, Path]:
-        """The stored tensors of a stage and their files. Raises: BadCheckpoint, naming a missing file."""
-        return {name: self._files.path(name) for name in sorted(self._stage_tensors[stage].stored)}
+    def places(self, stage: int) -> dict[str, Path | Later]:
+        """The tensors of a stage: the safetensors files that they are in, or how they are read.
+
+        Raises: BadCheckpoint, naming a missing file.
+        """
+        found: dict[str, Path | Later] = {}
+        for name in sorted(self._stage_tensors[stage].stored):
+            if (form := self._form(name)) is not None:
+                found[name] = of_form(name, form)
+                continue
+            path, stored = self._files.stored(name)
+            found[name] = path if path.suffix == SUFFIX else of_file(name, path, stored)
+        return found
+
+    def _form(self, name: str) -> Form | None:
+        """The form of a tensor, None for a plain one. Raises: BadCheckpoint, if it cannot be read."""
+        form = self._files.form(name) if isinstance(self._files, QuantisedFiles) else None
+        if form is None:
+            self._files.stored(name)
+        return form
 
     def stage_bytes(self, stage: int, dtype: str) -> int:
         """Bytes that the weights of one stage take when it is loaded alone in `dtype`. Reads no weights.
@@ -146,11 +167,12 @@ class Checkpoint:
             raise BadCheckpoint(
                 f"{self.name}: config.json does not say what model this is: {error!r}"
             ) from error
-        if quantised := quantisation_of(raw):
-            method = quantised.get("quant_method")
-            raise UnsupportedModel(
-                f"{self.name} is quantised ({method}); only unquantised checkpoints are served"
-            )
+        try:
+            scheme = read_scheme(raw)
+        except UnsupportedModel as error:
+            raise UnsupportedModel(f"{self.name} is not read: {error}") from error
+        if isinstance(self._files, CheckpointFiles) and scheme is not None:
+            self._files = QuantisedFiles(self._files, scheme)
         from transformers import CONFIG_MAPPING, AutoConfig
 
         if kind not in CONFIG_MAPPING:
@@ -158,9 +180,12 @@ class Checkpoint:
         folder = self._files.source.find("config.json")
         assert folder is not None
         try:
-            return AutoConfig.from_pretrained(folder.parent, trust_remote_code=False, local_files_only=True)
+            config = AutoConfig.from_pretrained(folder.parent, trust_remote_code=False, local_files_only=True)
         except Exception as error:
             raise BadCheckpoint(f"{self.name}: config.json is no {kind}'s: {first_line(error)}") from error
+        for part in (config, config.get_text_config(decoder=True)):
+            part.__dict__.pop("quantization_config", None)  # transformers is given plain weights
+        return config
 
     def _manifest(self) -> Manifest:
         try:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
-from node.engine import shards
+from node.engine import shards, torchfiles
 from node.engine.shards import StoredTensor
 from node.engine.sources import Source
 from protocol import limits
@@ -66,11 +66,16 @@ class CheckpointFiles:
         """Where in which file a tensor lies. Raises: BadCheckpoint."""
         path = self.path(tensor)
         if path not in self._headers:
-            self._headers[path] = shards.read_header(path)
+            bin_ = self._shards[tensor].endswith(torchfiles.SUFFIX)
+            self._headers[path] = (torchfiles if bin_ else shards).read_header(path)
         found = self._headers[path].get(tensor)
         if found is None:
             raise BadCheckpoint(f"{path}: has no tensor {tensor}, though the index says so")
         return path, found
+
+    def parts(self, tensors: Iterable[str]) -> dict[str, tuple[Path, StoredTensor]]:
+        """Where all that these tensors are made from lies, by its names in the files. Raises: BadCheckpoint."""
+        return {name: self.stored(name) for name in tensors}
 
     def stored_dtype(self) -> str | None:
         """The dtype of most of the tensors that were looked at, as safetensors names it."""
@@ -79,7 +84,11 @@ class CheckpointFiles:
 
     def stage_digest(self, tensors: Iterable[str]) -> bytes:
         """8 bytes of the SHA-256 over these tensors as stored. Raises: BadCheckpoint."""
-        return shards.digest_tensors({name: self.stored(name) for name in tensors})[:8]
+        return shards.digest_tensors(self.parts(tensors))[:8]
+
+    def kinds(self) -> str:
+        """See `node.formats.files`: nothing is said of plain tensors."""
+        return ""
 
     def _read_files(self) -> dict[str, bytes]:
         files = {}
@@ -95,14 +104,16 @@ class CheckpointFiles:
 
     def _find_shards(self) -> dict[str, str]:
         """Tensor name -> file name, for the whole checkpoint."""
-        index = self.source.find(shards.INDEX_FILE)
-        if index is not None:
-            return shards.parse_index(index.read_bytes(), f"{self.name}/{shards.INDEX_FILE}")
-        names = self.source.tensor_names(shards.SINGLE_FILE)
-        if not names:
-            wanted = f"neither {shards.SINGLE_FILE} nor {shards.INDEX_FILE}"
+        for name, suffix in ((shards.INDEX_FILE, shards.SUFFIX), (torchfiles.INDEX_FILE, torchfiles.SUFFIX)):
+            if (index := self.source.find(name)) is not None:
+                return shards.parse_index(index.read_bytes(), f"{self.name}/{name}", suffix)
+            if suffix == shards.SUFFIX and (names := self.source.tensor_names(shards.SINGLE_FILE)):
+                return dict.fromkeys(names, shards.SINGLE_FILE)
+        single = self.source.find(torchfiles.SINGLE_FILE)
+        if single is None:
+            wanted = f"neither {shards.SINGLE_FILE} nor {torchfiles.SINGLE_FILE}, nor an index of several"
             raise BadCheckpoint(f"{self.name}: {wanted}; weights in other formats are not read")
-        return dict.fromkeys(names, shards.SINGLE_FILE)
+        return dict.fromkeys(torchfiles.read_header(single), torchfiles.SINGLE_FILE)
 
 
 def make_manifest(

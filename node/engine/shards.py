@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from protocol.errors import BadCheckpoint
 
+SUFFIX: Final = ".safetensors"
 SINGLE_FILE: Final = "model.safetensors"
 INDEX_FILE: Final = "model.safetensors.index.json"
 # The format's own limit on a header.
@@ -67,18 +68,21 @@ def _stored(entry: Any, base: int) -> StoredTensor:
     return StoredTensor(entry["dtype"], shape, base + start, base + stop)
 
 
-def parse_index(data: bytes, where: str) -> dict[str, str]:
-    """Tensor name -> file name, from an index file's bytes. Raises: BadCheckpoint, naming `where`."""
+def parse_index(data: bytes, where: str, suffix: str = SUFFIX) -> dict[str, str]:
+    """Tensor name -> file name, from an index file's bytes. Raises: BadCheckpoint, naming `where`.
+
+    suffix: what the names of all files end with.
+    """
     try:
         files = json.loads(data)["weight_map"]
         pairs = dict(files.items())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadCheckpoint(f"{where}: not an index of safetensors files: {error!r}") from error
+        raise BadCheckpoint(f"{where}: not an index of {suffix} files: {error!r}") from error
     for name, file in pairs.items():
         # An index names files beside itself, nothing else on this machine.
-        plain = isinstance(file, str) and file.endswith(".safetensors") and not set(file) & set("/\\\0")
+        plain = isinstance(file, str) and file.endswith(suffix) and not set(file) & set("/\\\0")
         if not plain or file.startswith("."):
-            raise BadCheckpoint(f"{where}: {name} is said to be in {file!r}, which is no safetensors file")
+            raise BadCheckpoint(f"{where}: {name} is said to be in {file!r}, which is no {suffix} file")
     return pairs
 
 

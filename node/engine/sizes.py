@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -15,9 +15,10 @@ from torch import nn
 from node.engine.cache import LayerCaches
 from node.engine.forward import Forward
 from node.engine.kinds import kind_of, packed_bytes
-from node.engine.quantisation import quantisation_of
 from node.engine.skeleton import Layout, build_skeleton, probing, text_config, trace
 from node.engine.sources import first_line
+from node.formats.methods import is_read, read_scheme
+from node.formats.scheme import Scheme
 from node.native.precision import Precision
 from protocol import limits
 from protocol.errors import BadCheckpoint, UnsupportedModel
@@ -79,7 +80,7 @@ def read_sizes(raw: Mapping[str, Any]) -> SkeletonSizes:
             layout=layout,
             hidden=int(text_config(config).hidden_size),
             stored=stored,
-            kept=_kept(model, layout, stored, quantisation_of(raw)),
+            kept=_kept(model, layout, stored, read_scheme(raw)) if is_read(raw) else None,
             shared=_shared_bytes(layout, stored),
             kv_numbers=_kv_numbers(model, layout),
         )
@@ -104,23 +105,18 @@ def _configuration(raw: Mapping[str, Any]) -> PreTrainedConfig:
     return config
 
 
-def _kept(
-    model: PreTrainedModel, layout: Layout, stored: str, quantisation: Mapping[str, Any] | None
-) -> tuple[int, ...] | None:
-    """Of each stage the bytes in the files: in one dtype, or in eight-bit floats with scales for blocks of them."""
-    if quantisation is None:
+def _kept(model: PreTrainedModel, layout: Layout, stored: str, scheme: Scheme | None) -> tuple[int, ...]:
+    """Of each stage the bytes in the files: in one dtype, or about so many in the forms of a scheme."""
+    if scheme is None:
         return tuple(stage_bytes(layout, stage, stored, None) for stage in range(len(layout.stages)))
-    blocks = _blocks_of(quantisation)
-    if blocks is None:
-        return None
-    spared = quantisation.get("modules_to_not_convert") or ()
-    names = _linear_weights(model, layout, spared)
+    names = _converted_weights(model, layout, scheme)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     wide = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
 
     def size(name: str) -> int:
         if name in names:
-            return _scaled_bytes(shapes[name], blocks)
+            *stack, outs, ins = shapes[name]
+            return int(math.prod(stack)) * scheme.weight_bytes(name, outs, ins)
         item = _F32_BYTES if name.rpartition(".")[2] in wide else ITEM_BYTES[stored]
         return item * layout.sizes[name][0]
 
@@ -134,36 +130,16 @@ def _shared_bytes(layout: Layout, stored: str) -> int:
     return sum(layout.sizes[name][0] for name in shared) * ITEM_BYTES[stored]
 
 
-def _blocks_of(quantisation: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Rows and columns that have a scale in common, where weights are eight-bit floats; None for any other form."""
-    blocks = quantisation.get("weight_block_size")
-    if quantisation.get("quant_method") != "fp8":
-        return None
-    match blocks:
-        case [int(rows), int(columns)] if 1 <= rows <= 1 << 20 and 1 <= columns <= 1 << 20:
-            return rows, columns
-    return None
-
-
-def _linear_weights(model: PreTrainedModel, layout: Layout, spared: Collection[str]) -> set[str]:
-    """The weights of the layers' linear modules and experts: what eight-bit checkpoints have in eight bits."""
+def _converted_weights(model: PreTrainedModel, layout: Layout, scheme: Scheme) -> set[str]:
+    """The weights of the layers' linear modules and experts that a scheme converts."""
     found = set()
     for path, module in model.get_submodule(layout.stack).named_modules(prefix=layout.stack):
-        if any(name in path for name in spared):
-            continue
         if isinstance(module, nn.Linear):
             found.add(f"{path}.weight")
         else:  # of all experts in one tensor
             own = module.named_parameters(recurse=False)
             found |= {f"{path}.{name}" for name, weight in own if weight.dim() == 3}
-    return found
-
-
-def _scaled_bytes(shape: torch.Size, blocks: tuple[int, int]) -> int:
-    """One byte a weight, and a scale in f32 for each block of a matrix."""
-    *stack, rows, columns = shape
-    scales = math.ceil(rows / blocks[0]) * math.ceil(columns / blocks[1])
-    return math.prod(stack) * (rows * columns + _F32_BYTES * scales)
+    return {name for name in found if scheme.converts(f"{name.removesuffix('.weight')}.weight")}
 
 
 def _kv_numbers(model: PreTrainedModel, layout: Layout) -> tuple[int, ...]:

@@ -135,16 +135,20 @@ class HubSource:
     def tensor_names(self, file: str) -> list[str]:
         """See `Source`; asks the hub for the header alone unless the file is here already."""
         from huggingface_hub import HfApi, try_to_load_from_cache
-        from huggingface_hub.errors import HfHubHTTPError, SafetensorsParsingError
+        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, SafetensorsParsingError
 
         here = try_to_load_from_cache(self.name, file, cache_dir=self._cache_dir, revision=self._revision)
         if isinstance(here, str):
             return list(shards.read_header(Path(here)))
         try:
             metadata = HfApi().parse_safetensors_file_metadata(self.name, file, revision=self._revision)
+        except EntryNotFoundError:
+            return []
         except SafetensorsParsingError as error:
             raise BadCheckpoint(f"{self.name}/{file}: corrupt safetensors header") from error
         except (HfHubHTTPError, OSError) as error:
+            if self._revision is not None and self._is_offline():
+                return []
             raise ConfigError(f"{self.name} cannot be fetched: {first_line(error)}") from error
         return list(metadata.tensors)
 

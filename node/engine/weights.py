@@ -20,6 +20,7 @@ from torch import nn
 
 from node.engine.skeleton import DTYPES, Layout
 from node.engine.sources import first_line
+from node.engine.stored import Later
 from protocol.errors import BadCheckpoint, UnsupportedModel
 
 if TYPE_CHECKING:
@@ -85,9 +86,9 @@ def _targets(model: PreTrainedModel, stored: Iterable[str]) -> Iterator[tuple[st
 
 
 def load_tensors(
-    model: PreTrainedModel, places: Mapping[str, Path], dtype: str, device: torch.device
+    model: PreTrainedModel, places: Mapping[str, Path | Later], dtype: str, device: torch.device
 ) -> frozenset[str]:
-    """Fill parameters from stored tensors (name -> file); returns the names of the parameters filled.
+    """Fill parameters from stored tensors (name -> safetensors file, or how it is read); returns the names filled.
 
     Raises: BadCheckpoint, naming what is wrong.
     """
@@ -106,6 +107,9 @@ def load_tensors(
         opened: dict[Path, Any] = {}
         slices: dict[str, Any] = {}
         for name, path in places.items():
+            if isinstance(path, Later):
+                slices[name] = path
+                continue
             try:
                 if path not in opened:
                     opened[path] = files.enter_context(safe_open(path, framework="pt"))

@@ -11,15 +11,20 @@ from typing import Any, Protocol
 from node.engine.files import CheckpointFiles
 from node.engine.shards import StoredTensor
 from node.engine.sources import open_source
+from node.formats.files import QuantisedFiles
+from node.formats.form import Form
+from node.formats.methods import plainly, read_scheme
+from node.formats.scheme import Scheme
 from node.native import sizes
 from node.native.family import Plan, plan_model
+from node.native.forms import FormRows
 from node.native.gguf.architectures import GgufTensor
 from node.native.gguf.files import GgufFiles
 from node.native.gguf.places import find_gguf
 from node.native.gguf.rows import GgufRows
-from node.native.names import block_tensors, end_tensors, further_blocks, holds_bytes
+from node.native.names import block_tensors, end_tensors, is_left_over
 from node.native.precision import Precision
-from node.native.tensors import BYTES, FLOATS, StoredRows
+from node.native.tensors import StoredRows
 from protocol.errors import BadCheckpoint, ConfigError, UnsupportedModel
 from protocol.model import Manifest, Span
 
@@ -47,6 +52,12 @@ class ModelFiles(Protocol):
     def stored(self, tensor: str) -> tuple[Path, StoredTensor]:
         """Where in which file a tensor lies. Raises: BadCheckpoint."""
 
+    def parts(self, tensors: Iterable[str]) -> Mapping[str, tuple[Path, StoredTensor]]:
+        """The same of all that these tensors are made from. Raises: BadCheckpoint."""
+
+    def kinds(self) -> str:
+        """In which form matrices are kept, for people; "" where that is plain."""
+
     def stage_digest(self, tensors: Iterable[str]) -> bytes:
         """8 bytes that name these tensors as stored. Raises: BadCheckpoint."""
 
@@ -58,7 +69,11 @@ class NativeCheckpoint:
         """Raises: UnsupportedModel, saying what the kernels do not know; BadCheckpoint."""
         self.name = files.name
         self.precision = precision
-        self.plan: Plan = plan_model(_config(files))
+        config = _config(files)
+        self.scheme: Scheme | None = read_scheme(config)
+        self.plan: Plan = plan_model(plainly(config))
+        if isinstance(files, CheckpointFiles) and self.scheme is not None:
+            files = QuantisedFiles(files, self.scheme)
         self._files = files
         shape = self.plan.shape
         self.manifest: Manifest = files.manifest(
@@ -70,10 +85,7 @@ class NativeCheckpoint:
             end_tensors(self.plan)[1],
         )
         known = {name for stage in self._stages for name in stage}
-        ahead = further_blocks(self.plan)
-        unknown = sorted(
-            name for name in set(files.tensors) - known if not (ahead and name.startswith(ahead))
-        )
+        unknown = sorted(name for name in set(files.tensors) - known if not is_left_over(self.plan, name))
         if unknown:
             raise UnsupportedModel(f"the native kernels do not know the tensor {unknown[0]}")
 
@@ -117,7 +129,7 @@ class NativeCheckpoint:
 
     def stored_bytes(self, stage: int) -> int:
         """Bytes of a stage's tensors in the files. Raises: BadCheckpoint."""
-        return sum(tensor.stop - tensor.start for tensor in map(self._place, self._stages[stage]))
+        return sum(map(self._nbytes, self._stages[stage]))
 
     def stage_digests(self, span: Span) -> tuple[bytes, ...]:
         """See `node.backend.Model`; the same in every precision, for they are of the weights as stored."""
@@ -129,28 +141,41 @@ class NativeCheckpoint:
 
     def kinds(self) -> str:
         """The forms that its matrices are kept in, for people; "" where that is plain."""
-        return self._files.kinds() if isinstance(self._files, GgufFiles) else ""
+        return self._files.kinds()
 
     def _stored(self, stage: int) -> sizes.Stored:
         """The forms of a stage's tensors: as the files say where that is known, else as config.json does."""
-        if not self._knows(stage):
-            return lambda name: self.plan.stored
-        return lambda name: self._place(name).dtype
+        return self._kept if self._knows(stage) else sizes.expected(self.plan, self.scheme)
+
+    def _kept(self, name: str) -> str:
+        if isinstance(self._files, GgufFiles):
+            return self._files.known(name).dtype
+        form = self._form(name)
+        return self._files.stored(name)[1].dtype if form is None else form.kept
 
     def _knows(self, stage: int) -> bool:
         """Whether it is known where the tensors of a stage lie, without fetching what holds them."""
         return isinstance(self._files, GgufFiles) or self.has(stage)
 
-    def _place(self, name: str) -> StoredTensor:
-        return self._files.known(name) if isinstance(self._files, GgufFiles) else self._files.stored(name)[1]
+    def _nbytes(self, name: str) -> int:
+        """In the files."""
+        if isinstance(self._files, GgufFiles):
+            known = self._files.known(name)
+            return known.stop - known.start
+        return sum(tensor.stop - tensor.start for _, tensor in self._files.parts([name]).values())
 
     def rows(self, stage: int, name: str) -> StoredRows:
         """A tensor of a stage. Raises: BadCheckpoint."""
+        shape, form = self._stages[stage][name], self._form(name)
+        if form is not None:
+            return FormRows(name, form, shape, self._nbytes(name))
         path, tensor = self._files.stored(name)
         if isinstance(tensor, GgufTensor):
-            return GgufRows(name, path, tensor, self._stages[stage][name])
-        dtypes = BYTES if holds_bytes(name) else FLOATS
-        return StoredRows(name, path, tensor, self._stages[stage][name], dtypes)
+            return GgufRows(name, path, tensor, shape)
+        return StoredRows(name, path, tensor, shape)
+
+    def _form(self, name: str) -> Form | None:
+        return self._files.form(name) if isinstance(self._files, QuantisedFiles) else None
 
 
 def open_files(model: str, cache_dir: str | None = None) -> ModelFiles:

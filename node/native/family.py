@@ -62,7 +62,6 @@ class Plan:
     out_bias: bool
     mlp_bias: bool
     context: int
-    mxfp4: bool  # the matrices of experts are stored in four-bit floats
     stored: str  # the dtype of most tensors, as safetensors names it, if config.json tells the truth
     latent_head: StoredHead | None = None
 
@@ -106,7 +105,6 @@ def plan_model(config: Mapping[str, Any]) -> Plan:
         out_bias=_flag(fields, family.out_bias),
         mlp_bias=_flag(fields, family.mlp_bias),
         context=context,
-        mxfp4=_is_mxfp4(fields) if kind == "gpt_oss" else False,
         stored=_stored(fields),
         latent_head=latent_head,
     )
@@ -123,20 +121,6 @@ def _stored(fields: Fields) -> str:
     if not isinstance(name, str) or (stored := _DTYPES.get(name.removeprefix("torch."))) is None:
         raise UnsupportedModel(f"config.json has the dtype {str(name)[:80]!r}")
     return stored
-
-
-def _is_mxfp4(fields: Fields) -> bool:
-    given = fields.any("quantization_config", None)
-    if given is None:
-        return False
-    if not isinstance(given, dict):
-        raise UnsupportedModel("config.json has a quantization_config of another form")
-    quantization = Fields(given, "quantization_config")
-    quantization.ignore("modules_to_not_convert")
-    if (method := quantization.text("quant_method")) != "mxfp4":
-        raise UnsupportedModel(f"quantization_config has quant_method {method!r}")
-    quantization.close()
-    return True
 
 
 def _with_experts(kind: str, fields: Fields, shape: Shape, experts: Experts) -> Shape:

@@ -14,9 +14,12 @@ _MISSING: Final = object()
 class Fields:
     """Fields by name, with their types. A field that is null counts as absent. Raises: UnsupportedModel."""
 
-    def __init__(self, fields: Mapping[str, Any], where: str) -> None:
+    def __init__(
+        self, fields: Mapping[str, Any], where: str, unknown: str = "which the native kernels do not know"
+    ) -> None:
         self._fields = fields
         self._where = where
+        self._unknown = unknown
         self._known: set[str] = set()
 
     def ignore(self, *names: str) -> None:
@@ -75,4 +78,4 @@ class Fields:
         """Every field has been asked for."""
         unknown = sorted(self._fields.keys() - self._known)
         if unknown:
-            raise UnsupportedModel(f"{self._where} has {unknown[0]}, which the native kernels do not know")
+            raise UnsupportedModel(f"{self._where} has {unknown[0]}, {self._unknown}")

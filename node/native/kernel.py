@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from node.native.fours import lay_out
+from node.native.coded import Coded, lay_out
 from node.native.packed import Arena, Kind, LinearStruct, Matrix, NormStruct, address, padded
 from protocol.errors import BadCheckpoint
 
@@ -161,31 +161,32 @@ class Kernel:
             bias = np.concatenate((bias, np.zeros(padded(outs) - outs, np.float32)))
         return Matrix(kind, outs, ins, codes, scales, bias)
 
-    def pack_fours(
+    def pack_coded(
         self,
+        kind: Kind,
         shape: tuple[int, int],
-        pieces: Iterable[tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]],
+        pieces: Iterable[Coded],
         bias: NDArray[np.float32] | None = None,
     ) -> Matrix:
-        """A matrix in INT4 from what is in such groups already: codes [n, groups, 32], steps and minima [n, groups].
+        """A matrix in INT8 or INT4 from rows that are in such groups already.
 
         See `pack`; nothing is rounded but steps and minima, to 16 bits. Raises: BadCheckpoint.
         """
         outs, ins = shape
-        codes = self._arena.take(Kind.INT4.code_bytes(padded(outs), ins))
-        scales = self._arena.take(Kind.INT4.scale_bytes(padded(outs), ins))
+        codes = self._arena.take(kind.code_bytes(padded(outs), ins))
+        scales = self._arena.take(kind.scale_bytes(padded(outs), ins))
         row = 0
         for piece in pieces:
             rows = padded(len(piece[0]))
             for into, laid, size in zip(
-                (codes, scales), lay_out(*piece), (Kind.INT4.code_bytes, Kind.INT4.scale_bytes), strict=True
+                (codes, scales), lay_out(kind, piece), (kind.code_bytes, kind.scale_bytes), strict=True
             ):
                 into[size(row, ins) : size(row + rows, ins)] = laid
             row += len(piece[0])
         assert row == outs
         if bias is not None:
             bias = np.concatenate((bias, np.zeros(padded(outs) - outs, np.float32)))
-        return Matrix(Kind.INT4, outs, ins, codes, scales, bias)
+        return Matrix(kind, outs, ins, codes, scales, bias)
 
     def blocks(
         self,

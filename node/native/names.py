@@ -10,7 +10,6 @@ from typing import Any, Final
 import numpy as np
 
 from node.native.family import Plan
-from node.native.packed import GROUP
 from node.native.tensors import Order
 
 SINKS: Final = "self_attn.sinks"
@@ -25,7 +24,6 @@ class Part:
     stacked, index   so many matrices lie in one tensor, this is one of them; 0: it has its own
     transposed       it is stored with its columns as rows
     turned           the columns of those rows are the rows of the matrix
-    mxfp4            in four-bit floats, as two tensors of bytes
     """
 
     weight: str
@@ -37,7 +35,6 @@ class Part:
     stacked: int = 0
     index: int = 0
     transposed: bool = False
-    mxfp4: bool = False
     turned: bool = False
 
     @property
@@ -52,23 +49,9 @@ class Part:
         stack = (self.stacked,) if self.stacked else ()
         shape = (self.ins, self.outs) if self.transposed else (self.outs, self.ins)
         found: dict[str, tuple[int, ...]] = {prefix + self.weight: stack + shape}
-        if self.mxfp4:
-            groups = (*stack, self.outs, self.ins // GROUP)
-            blocks, exponents = mxfp4_names(prefix + self.weight)
-            found = {blocks: (*groups, GROUP // 2), exponents: groups}
         if self.bias:
             found[prefix + self.bias] = (*stack, self.outs)
         return found
-
-
-def mxfp4_names(name: str) -> tuple[str, str]:
-    """The tensors of bytes in which a matrix of four-bit floats lies: the floats, and their exponents."""
-    return f"{name}_blocks", f"{name}_scales"
-
-
-def holds_bytes(name: str) -> bool:
-    """Whether a tensor is one of those."""
-    return name.endswith(mxfp4_names(""))
 
 
 def block_prefix(index: int) -> str:
@@ -123,9 +106,12 @@ def choice_bias(plan: Plan, index: int) -> str:
     return f"{routed.router}.e_score_correction_bias"
 
 
-def further_blocks(plan: Plan) -> str:
-    """What the tensors of a block begin with that is there to guess ahead, and that no answer needs; "" for none."""
-    return block_prefix(plan.shape.blocks) if plan.family.routed and plan.family.routed.lone_shares else ""
+def is_left_over(plan: Plan, name: str) -> bool:
+    """Whether no answer needs a tensor: of a block that guesses ahead, of frequencies, of a head that is tied."""
+    ahead = block_prefix(plan.shape.blocks) if plan.family.routed and plan.family.routed.lone_shares else ""
+    if (ahead and name.startswith(ahead)) or name.endswith(".rotary_emb.inv_freq"):
+        return True
+    return plan.tied and name == "lm_head.weight"
 
 
 def expert_matrices(plan: Plan, expert: int) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
@@ -139,8 +125,7 @@ def expert_matrices(plan: Plan, expert: int) -> tuple[tuple[Part, ...], tuple[Pa
         own = name.format(expert)
         bias = f"{own}_bias" if routed.biased else ""
         stacked = experts.count if own == name else 0
-        transposed = routed.transposed and not plan.mxfp4
-        return Part(own, outs, ins, bias, rows, None, stacked, expert, transposed, plan.mxfp4)
+        return Part(own, outs, ins, bias, rows, None, stacked, expert, routed.transposed)
 
     order = np.arange(2 * inside).reshape(-1, 2).T.reshape(-1) if routed.transposed else None
     outs = 2 * inside // len(routed.gate_up)

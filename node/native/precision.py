@@ -6,12 +6,17 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from node.formats.form import IN_FOURS
 from node.native.gguf.quants import FOURS
 from node.native.packed import Kind
 from protocol.numerics import Numerics
 
 # Of how weights are packed and computed with, see docs/numerics.md: another arithmetic has another number.
 ARITHMETIC: Final = 1
+
+
+# Forms that are what our own four bits are.
+_FOURS: Final = frozenset({*FOURS, IN_FOURS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +43,7 @@ def kept_kind(kind: Kind, stored: Collection[str], whole: bool = True) -> Kind:
     """
     if kind is Kind.F32 and set(stored) == {"BF16"}:
         return Kind.BF16
-    return Kind.INT4 if kind is Kind.INT8 and whole and FOURS.keys() >= set(stored) else kind
+    return Kind.INT4 if kind is Kind.INT8 and whole and set(stored) <= _FOURS else kind
 
 
 def matrix_kinds(precision: Precision) -> Mapping[str, Kind]:

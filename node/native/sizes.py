@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from node.formats.scheme import Scheme
 from node.native.family import Plan
 from node.native.names import (
     EMBEDDING,
@@ -19,7 +20,6 @@ from node.native.names import (
     expert_matrices,
     has_experts,
     head_name,
-    holds_bytes,
     norm_names,
 )
 from node.native.packed import Kind, padded
@@ -27,42 +27,62 @@ from node.native.precision import Precision, kept_kind, matrix_kinds
 from node.native.tensors import FLOATS
 
 _F32_BYTES: Final = 4
-
-
-# Of a tensor, by its name, the form that it is stored in.
+# Of a tensor, by its name, the form that it is stored in: see `StoredRows.stored`.
 Stored = Callable[[str], str]
+
+
+def expected(plan: Plan, scheme: Scheme | None) -> Stored:
+    """What config.json says of that."""
+
+    def form(name: str) -> str:
+        return scheme.kept(name) if scheme is not None and scheme.converts(name) else plan.stored
+
+    return form
+
+
+def forms(plan: Plan, scheme: Scheme | None) -> set[str]:
+    """Those of all that is no vector, as config.json says."""
+    form, ends = expected(plan, scheme), end_tensors(plan)
+    blocks = (block_tensors(plan, index) for index in range(plan.shape.blocks))
+    return {form(name) for tensors in (*ends, *blocks) for name, shape in tensors.items() if len(shape) > 1}
 
 
 def stage_bytes(plan: Plan, stage: int, precision: Precision, stored: Stored) -> int:
     """Memory that one stage takes in `precision`, to the byte; the embedding where it is stored in floats."""
     shape = plan.shape
     if stage == 0:
-        return FLOATS[stored(EMBEDDING)].itemsize * shape.vocabulary * shape.hidden
+        item = FLOATS.get(stored(EMBEDDING), FLOATS[plan.stored]).itemsize
+        return item * shape.vocabulary * shape.hidden
     if stage <= shape.blocks:
         return _block_bytes(plan, stage - 1, precision, stored)
     head = _packed(kept_kind(precision.head, {stored(head_name(plan))}), shape.vocabulary, shape.hidden)
     return head + _norm_bytes(plan, shape.hidden)
 
 
-def stored_bytes(plan: Plan, stage: int) -> int:
-    """Bytes of one stage's tensors in the checkpoint's files."""
+def stored_bytes(plan: Plan, stage: int, scheme: Scheme | None = None) -> int:
+    """Bytes of one stage's tensors in the checkpoint's files; in the forms of a scheme, about so many."""
     ends = end_tensors(plan)
     if 0 < stage <= plan.shape.blocks:
-        return _tensor_bytes(block_tensors(plan, stage - 1), plan.stored)
-    return _tensor_bytes(ends[min(stage, 1)], plan.stored)
+        return _tensor_bytes(plan, block_tensors(plan, stage - 1), scheme)
+    return _tensor_bytes(plan, ends[min(stage, 1)], scheme)
 
 
-def shared_bytes(plan: Plan) -> int:
+def shared_bytes(plan: Plan, scheme: Scheme | None = None) -> int:
     """Bytes of the files that embedding and head have in common."""
     embedding, head = end_tensors(plan)
-    return _tensor_bytes({name: head[name] for name in embedding.keys() & head.keys()}, plan.stored)
+    return _tensor_bytes(plan, {name: head[name] for name in embedding.keys() & head.keys()}, scheme)
 
 
-def _tensor_bytes(tensors: Shapes, stored: str) -> int:
-    return sum(
-        math.prod(shape) * (1 if holds_bytes(name) else FLOATS[stored].itemsize)
-        for name, shape in tensors.items()
-    )
+def _tensor_bytes(plan: Plan, tensors: Shapes, scheme: Scheme | None) -> int:
+    size = FLOATS[plan.stored].itemsize
+    total = 0
+    for name, shape in tensors.items():
+        if scheme is not None and len(shape) > 1 and scheme.converts(name):
+            # Of a stack each is by itself; which way round they lie makes no difference to speak of.
+            total += math.prod(shape[:-2]) * scheme.weight_bytes(name, *shape[-2:])
+        else:
+            total += math.prod(shape) * size
+    return total
 
 
 def _block_bytes(plan: Plan, index: int, precision: Precision, stored: Stored) -> int:
@@ -85,11 +105,11 @@ def _block_bytes(plan: Plan, index: int, precision: Precision, stored: Stored) -
 
 
 def _matrix_bytes(kind: Kind, parts: Sequence[Part], stored: Stored) -> int:
-    """Of parts below one another as one matrix; what four-bit floats stand for is kept as bf16 is."""
+    """Of parts below one another as one matrix."""
     whole = all(part.columns is None and not part.turned for part in parts)
     outs = sum(part.shape[0] for part in parts)
     ins = parts[0].shape[1]
-    kind = kept_kind(kind, {"BF16" if part.mxfp4 else stored(part.weight) for part in parts}, whole)
+    kind = kept_kind(kind, {stored(part.weight) for part in parts}, whole)
     bias = _F32_BYTES * padded(outs) if any(part.bias for part in parts) else 0
     return _packed(kind, outs, ins) + bias
 

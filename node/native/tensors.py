@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from node.engine.shards import StoredTensor
-from node.native.packed import TILE
+from node.native.coded import Coded
+from node.native.packed import TILE, Kind
 from protocol.errors import BadCheckpoint
 
 Dtypes = Mapping[str, np.dtype[Any]]
 FLOATS: Final[Dtypes] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
-BYTES: Final[Dtypes] = {"U8": np.dtype("u1")}
 # Of each row or column that is wanted where it is stored, -1 for zeros.
 Order = NDArray[np.intp]
 # Floats that are widened at once while a matrix is packed: some MiB.
@@ -26,16 +26,14 @@ PIECE: Final = 1 << 20
 class StoredRows:
     """A vector or a matrix in a file. Nothing is read before it is asked for."""
 
-    def __init__(
-        self, name: str, path: Path, tensor: StoredTensor, shape: tuple[int, ...], dtypes: Dtypes = FLOATS
-    ) -> None:
-        """Raises: BadCheckpoint, if it is stored in another shape, or in none of these dtypes."""
+    def __init__(self, name: str, path: Path, tensor: StoredTensor, shape: tuple[int, ...]) -> None:
+        """Raises: BadCheckpoint, if it is stored in another shape, or in another dtype than those of `FLOATS`."""
         if tensor.shape != shape:
             shapes = f"{list(tensor.shape)} instead of {list(shape)}"
             raise BadCheckpoint(
                 f"{name} has the shape {shapes}, so config.json and the weights do not belong together"
             )
-        dtype = dtypes.get(tensor.dtype)
+        dtype = FLOATS.get(tensor.dtype)
         if dtype is None or tensor.stop - tensor.start != dtype.itemsize * int(np.prod(shape)):
             raise BadCheckpoint(f"{path}: {name} is stored as {tensor.dtype}, which is not read")
         try:
@@ -43,7 +41,7 @@ class StoredRows:
         except OSError as error:
             raise BadCheckpoint(f"{path}: cannot be read: {error.strerror}") from error
         self.name = name
-        self.stored = tensor.dtype  # as safetensors names it
+        self.stored = tensor.dtype  # as safetensors names it; other forms have names of their own
         self._rows: Order | None = None
         self._columns: Order | None = None
 
@@ -51,11 +49,6 @@ class StoredRows:
     def nbytes(self) -> int:
         """Bytes in the file."""
         return self._array.nbytes
-
-    @property
-    def raw(self) -> NDArray[Any]:
-        """As it is stored."""
-        return self._array
 
     def at(self, index: int) -> StoredRows:
         """One of those that lie in this tensor."""
@@ -107,9 +100,25 @@ class StoredRows:
 
     def pieces(self) -> Iterator[NDArray[np.float32]]:
         """Its rows in order, some at a time: whole tiles, but for the last."""
+        for first, stop in self._steps():
+            yield self._some(first, stop)
+
+    def is_coded(self, kind: Kind) -> bool:
+        """Whether its rows can be packed in this kind as they are, no number becoming a float."""
+        return False
+
+    def coded(self, kind: Kind) -> Iterator[Coded]:
+        """The same pieces, in groups. Of what `is_coded`."""
+        for first, stop in self._steps():
+            yield self._coded(first, stop, kind)
+
+    def _coded(self, first: int, stop: int, kind: Kind) -> Coded:
+        raise NotImplementedError
+
+    def _steps(self) -> Iterator[tuple[int, int]]:
         step = max(TILE, PIECE // self.shape[1] // TILE * TILE)
         for row in range(0, self.shape[0], step):
-            yield self._some(row, row + step)
+            yield row, min(row + step, self.shape[0])
 
     def pick(self, rows: NDArray[np.int32]) -> NDArray[np.float32]:
         """These rows."""

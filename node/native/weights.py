@@ -11,9 +11,7 @@ from numpy.typing import NDArray
 
 from node.native.blocks import BlockWeights
 from node.native.checkpoint import NativeCheckpoint
-from node.native.gguf.rows import GgufRows
 from node.native.kernel import Kernel
-from node.native.mxfp4 import Mxfp4Rows
 from node.native.names import (
     EMBEDDING,
     SINKS,
@@ -24,7 +22,6 @@ from node.native.names import (
     expert_matrices,
     has_experts,
     head_name,
-    mxfp4_names,
     norm_names,
     norm_tensors,
 )
@@ -117,7 +114,7 @@ class Loader:
         biases = []
         biased = any(part.bias for part in parts)
         for part in parts:
-            stored = self._stored(stage, prefix + part.weight, part.mxfp4)
+            stored = self._checkpoint.rows(stage, prefix + part.weight)
             if part.stacked:
                 stored = stored.at(part.index)
             if part.transposed:
@@ -132,12 +129,6 @@ class Loader:
         size = sum(rows.shape[0] for rows in weights), weights[0].shape[1]
         return self._pack(kind, size, weights, np.concatenate(biases) if biases else None)
 
-    def _stored(self, stage: int, name: str, mxfp4: bool) -> StoredRows:
-        if not mxfp4:
-            return self._checkpoint.rows(stage, name)
-        blocks, exponents = mxfp4_names(name)
-        return Mxfp4Rows(name, self._checkpoint.rows(stage, blocks), self._checkpoint.rows(stage, exponents))
-
     def _pack(
         self,
         kind: Kind,
@@ -145,12 +136,14 @@ class Loader:
         parts: Sequence[StoredRows | TurnedRows],
         bias: NDArray[np.float32] | None = None,
     ) -> Matrix:
-        grouped = [part for part in parts if isinstance(part, GgufRows) and part.in_fours]
-        kind = kept_kind(kind, {part.stored for part in parts}, len(grouped) == len(parts))
+        kind = kept_kind(
+            kind, {part.stored for part in parts}, all(part.is_coded(Kind.INT4) for part in parts)
+        )
         try:
-            if kind is Kind.INT4 and len(grouped) == len(parts):
-                pieces = chain.from_iterable(part.fours() for part in grouped)
-                return self._kernel.pack_fours(size, pieces, bias)
+            if all(part.is_coded(kind) for part in parts):
+                return self._kernel.pack_coded(
+                    kind, size, chain.from_iterable(part.coded(kind) for part in parts), bias
+                )
             return self._kernel.pack(kind, size, chain.from_iterable(part.pieces() for part in parts), bias)
         except BadCheckpoint as error:
             for part in parts:

@@ -318,18 +318,19 @@ def test_advice_for_machines(of: Any) -> None:
 
 def test_what_no_node_takes_is_not_offered(of: Any) -> None:
     """It is said why."""
-    found = advise(of(DEEPSEEK), "MODEL", [], 1 << 40)
-    assert "fp8" in found["refused"]
+    found = advise(of({**DEEPSEEK, "quantization_config": {"quant_method": "hqq"}}), "MODEL", [], 1 << 40)
+    assert "hqq" in found["refused"]
     assert found["here"]["serves"] == {}
     assert [stage["layers"] for stage in found["stages"]] == [None, [0, 3], [3, 61], None]
 
 
 def test_the_form_of_weights_may_be_unknown(of: Any) -> None:
     """Then what they take in the files is, and nothing else."""
-    for given in ("gptq", {"quant_method": "fp8"}, {"quant_method": "fp8", "weight_block_size": [0, 128]}):
+    for given in ("gptq", {"quant_method": "hqq"}, {"quant_method": "fp8", "weight_block_size": [0, 128]}):
         assert of({**LLAMA, "quantization_config": given}).stored is None
-    said = of({**LLAMA, "quantization_config": {"quant_method": "gptq", "bits": 4}})
+    said = of({**LLAMA, "quantization_config": {"quant_method": "gptq", "bits": 3}})
     assert (said.stored, said.stored_in) == (None, "gptq")
+    assert "3 bits" in said.refused
     found = advise(said, "MODEL", [], 1 << 40)
     assert found["total"]["stored"] is None
     assert found["total"]["bf16"] == 2 * 70_553_706_496

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from node.engine import shards
 from node.engine.files import make_manifest
+from node.engine.shards import StoredTensor
 from node.native.gguf.architectures import GgufTensor, rename
 from node.native.gguf.config import read_config
 from node.native.gguf.header import Entry, Header, parse_header, read_header
@@ -84,9 +85,13 @@ class GgufFiles:
         file, found = self._tensors[tensor]
         return self._path(file), found
 
+    def parts(self, tensors: Iterable[str]) -> dict[str, tuple[Path, StoredTensor]]:
+        """See `node.engine.files.CheckpointFiles`."""
+        return {name: self.stored(name) for name in tensors}
+
     def stage_digest(self, tensors: Iterable[str]) -> bytes:
         """8 bytes of the SHA-256 over these tensors as stored. Raises: BadCheckpoint."""
-        return shards.digest_tensors({name: self.stored(name) for name in tensors})[:8]
+        return shards.digest_tensors(self.parts(tensors))[:8]
 
     def kinds(self) -> str:
         """The types of matrices, those with the most bytes first, for people."""

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from node.native.coded import Coded
 from node.native.gguf.architectures import GgufTensor
-from node.native.gguf.quants import FOURS, TYPES, Fours, fours, widen
-from node.native.packed import TILE
-from node.native.tensors import PIECE, Order, StoredRows
+from node.native.gguf.quants import FOURS, TYPES, fours, widen
+from node.native.packed import Kind
+from node.native.tensors import Order, StoredRows
 from protocol.errors import BadCheckpoint
 
 
@@ -56,23 +56,18 @@ class GgufRows(StoredRows):
             return super().ordered(self._turned, columns)
         return super().ordered(np.where(rows < 0, -1, self._turned[rows]), columns)
 
-    @property
-    def in_fours(self) -> bool:
-        """Whether its groups can be packed as they are: see `fours`."""
-        return self.stored in FOURS and self._columns is None
+    def is_coded(self, kind: Kind) -> bool:
+        """See `StoredRows`: what is in groups of four bits."""
+        return kind is Kind.INT4 and self.stored in FOURS and self._columns is None
 
-    def fours(self) -> Iterator[Fours]:
-        """Its rows in groups of four bits, some at a time: whole tiles, but for the last."""
-        step = max(TILE, PIECE // self.shape[1] // TILE * TILE)
-        for row in range(0, self.shape[0], step):
-            if self._rows is None:
-                yield fours(self.stored, self._array[row : row + step])
-                continue
-            rows = self._rows[row : row + step]
-            found = fours(self.stored, self._array[rows])
-            for part in found:
-                part[rows < 0] = 0
-            yield found
+    def _coded(self, first: int, stop: int, kind: Kind) -> Coded:
+        if self._rows is None:
+            return fours(self.stored, self._array[first:stop])
+        rows = self._rows[first:stop]
+        found = fours(self.stored, self._array[rows])
+        for part in found:
+            part[rows < 0] = 0
+        return found
 
     def _finite(self, some: NDArray[Any]) -> NDArray[np.bool_]:
         return np.isfinite(self._widen(some))

@@ -56,6 +56,7 @@ def test_a_shard_that_is_not_cached_is_named(tiny: Tiny, tmp_path: Path) -> None
     cache = cache_of(tiny("llama"), tmp_path)
     checkpoint = Checkpoint.open("someone/tiny", cache_dir=os.fspath(cache))
     stored = next(iter(checkpoint.places(5).values()))
+    assert isinstance(stored, Path)
     stored.unlink()
     with pytest.raises(BadCheckpoint, match=rf"{stored.name} is missing"):
         checkpoint.require(Span(5, 6))

@@ -377,8 +377,6 @@ def test_experts_that_are_not_known_are_named(changed: dict[str, Any], reason: s
         ("glm4_moe", {"first_k_dense_replace": 5}, "first_k_dense_replace 5"),
         ("glm4_moe", {"routed_scaling_factor": 0.0}, "routed_scaling_factor 0"),
         ("gpt_oss", {"swiglu_limit": 6.0}, "swiglu_limit 6"),
-        ("gpt_oss", {"quantization_config": {"quant_method": "gptq"}}, "quant_method 'gptq'"),
-        ("gpt_oss", {"quantization_config": {"quant_method": "mxfp4", "trick": 1}}, "trick"),
         ("llama", {"quantization_config": {"quant_method": "mxfp4"}}, "quantization_config"),
         ("gemma2", {"attn_logit_softcapping": -1.0}, "attn_logit_softcapping -1"),
         ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),

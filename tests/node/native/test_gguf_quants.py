@@ -73,7 +73,7 @@ def test_four_bits_stay_the_four_bits_they_were(kind: str, kernel: Kernel) -> No
     raw = np.random.default_rng(1).integers(0, 256, (40, 512 // type_.values, type_.size), dtype=np.uint8)
     raw[..., :4].view("<f2")[:] = [0.013, -0.2]  # step and minimum, or a step and the first codes
     rows = raw.reshape(40, -1)
-    packed = kernel.pack_fours((40, 512), [fours(kind, rows[:32]), fours(kind, rows[32:])])
+    packed = kernel.pack_coded(Kind.INT4, (40, 512), [fours(kind, rows[:32]), fours(kind, rows[32:])])
     found = values(packed)
     expected = widen(kind, rows)
     # Q4_K's steps have more bits than ours.
@@ -89,7 +89,7 @@ def test_groups_of_four_bits_are_laid_out_as_the_kernel_lays_them_out(kernel: Ke
     packed = kernel.pack(Kind.INT4, (16, 64), [weights])
     codes = np.tile(np.arange(16, dtype=np.uint8), (16, 4)).reshape(16, 2, 32)
     steps = np.full((16, 2), 0.5, np.float32)
-    grouped = kernel.pack_fours((16, 64), [(codes, steps, -6 * steps)])
+    grouped = kernel.pack_coded(Kind.INT4, (16, 64), [(codes, steps, -6 * steps)])
     assert np.array_equal(packed.codes, grouped.codes)
     assert np.array_equal(packed.scales, grouped.scales)
 
@@ -100,4 +100,4 @@ def test_a_step_that_is_no_number_is_refused(kernel: Kernel) -> None:
         raw = np.zeros((16, 18), np.uint8)
         raw[3, :2] = np.array([step], "<f2").view(np.uint8)
         with pytest.raises(BadCheckpoint, match="not finite, or too large for int4"):
-            kernel.pack_fours((16, 32), [fours("Q4_0", raw)])
+            kernel.pack_coded(Kind.INT4, (16, 32), [fours("Q4_0", raw)])

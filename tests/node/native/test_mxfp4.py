@@ -105,13 +105,13 @@ def test_bytes_where_floats_belong_are_refused(
     folders: tuple[Path, Path], tmp_path: Path, kernel: Kernel
 ) -> None:
     """And floats where bytes belong."""
-    for name, dtype in (
-        ("model.layers.0.mlp.experts.down_proj_scales", np.float32),
-        ("model.norm.weight", np.uint8),
+    for name, dtype, said in (
+        ("model.layers.0.mlp.experts.down_proj_scales", np.float32, "where U8 belongs"),
+        ("model.norm.weight", np.uint8, "which is not read"),
     ):
         folder = Path(shutil.copytree(folders[1], tmp_path / name))
         tensors: Tensors = load_file(folder / "model.safetensors")
         tensors[name] = tensors[name].astype(dtype)
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-        with pytest.raises(BadCheckpoint, match="which is not read"):
+        with pytest.raises(BadCheckpoint, match=said):
             NativeCheckpoint.open(str(folder), F32).require(Span(0, 4))

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from node.formats.methods import plainly, read_scheme
 from node.native.family import plan_model
 from node.native.shape import Latent
 
@@ -388,15 +389,17 @@ READ: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_nothing_in_it_is_unknown(name: str) -> None:
     """And it says what it should."""
-    plan = plan_model({**_TEXT, **PUBLISHED[name]})
+    plan = plan_model(plainly({**_TEXT, **PUBLISHED[name]}))
     assert {field: getattr(plan.shape, field) for field in READ[name]} == READ[name]
+    scheme = read_scheme(PUBLISHED[name])
+    assert ("" if scheme is None else scheme.title) == ("mxfp4" if name.startswith("gpt-oss") else "")
 
 
 def test_experts_are_counted() -> None:
     """How many, how many a row takes, how wide they are, what they count."""
     found = {}
     for name in ("mixtral-8x7b", "qwen3-30b-a3b", "gpt-oss-20b", "olmoe-1b-7b"):
-        experts = plan_model({**_TEXT, **PUBLISHED[name]}).shape.experts
+        experts = plan_model(plainly({**_TEXT, **PUBLISHED[name]})).shape.experts
         assert experts is not None
         assert all(experts.blocks)
         found[name] = (experts.count, experts.per_row, experts.intermediate, experts.whole_shares)

@@ -1,0 +1,1 @@
+"""Checkpoints whose weights are kept in few bits, read as the plain tensors that they stand for."""
