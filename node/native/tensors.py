@@ -159,6 +159,14 @@ class TurnedRows:
         """See `StoredRows`."""
         yield np.ascontiguousarray(np.concatenate(list(self._rows.pieces())).T)
 
+    def is_coded(self, kind: Kind) -> bool:
+        """Never: groups lie along what were rows."""
+        return False
+
+    def coded(self, kind: Kind) -> Iterator[Coded]:
+        """See `StoredRows`."""
+        raise NotImplementedError
+
     def check(self) -> None:
         """See `StoredRows`."""
         self._rows.check()
