@@ -75,6 +75,12 @@ class Client:
         """What nodes may compute in to serve this client."""
         return self._client.precisions
 
+    @contextmanager
+    def beside(self, *addrs: str, **how: Any) -> Iterator[clients.Client]:
+        """Another client, to be the amateur of a request; takes and raises what `swarm.connect` does."""
+        with self._portal.holding(entry.connect(*addrs, **how)) as other:
+            yield other
+
     def refresh(self) -> None:
         """Ask the swarm for its newest map."""
         self._portal.call(self._client.refresh)

@@ -67,10 +67,7 @@ class Request:
             raise ConfigError(f"max_seconds {self.max_seconds}: it is above 0")
         if not 0 <= self.top_logprobs <= TOP_LOGPROBS:
             raise ConfigError(f"top_logprobs {self.top_logprobs}: it is from 0 to {TOP_LOGPROBS}")
-        strategy = self.chosen_strategy()
-        if strategy.needs_amateur != (self.amateur is not None):
-            needs = "needs" if strategy.needs_amateur else "has no use for"
-            raise ConfigError(f"{strategy.name} {needs} an amateur, a second model with the same tokenizer")
+        self.chosen_strategy()
 
     @property
     def settings(self) -> Sampling:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, TypeVar, get_args, get_type_hints
 import typer
 
 from protocol.errors import ConfigError
-from swarm.cli.options import ANSWER, Join, Model, NoReuse, Precision, Wait, Weights, Where, readable
+from swarm.cli.options import ANSWER, NETWORK, Join, Model, NoReuse, Precision, Wait, Weights, Where, readable
 from swarm.decoding import AUTO, STRATEGIES, Sampling, parse_strategy
 from swarm.request import Request
 
@@ -38,6 +38,15 @@ class WhereOptions:
     precision: Precision = "any"
     wait: Wait = 10.0
     no_reuse: NoReuse = False
+    amateur: Annotated[
+        str | None,
+        _option(
+            "For the strategy contrastive: a weaker model of the same tokenizer that the swarm serves too.",
+            metavar="NAME",
+            panel=NETWORK,
+            show_default=False,
+        ),
+    ] = None
 
     @property
     def where(self) -> Where:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Final
 
@@ -14,7 +14,7 @@ from protocol.errors import ConfigError, SwarmError
 from protocol.plain import plain
 from swarm.blocking import Client, Conversation
 from swarm.cli.answering import DEFAULT, AnswerOptions, MaxNewTokens, set_option, settings_of
-from swarm.cli.connection import a_door, copyable, open_client
+from swarm.cli.connection import a_door, copyable, open_amateur, open_client
 from swarm.cli.coverage import by_model, render
 from swarm.cli.lines import Lines
 from swarm.cli.options import ANSWER, Verbose, readable, taking
@@ -60,7 +60,11 @@ def _chat(options: ChatOptions) -> None:
     """
     request = options.request()
     screen = Screen(open_terminal())
-    with open_client(options.where, screen.terminal, screen.event) as client:
+    with (
+        open_client(options.where, screen.terminal, screen.event) as client,
+        open_amateur(client, options.where, options.amateur, screen.terminal) as amateur,
+    ):
+        request = replace(request, amateur=amateur)
         talk = client.conversation(system=readable(options.system or "") or None, request=request)
         with talk as entered:
             screen.news.blocks = client.model.blocks
@@ -126,7 +130,7 @@ class _Chat:
     def set(self, name: str, value: str) -> None:
         """/set NAME VALUE, for the next turns."""
         self.options = set_option(self.options, name, value)
-        self.talk.request = self.options.request()
+        self.talk.request = replace(self.options.request(), amateur=self.talk.request.amateur)
 
     def reset(self) -> None:
         """/reset"""

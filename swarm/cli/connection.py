@@ -16,6 +16,7 @@ from swarm import blocking
 from swarm.cli import joined, local
 from swarm.cli.options import Where
 from swarm.cli.terminal import Terminal
+from swarm.client import Client
 from swarm.events import OnEvent
 
 
@@ -45,6 +46,32 @@ def open_client(where: Where, terminal: Terminal, on_event: OnEvent) -> Iterator
             yield client
         except NoRoute as error:
             raise NoRoute(copyable(error, client), error.missing) from error
+
+
+@contextmanager
+def open_amateur(
+    client: blocking.Client, where: Where, name: str | None, terminal: Terminal
+) -> Iterator[Client | None]:
+    """A client of another model of the same swarm, beside the first one; None, where none is named.
+
+    Raises: ConfigError, Unreachable, NoRoute.
+    """
+    if name is None:
+        yield None
+        return
+    doors = joined.find_doors(where.join)
+    with ExitStack() as stack:
+        with doors.knocking(), working(terminal, f"looking for {name}"):
+            other = stack.enter_context(
+                client.beside(
+                    *doors.addrs,
+                    model=name,
+                    wait_s=where.wait_s,
+                    precision=where.precision,
+                    reuse=where.reuse,
+                )
+            )
+        yield other
 
 
 def copyable(error: SwarmError, client: blocking.Client) -> str:

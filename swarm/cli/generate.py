@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import typer
 
 from protocol.errors import ConfigError
 from swarm.cli.answering import AnswerOptions
-from swarm.cli.connection import open_client
+from swarm.cli.connection import open_amateur, open_client
 from swarm.cli.options import ANSWER, OUTPUT, Json, Verbose, readable, taking
 from swarm.cli.screen import Screen
 from swarm.cli.streams import read_input
@@ -60,8 +60,12 @@ def _generate(options: GenerateOptions) -> None:
     if not text:
         raise ConfigError("the prompt is empty: there is nothing to answer")
     terminal, printer = screen.terminal, screen.printer
-    with open_client(options.where, terminal, screen.event) as client:
+    with (
+        open_client(options.where, terminal, screen.event) as client,
+        open_amateur(client, options.where, options.amateur, terminal) as amateur,
+    ):
         screen.news.blocks = client.model.blocks
+        request = replace(request, amateur=amateur)
         generation = client.generate(text, request=request, chat=client.text.chats and not options.raw)
         try:
             for piece in generation:

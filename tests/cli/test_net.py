@@ -153,6 +153,35 @@ def test_chat_takes_piped_lines(join: list[str], tmp_path: Path) -> None:
     assert b"tok/s" in done.stderr
 
 
+def test_chat_changes_how_it_answers(join: list[str], tmp_path: Path) -> None:
+    """/set is for the turns after it; what cannot be is told, and changes nothing."""
+    lines = ["/set strategy beam_search:beams=3", "/set top_p 7", "What is the capital of Italy?"]
+    lines += ["/set strategy default", "/set max_new_tokens 2", "What is the capital of Italy?", "/set"]
+    done = subprocess.run(
+        [sys.executable, "-m", "swarm", "chat", *join],
+        input="\n".join(lines).encode(),
+        env={**os.environ, "SWARM_HOME": str(tmp_path)},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"Rome" in done.stdout
+    assert b"top_p 7" in done.stderr
+    assert b"cut at 2 tokens" in done.stderr
+    assert b"max_new_tokens 2" in done.stderr
+
+
+def test_contrastive_decoding_by_two_clients(join: list[str], tmp_path: Path) -> None:
+    """The amateur is a model of the same swarm: here itself, at which nothing is likelier."""
+    model = json.loads(run("generate", QUESTION, *join, "--json", home=tmp_path).stdout)["model"]
+    arguments = ["--strategy", "contrastive:head_parameter=1", "--amateur", model]
+    done = run("generate", QUESTION, *join, *arguments, home=tmp_path)
+    assert "Paris" in done.stdout
+    lacking = run("generate", QUESTION, *join, *arguments[:2], home=tmp_path)
+    assert (lacking.returncode, "amateur" in lacking.stderr) == (2, True)
+
+
 def test_the_blocking_client(swarm_of_two: LocalSwarm) -> None:
     """The same client without async: generate, a conversation, leaving an answer early, the map."""
     with blocking.connect(*(node.addr for node in swarm_of_two.nodes)) as client:
