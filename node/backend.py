@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from node.compute.interfaces import Engine
 from node.config import NodeConfig
 from node.engine.files import CheckpointFiles
+from node.engine.shards import StoredTensor
 from node.native.checkpoint import ModelFiles, open_files
 from node.native.load import NoKernels, load_kernel
 from protocol.errors import ConfigError, UnsupportedModel
+from protocol.inventory import Inventory
 from protocol.model import Manifest, Span
 from protocol.numerics import Numerics
 
@@ -50,6 +53,12 @@ class Model(Protocol):
 
     def stage_digests(self, span: Span) -> tuple[bytes, ...]:
         """8 bytes per stage that name its weights. Raises: BadCheckpoint."""
+
+    def inventory(self, stage: int) -> Inventory:
+        """What the weights of a stage consist of, as they are stored; read once. Raises: BadCheckpoint."""
+
+    def stored(self, stage: int) -> Mapping[str, tuple[Path, StoredTensor]]:
+        """Where the tensors of a stage lie. Raises: BadCheckpoint."""
 
 
 class Backend(Protocol):
