@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import trio
@@ -21,6 +22,7 @@ from node.compute.kv import buffer_bytes, default_kv_tokens, prefix_bytes
 from node.compute.measure import measure
 from node.config import AUTO, QUANTS, NodeConfig
 from node.events import Notify, describe_size
+from node.fetch.model import Swarm, SwarmModel
 from node.hop.admission import Admission
 from node.hop.neighbours import Neighbours
 from node.hop.seats import Room
@@ -31,13 +33,18 @@ from node.presence.announce import Announcer, Load, Served, disagreeing
 from node.presence.gossip import Gossip
 from node.presence.modelfiles import ModelFiles
 from node.presence.placement import choose_precision, coverage
-from protocol.errors import ConfigError, EngineError, Unreachable
+from node.presence.upload import Upload
+from node.sharing import Sharing
+from node.store.cache import Cache, default_folder
+from node.store.files import FetchedFiles
+from protocol.errors import ConfigError, EngineError, NoRoute, Unreachable
 from protocol.identity import Identity
 from protocol.model import Span, describe_stages, weights_digest
 from protocol.plain import plain
 from protocol.records import Record
 from protocol.tensors import ITEM_BYTES
 from protocol.transport.base import Transport
+from protocol.weights import parse_pin
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +60,8 @@ WEIGHTS_DIGITS = 32
 SUSPECTS_NAMED = 16
 # Models of others that are told: anybody can announce as many as they like.
 MODELS_NAMED = 8
+# A node computes for sessions as long as the last batch was not longer ago than this.
+BUSY_S = 1.0
 # The goodbye and the end of sessions each take at most this long.
 LEAVE_WITHIN_S = 1.0
 
@@ -84,20 +93,29 @@ class Node:
     async def run(self) -> None:
         """Join, load and serve.
 
-        Raises: ConfigError, BadCheckpoint, UnsupportedModel; Unreachable, if the swarm to join does not answer.
+        Raises: ConfigError, BadCheckpoint, UnsupportedModel; Unreachable, if the swarm to join does not answer;
+        NoRoute, if nobody there gives the weights of what is to be served.
         """
-        config = self._config
-        self._notify(events.Opening(config.model))
-        backends = await _in_thread(self._open)
-        model = backends[0].model
-        wanted = config.span(model.manifest.blocks)
         self._announcer.serve()
-        if config.join:
-            await self._join(model)
-        backend, span = await self._choose(backends, wanted)
-        await self._prepare(backend, span)
+        fetched = await self._find_model()
+        backends = await self._open(fetched)
+        model = backends[0].model
+        wanted = self._config.span(model.manifest.blocks)
+        if fetched is None and self._config.join:
+            await self._join()
+            self._compare(model)
+        backend, span = await self._choose(backends, wanted, fetched)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._gossip.run)  # others see that somebody is loading this span
+            if fetched is not None:
+                self._served = await self._coming(backend, span, tuple(fetched.weights[s] for s in span))
+                self._refresh()
+                nursery.start_soon(self._gossip.run)  # others see that somebody fetches this span
+                backend = await self._fetch(fetched, backends.index(backend), span)
+            await self._prepare(backend, span)
+            if fetched is None:
+                nursery.start_soon(self._gossip.run)  # others see that somebody is loading this span
+            if self._config.share:
+                nursery.start_soon(self._share, backend.model, span)
             await self._load(backend, span)
             await self._gossip.spread()
             await self._tell_weights(backend.model)
@@ -115,20 +133,58 @@ class Node:
             if self._hop is not None:
                 nursery.start_soon(self._hop.drain, LEAVE_WITHIN_S)
 
-    def _open(self) -> list[Backend]:
-        """What may serve: one in the precision that is asked for, or one in each, the most precise first. Blocks."""
+    # --- the model
+
+    async def _find_model(self) -> SwarmModel | None:
+        """The model of the swarm that is to be served; None if the owner has named a checkpoint.
+
+        Raises: ConfigError, NoRoute, Unreachable.
+        """
+        config = self._config
+        if config.names_checkpoint:
+            return None
+        await self._join()
+        swarm = Swarm(
+            self._transport, self._announcer.others, self._announcer.book.origin, self._gossip.doors
+        )
+        cache = Cache(Path(config.cache_dir) if config.cache_dir else default_folder(), config.cache_size)
+        pin = parse_pin(config.weights) if config.weights else None
+        return await SwarmModel.find(swarm, config.model, cache, pin, self._notify)
+
+    async def _open(self, fetched: SwarmModel | None) -> list[Backend]:
+        """What may serve: one in the precision that is asked for, or one in each, the most precise first."""
+        self._notify(events.Opening(fetched.name if fetched is not None else str(self._config.model)))
+        return await _in_thread(partial(self._open_each, fetched.files() if fetched is not None else None))
+
+    def _open_each(self, files: FetchedFiles | None) -> list[Backend]:
         config = self._config
         if config.quant != AUTO:
-            return [self._open_backend(config)]
-        backends = [self._open_backend(replace(config, quant=None))]
+            return [self._open_backend(config, files)]
+        backends = [self._open_backend(replace(config, quant=None), files)]
         for quant in QUANTS:
             with contextlib.suppress(NoKernels):
-                backends.append(self._open_backend(replace(config, quant=quant)))
+                backends.append(self._open_backend(replace(config, quant=quant), files))
         return backends
+
+    async def _fetch(self, fetched: SwarmModel, precision: int, span: Span) -> Backend:
+        """The same backend with the weights of the span on this machine."""
+        files = await fetched.fetch(span)
+        return (await _in_thread(partial(self._open_each, files)))[precision]
+
+    async def _share(self, model: Model, span: Span) -> None:
+        """Give peers what is here of the model."""
+        sharing = Sharing(model, self._transport, Upload(self._config.upload, self._is_busy))
+        await sharing.put(span)
+        await self.ready.wait()
+        await sharing.put_the_rest(self._is_busy)
+
+    def _is_busy(self) -> bool:
+        """Whether sessions are being computed."""
+        return self._hop is not None and self._hop.idle_s() < BUSY_S
 
     # --- joining
 
-    async def _join(self, model: Model) -> None:
+    async def _join(self) -> None:
         addrs = self._config.join
         self._notify(events.Joining(addrs))
         try:
@@ -137,8 +193,10 @@ class Node:
             raise Unreachable(f"no node answers at {', '.join(addrs)}: {error}") from error
         if complaint := self._announcer.complaint():
             self._notify(events.Warned(complaint))
-        others = self._announcer.others()
-        models = {said.digest: said.model for said in others}
+
+    def _compare(self, model: Model) -> None:
+        """Say so if the swarm that was joined serves other models."""
+        models = {said.digest: said.model for said in self._announcer.others()}
         digest = model.manifest.digest
         if models and digest not in models:
             named = sorted(f"{plain(name)} ({key.hex()[:12]})" for key, name in models.items())
@@ -150,13 +208,27 @@ class Node:
                 )
             )
 
-    async def _choose(self, backends: Sequence[Backend], wanted: Span | None) -> tuple[Backend, Span]:
-        """Which of these serves, and which span, if the owner has not said both. Raises: ConfigError."""
+    async def _choose(
+        self, backends: Sequence[Backend], wanted: Span | None, fetched: SwarmModel | None
+    ) -> tuple[Backend, Span]:
+        """Which of these serves, and which span, if the owner has not said both.
+
+        Raises: ConfigError; NoRoute, if nobody gives the weights of that.
+        """
+        manifest = backends[0].model.manifest
+        if fetched is not None and (lacking := fetched.lacking(wanted or Span(0, manifest.stages))):
+            if wanted is not None or not fetched.weights:
+                raise NoRoute(f"nobody in this swarm gives the weights of {lacking} of {fetched.name}")
+            self._notify(events.Noted(f"nobody in this swarm gives the weights of {lacking}"))
         if wanted is not None and len(backends) == 1:
             return backends[0], wanted
-        manifest = backends[0].model.manifest
         sizes = [await _in_thread(partial(_stage_bytes, backend)) for backend in backends]
         memory_bytes = for_weights(await self._memory(backends[0]))
+        if fetched is not None:  # what nobody gives fits nowhere
+            sizes = [
+                [size if stage in fetched.weights else memory_bytes + 1 for stage, size in enumerate(each)]
+                for each in sizes
+            ]
         peers = [said for said in self._announcer.others() if said.digest == manifest.digest]
         counts = coverage([said.span for said in peers], manifest.stages)
         chosen = choose_precision(counts, sizes, memory_bytes, self._rng, wanted)
@@ -193,10 +265,22 @@ class Node:
         )
         await _in_thread(lambda: model.require(span))
         weights = await _in_thread(lambda: model.stage_digests(span))
-        name = config.name or model.name
-        size = manifest.hidden_size
-        self._served = Served(name, manifest.digest, manifest.blocks, size, span, dtype, numerics, weights)
+        self._served = await self._coming(backend, span, weights)
         self._refresh()
+
+    async def _coming(self, backend: Backend, span: Span, weights: tuple[bytes, ...]) -> Served:
+        """What this node is about to serve."""
+        manifest = backend.model.manifest
+        return Served(
+            self._config.name or backend.model.name,
+            manifest.digest,
+            manifest.blocks,
+            manifest.hidden_size,
+            span,
+            await _in_thread(backend.dtype),
+            await _in_thread(backend.numerics),
+            weights,
+        )
 
     async def _load(self, backend: Backend, span: Span) -> None:
         model, config, manifest = backend.model, self._config, backend.model.manifest
@@ -246,7 +330,8 @@ class Node:
         far = [addr for addr in addrs if not addr.startswith(("/ip4/127.", "/ip6/::1/"))]
         addr = shlex.quote((far or list(addrs) or ["ADDRESS"])[0])
         quant = f" --quant {self._config.quant}" if self._config.quant else ""
-        serve = f"swarm node --model {shlex.quote(self._config.model)}{quant} --join {addr}"
+        own = f" --model {shlex.quote(str(self._config.model))}" if self._config.names_checkpoint else ""
+        serve = f"swarm node{own}{quant} --join {addr}"
         self._notify(events.Invitation("join", serve))
         self._notify(events.Invitation("chat", f"swarm chat --join {addr}"))
         self._notify(events.Ready(self._transport.peer, addrs))
