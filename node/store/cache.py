@@ -9,7 +9,7 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -119,7 +119,16 @@ class Cache:
         if self._most_bytes is not None:
             used_bytes = sum(stage.size_bytes for stage in kept)
             missing_bytes = max(missing_bytes, used_bytes + new_bytes - self._most_bytes)
-        return _free(missing_bytes, kept, set(keep), new_bytes, _remove_stage, self.folder)
+        stays = set(keep)
+        free = [s for s in kept if s.inventory not in stays and not _is_used(s.inventory)]
+        gone = going(free, missing_bytes)
+        if gone is None:
+            lack = missing_bytes - sum(stage.size_bytes for stage in free)
+            raise ConfigError(
+                f"the weights take {new_bytes / 2**20:,.0f} MiB, for which {self.folder} lacks {lack / 2**20:,.0f}: "
+                "see --cache-size, --cache-dir, --layers and `swarm models`"
+            )
+        return [stage.inventory for stage in gone if _remove_stage(stage.inventory)]
 
     def _folders(self) -> Iterator[Path]:
         with contextlib.suppress(OSError):
@@ -165,28 +174,15 @@ def choose(models: Sequence[KeptModel], name: str) -> KeptModel:
     raise ConfigError(f"several models are called {name!r}: name one by its digest, {digests}")
 
 
-def _free(
-    missing_bytes: int,
-    kept: Sequence[Kept],
-    keep: set[Path],
-    new_bytes: int,
-    remove: Callable[[Path], bool],
-    folder: Path,
-) -> list[Path]:
-    gone = []
+def going(kept: Iterable[Kept], missing_bytes: int) -> list[Kept] | None:
+    """Those that make so much room, the least recently used; None if all together do not."""
+    found: list[Kept] = []
     for stage in sorted(kept, key=lambda stage: stage.used_at):
         if missing_bytes <= 0:
             break
-        if stage.inventory not in keep and remove(stage.inventory):
-            gone.append(stage.inventory)
-            missing_bytes -= stage.size_bytes
-    if missing_bytes > 0:
-        need, lack = new_bytes / 2**20, missing_bytes / 2**20
-        raise ConfigError(
-            f"the weights take {need:,.0f} MiB, for which {folder} lacks {lack:,.0f}: see --cache-size, --cache-dir, "
-            "--layers and `swarm models`"
-        )
-    return gone
+        found.append(stage)
+        missing_bytes -= stage.size_bytes
+    return found if missing_bytes <= 0 else None
 
 
 def _stages(folder: Path) -> list[Kept]:

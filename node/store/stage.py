@@ -86,6 +86,7 @@ class StageFile:
         for parcel in inventory.parcels():
             self._parcels.setdefault(parcel.hash, []).append(parcel)
         self._file = -1
+        self._whole = False
         self._counting = threading.Lock()
         self.sizes = {hash_: parcels[0].size for hash_, parcels in self._parcels.items()}
         self._used = -1  # the inventory's file, which says by its lock that the stage is in use
@@ -141,12 +142,18 @@ class StageFile:
         return os.pread(self._file, parcel.size, self._layout.starts[parcel.tensor] + parcel.start)
 
     def finish(self) -> None:
-        """All parcels are here: it is whole from now on. Raises: ConfigError, if the disk does not take it."""
+        """All parcels are here: it is whole from now on, and nothing more is read or put by this object.
+
+        Raises: ConfigError, if the disk does not take it.
+        """
         try:
-            os.fsync(self._file)
-            os.replace(self._paths(PART), self.path)
+            if not self._whole:
+                os.fsync(self._file)
+                os.replace(self._paths(PART), self.path)
+                self._whole = True
         except OSError as error:
             raise _disk(self._paths.folder, error) from error
+        self._close_file()
 
     def stored(self) -> dict[str, tuple[Path, StoredTensor]]:
         """Its tensors, once it is whole."""
@@ -157,10 +164,10 @@ class StageFile:
 
     def close(self) -> None:
         """It is not in use any more. Safe to call again."""
-        for descriptor in (self._file, self._used):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._file = self._used = -1
+        self._close_file()
+        if self._used >= 0:
+            os.close(self._used)
+        self._used = -1
 
     def __enter__(self) -> StageFile:
         return self
@@ -172,6 +179,11 @@ class StageFile:
 
     # --- inside
 
+    def _close_file(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+        self._file = -1
+
     def _open(self) -> None:
         folder, whole, part = self._paths.folder, self._paths(WHOLE), self._paths(PART)
         try:
@@ -181,8 +193,9 @@ class StageFile:
                 self._file = os.open(whole, os.O_RDONLY)
                 self._check()
                 if not self.missing:
+                    self._whole = True
                     return
-                os.close(self._file)  # the disk has spoilt it: what is wrong is fetched again
+                self._close_file()  # the disk has spoilt it: what is wrong is fetched again
                 os.replace(whole, part)
             self._file = os.open(part, os.O_RDWR | os.O_CREAT, 0o600)
             _lock(self._file, part)
