@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import random
 import shlex
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -20,26 +18,23 @@ from node.backend import Backend, Model, OpenBackend
 from node.compute.interfaces import Engine
 from node.compute.kv import buffer_bytes, default_kv_tokens, prefix_bytes
 from node.compute.measure import measure
-from node.config import AUTO, QUANTS, NodeConfig
-from node.events import Notify, describe_size
+from node.config import NodeConfig
+from node.events import Notify
 from node.fetch.model import Swarm, SwarmModel
 from node.hop.admission import Admission
 from node.hop.neighbours import Neighbours
 from node.hop.seats import Room
 from node.hop.server import HopServer
-from node.memory import for_weights
-from node.native.load import NoKernels
 from node.presence.announce import Announcer, Load, Served, disagreeing
 from node.presence.gossip import Gossip
 from node.presence.modelfiles import ModelFiles
-from node.presence.placement import choose_precision, coverage
 from node.presence.upload import Upload
+from node.selection import free_bytes, needed_bytes, open_each, select
 from node.sharing import Sharing
 from node.store.cache import Cache, default_folder
-from node.store.files import FetchedFiles
-from protocol.errors import ConfigError, EngineError, NoRoute, Unreachable
+from protocol.errors import EngineError, NoRoute, Unreachable
 from protocol.identity import Identity
-from protocol.model import Span, describe_stages, weights_digest
+from protocol.model import Span, weights_digest
 from protocol.plain import plain
 from protocol.records import Record
 from protocol.tensors import ITEM_BYTES
@@ -99,18 +94,19 @@ class Node:
         self._announcer.serve()
         fetched = await self._find_model()
         backends = await self._open(fetched)
-        model = backends[0].model
-        wanted = self._config.span(model.manifest.blocks)
         if fetched is None and self._config.join:
             await self._join()
-            self._compare(model)
-        backend, span = await self._choose(backends, wanted, fetched)
+            self._compare(backends[0].model)
+        precision, span = await self._select(backends, fetched)
+        backend = backends[precision]
         async with trio.open_nursery() as nursery:
             if fetched is not None:
-                self._served = await self._coming(backend, span, tuple(fetched.weights[s] for s in span))
-                self._refresh()
+                await self._announce(backend, span, tuple(fetched.weights[stage] for stage in span))
                 nursery.start_soon(self._gossip.run)  # others see that somebody fetches this span
-                backend = await self._fetch(fetched, backends.index(backend), span)
+                files = await fetched.fetch(span)
+                backend = (await _in_thread(partial(open_each, self._open_backend, self._config, files)))[
+                    precision
+                ]
             await self._prepare(backend, span)
             if fetched is None:
                 nursery.start_soon(self._gossip.run)  # others see that somebody is loading this span
@@ -152,24 +148,23 @@ class Node:
         return await SwarmModel.find(swarm, config.model, cache, pin, self._notify)
 
     async def _open(self, fetched: SwarmModel | None) -> list[Backend]:
-        """What may serve: one in the precision that is asked for, or one in each, the most precise first."""
+        """What may serve, the most precise first."""
         self._notify(events.Opening(fetched.name if fetched is not None else str(self._config.model)))
-        return await _in_thread(partial(self._open_each, fetched.files() if fetched is not None else None))
+        files = fetched.files() if fetched is not None else None
+        return await _in_thread(partial(open_each, self._open_backend, self._config, files))
 
-    def _open_each(self, files: FetchedFiles | None) -> list[Backend]:
-        config = self._config
-        if config.quant != AUTO:
-            return [self._open_backend(config, files)]
-        backends = [self._open_backend(replace(config, quant=None), files)]
-        for quant in QUANTS:
-            with contextlib.suppress(NoKernels):
-                backends.append(self._open_backend(replace(config, quant=quant), files))
-        return backends
-
-    async def _fetch(self, fetched: SwarmModel, precision: int, span: Span) -> Backend:
-        """The same backend with the weights of the span on this machine."""
-        files = await fetched.fetch(span)
-        return (await _in_thread(partial(self._open_each, files)))[precision]
+    async def _select(self, backends: Sequence[Backend], fetched: SwarmModel | None) -> tuple[int, Span]:
+        """Which of these serves, by its place, and which span. Raises: ConfigError; NoRoute, if nobody gives that."""
+        manifest = backends[0].model.manifest
+        wanted = self._config.span(manifest.blocks)
+        if fetched is not None and (lacking := fetched.lacking(wanted or Span(0, manifest.stages))):
+            line = f"nobody in this swarm gives the weights of {lacking} of {fetched.name}"
+            if wanted is not None or not fetched.weights:
+                raise NoRoute(line)
+            self._notify(events.Noted(line))
+        served = [said.span for said in self._announcer.others() if said.digest == manifest.digest]
+        given = fetched.weights if fetched is not None else None
+        return await _in_thread(partial(select, backends, self._config, served, given, self._rng))
 
     async def _share(self, model: Model, span: Span) -> None:
         """Give peers what is here of the model."""
@@ -208,89 +203,35 @@ class Node:
                 )
             )
 
-    async def _choose(
-        self, backends: Sequence[Backend], wanted: Span | None, fetched: SwarmModel | None
-    ) -> tuple[Backend, Span]:
-        """Which of these serves, and which span, if the owner has not said both.
-
-        Raises: ConfigError; NoRoute, if nobody gives the weights of that.
-        """
-        manifest = backends[0].model.manifest
-        if fetched is not None and (lacking := fetched.lacking(wanted or Span(0, manifest.stages))):
-            if wanted is not None or not fetched.weights:
-                raise NoRoute(f"nobody in this swarm gives the weights of {lacking} of {fetched.name}")
-            self._notify(events.Noted(f"nobody in this swarm gives the weights of {lacking}"))
-        if wanted is not None and len(backends) == 1:
-            return backends[0], wanted
-        sizes = [await _in_thread(partial(_stage_bytes, backend)) for backend in backends]
-        memory_bytes = for_weights(await self._memory(backends[0]))
-        if fetched is not None:  # what nobody gives fits nowhere
-            sizes = [
-                [size if stage in fetched.weights else memory_bytes + 1 for stage, size in enumerate(each)]
-                for each in sizes
-            ]
-        peers = [said for said in self._announcer.others() if said.digest == manifest.digest]
-        counts = coverage([said.span for said in peers], manifest.stages)
-        chosen = choose_precision(counts, sizes, memory_bytes, self._rng, wanted)
-        if chosen is None:
-            if wanted is None:
-                what, least = "the smallest stage takes", min(map(min, sizes))
-            else:
-                what = f"{describe_stages(wanted, manifest.blocks)} take at least"
-                least = min(sum(each[stage] for stage in wanted) for each in sizes)
-            may = f"{describe_size(memory_bytes)} may be used for weights"
-            raise ConfigError(f"{what} {describe_size(least)}, {may}")
-        precision, span = chosen
-        return backends[precision], span
-
-    async def _memory(self, backend: Backend) -> int:
-        free_bytes = await _in_thread(backend.free_bytes)
-        return min(free_bytes, self._config.max_memory or free_bytes)
-
     # --- loading
 
     async def _prepare(self, backend: Backend, span: Span) -> None:
         """Make sure of the weights, name them, and say that we are coming."""
-        model, manifest, config = backend.model, backend.model.manifest, self._config
-        stages = describe_stages(span, manifest.blocks)
-        dtype = await _in_thread(backend.dtype)
-        need = await _in_thread(lambda: sum(model.stage_bytes(stage, dtype) for stage in span))
-        if config.max_memory is not None and need > config.max_memory:
-            raise ConfigError(
-                f"{stages} take {describe_size(need)}, the memory limit is {describe_size(config.max_memory)}"
-            )
+        model, blocks = backend.model, backend.model.manifest.blocks
+        need = await _in_thread(partial(needed_bytes, backend, span))
         numerics = await _in_thread(backend.numerics)
-        self._notify(
-            events.Loading(model.name, manifest.blocks, span, need, str(numerics), backend.kernels())
-        )
+        self._notify(events.Loading(model.name, blocks, span, need, str(numerics), backend.kernels()))
         await _in_thread(lambda: model.require(span))
-        weights = await _in_thread(lambda: model.stage_digests(span))
-        self._served = await self._coming(backend, span, weights)
-        self._refresh()
+        await self._announce(backend, span, await _in_thread(lambda: model.stage_digests(span)))
 
-    async def _coming(self, backend: Backend, span: Span, weights: tuple[bytes, ...]) -> Served:
-        """What this node is about to serve."""
+    async def _announce(self, backend: Backend, span: Span, weights: tuple[bytes, ...]) -> None:
+        """Say that this is about to be served."""
         manifest = backend.model.manifest
-        return Served(
-            self._config.name or backend.model.name,
-            manifest.digest,
-            manifest.blocks,
-            manifest.hidden_size,
-            span,
-            await _in_thread(backend.dtype),
-            await _in_thread(backend.numerics),
-            weights,
-        )
+        name = self._config.name or backend.model.name
+        size, dtype = manifest.hidden_size, await _in_thread(backend.dtype)
+        numerics = await _in_thread(backend.numerics)
+        self._served = Served(name, manifest.digest, manifest.blocks, size, span, dtype, numerics, weights)
+        self._refresh()
 
     async def _load(self, backend: Backend, span: Span) -> None:
         model, config, manifest = backend.model, self._config, backend.model.manifest
-        memory_bytes = await self._memory(backend)
+        memory_bytes = await _in_thread(partial(free_bytes, backend, config))
         engine = await _in_thread(lambda: backend.load(span))
         speed = await _in_thread(lambda: measure(engine))
         contents = await _in_thread(lambda: {file.name: model.file(file.name) for file in manifest.files})
-        free_bytes = max(0, memory_bytes - engine.weight_bytes)
-        tokens = config.kv_tokens or self._kv_tokens(engine, free_bytes)
-        self._budget = Admission(Room(tokens, buffer_bytes(free_bytes)))
+        left_bytes = max(0, memory_bytes - engine.weight_bytes)
+        tokens = config.kv_tokens or self._kv_tokens(engine, left_bytes)
+        self._budget = Admission(Room(tokens, buffer_bytes(left_bytes)))
         neighbours = Neighbours(self._transport, self._announcer.book.proven)
         hop = HopServer(
             engine,
@@ -298,7 +239,7 @@ class Node:
             self._budget,
             neighbours=neighbours,
             speed=speed,
-            prefix_bytes=prefix_bytes(free_bytes),
+            prefix_bytes=prefix_bytes(left_bytes),
         )
         ModelFiles(manifest, contents).serve(self._transport)
         hop.serve()
@@ -319,9 +260,9 @@ class Node:
             )
         )
 
-    def _kv_tokens(self, engine: Engine, free_bytes: int) -> int:
+    def _kv_tokens(self, engine: Engine, left_bytes: int) -> int:
         row_bytes = engine.hidden_size * ITEM_BYTES[engine.dtype]
-        return default_kv_tokens(free_bytes, engine.kv_bytes_per_token(), row_bytes)
+        return default_kv_tokens(left_bytes, engine.kv_bytes_per_token(), row_bytes)
 
     def _tell_how_to_join(self) -> None:
         addrs = self._transport.addrs
@@ -386,12 +327,6 @@ class Node:
             else:
                 self._notify(events.Warned("more nodes serve other weights than can be named here"))
         return self._announcer.announce(self._served, load, "joining" if hop is None else "serving")
-
-
-def _stage_bytes(backend: Backend) -> list[int]:
-    """What each stage of its model takes. Blocks."""
-    model, dtype = backend.model, backend.dtype()
-    return [model.stage_bytes(stage, dtype) for stage in range(model.manifest.stages)]
 
 
 async def _in_thread(work: Callable[[], T]) -> T:
