@@ -108,6 +108,11 @@ class NodeConfig:
         return not self.join or Path(self.model).expanduser().exists() or is_hub_id(self.model)
 
     @property
+    def names_hub(self) -> bool:
+        """Whether `model` is one of the hub."""
+        return self.model is not None and is_hub_id(self.model) and not Path(self.model).expanduser().exists()
+
+    @property
     def suits_kernels(self) -> bool:
         """Whether it asks for nothing that only torch has."""
         return self.device == "cpu" and self.dtype is None

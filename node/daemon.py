@@ -32,7 +32,7 @@ from node.presence.upload import Upload
 from node.selection import free_bytes, needed_bytes, open_each, select
 from node.sharing import Sharing
 from node.store.cache import Cache, default_folder
-from protocol.errors import EngineError, NoRoute, Unreachable
+from protocol.errors import ConfigError, EngineError, NoRoute, Unreachable
 from protocol.identity import Identity
 from protocol.model import Span, weights_digest
 from protocol.plain import plain
@@ -92,10 +92,8 @@ class Node:
         NoRoute, if nobody there gives the weights of what is to be served.
         """
         self._announcer.serve()
-        fetched = await self._find_model()
-        backends = await self._open(fetched)
+        fetched, backends = await self._find_model()
         if fetched is None and self._config.join:
-            await self._join()
             self._compare(backends[0].model)
         precision, span = await self._select(backends, fetched)
         backend = backends[precision]
@@ -131,15 +129,43 @@ class Node:
 
     # --- the model
 
-    async def _find_model(self) -> SwarmModel | None:
-        """The model of the swarm that is to be served; None if the owner has named a checkpoint.
+    async def _find_model(self) -> tuple[SwarmModel | None, list[Backend]]:
+        """What may serve, and the model of the swarm that it is of; None if it is of a checkpoint here or the hub's.
 
-        Raises: ConfigError, NoRoute, Unreachable.
+        The hub's comes from peers where its weights are pinned, for then theirs are as good, or else where the hub
+        cannot give it. Raises: ConfigError, NoRoute, Unreachable, BadCheckpoint, UnsupportedModel.
         """
         config = self._config
-        if config.names_checkpoint:
-            return None
-        await self._join()
+        asks_peers = config.names_hub and bool(config.join)
+        if not config.names_checkpoint or (asks_peers and config.weights is not None):
+            await self._join()
+            try:
+                fetched = await self._ask_swarm()
+                return fetched, await self._open(fetched)
+            except (ConfigError, NoRoute) as error:
+                if not config.names_checkpoint:
+                    raise
+                self._notify(events.Noted(f"{error}; asking the hub"))
+                return None, await self._open(None)
+        try:
+            backends = await self._open(None)
+        except ConfigError as error:
+            if not asks_peers:
+                raise
+            await self._join()
+            try:
+                fetched = await self._ask_swarm()
+            except (ConfigError, NoRoute):
+                raise error from None
+            self._notify(events.Noted(f"{error}; asking the swarm"))
+            return fetched, await self._open(fetched)
+        if config.join:
+            await self._join()
+        return None, backends
+
+    async def _ask_swarm(self) -> SwarmModel:
+        """The model that it serves. Raises: ConfigError, NoRoute."""
+        config = self._config
         swarm = Swarm(
             self._transport, self._announcer.others, self._announcer.book.origin, self._gossip.doors
         )
@@ -154,7 +180,7 @@ class Node:
         return await _in_thread(partial(open_each, self._open_backend, self._config, files))
 
     async def _select(self, backends: Sequence[Backend], fetched: SwarmModel | None) -> tuple[int, Span]:
-        """Which of these serves, by its place, and which span. Raises: ConfigError; NoRoute, if nobody gives that."""
+        """Which of these serves, by its place, and which span. Raises: ConfigError; NoRoute, if it cannot be had."""
         manifest = backends[0].model.manifest
         wanted = self._config.span(manifest.blocks)
         if fetched is not None and (lacking := fetched.lacking(wanted or Span(0, manifest.stages))):

@@ -278,3 +278,19 @@ async def test_what_was_fetched_computes_the_same(village: Village, model: Path,
     bare = await village.node(None, join=origin.addrs, engine=engine)
     assert bare.fetched.fetched_bytes
     assert best(bare.backends[-1].load(WHOLE)) == best(origin.backends[-1].load(WHOLE))
+
+
+async def test_a_model_of_the_hub(village: Village, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the hub cannot give it, the swarm does, by the same name; pinned, the swarm is asked first."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    origin = await village.node(model, name="org/tied")
+    bare = await village.node("org/tied", join=origin.addrs)
+    assert any("the hub cannot be reached; asking the swarm" in line for line in bare.said("note:"))
+    assert bare.said("weights ") == origin.said("weights ")
+    pin = origin.said("weights ")[0].removeprefix("weights ")
+    pinned = await village.node("org/tied", join=origin.addrs, weights=pin)
+    assert not pinned.said("note:")
+    assert pinned.said("weights ") == origin.said("weights ")
+    other = await village.node("org/other", join=origin.addrs)
+    assert isinstance(other.error, ConfigError)
+    assert "the hub cannot be reached" in str(other.error)
