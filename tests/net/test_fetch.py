@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -33,7 +34,7 @@ NEW = 40
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of 12 MiB, so that layers take several parcels."""
     folder = tmp_path_factory.mktemp("model")
-    sizes = {"hidden_size": 256, "intermediate_size": 704, "head_dim": 64}
+    sizes: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 704, "head_dim": 64}
     return make_model("llama", folder / "net", seed=1, layers=LAYERS, **sizes)
 
 
