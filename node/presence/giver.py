@@ -7,7 +7,7 @@ from typing import Final
 import trio
 
 from node.presence.shelf import Place, Shelf
-from node.presence.upload import SLICE_BYTES, Upload
+from node.presence.upload import Upload
 from protocol import limits
 from protocol.codec import encode
 from protocol.errors import Busy
@@ -93,8 +93,9 @@ class Giver:
     async def _send(self, channel: Channel, slot: Slot, message: Message) -> bool:
         stream, frame = channel.stream, memoryview(encode(message))
         stream.keep()
-        for start in range(0, len(frame), SLICE_BYTES):
-            some = frame[start : start + SLICE_BYTES]
+        while frame:
+            some = frame[: self._upload.slice_bytes]
             await self._upload.turn(stream.origin, len(some))
             await slot.send(stream, some, limits.CONTROL_TIMEOUT_S)
+            frame = frame[len(some) :]
         return True

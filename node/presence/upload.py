@@ -9,8 +9,10 @@ import trio
 
 # Bytes that go at once: 2 ms of the event loop, in which no token moves.
 SLICE_BYTES: Final = 64 * 1024
-# What is left of the rate while the node computes for sessions: their tokens take the same link and processors.
+# While the node computes for sessions, whose tokens take the same link and processors, what is left of the rate, and
+# what goes at once: on 100 Mbit/s a token waits behind 0.7 ms of it, and not 5.
 BUSY_SHARE: Final = 1 / 8
+BUSY_SLICE_BYTES: Final = 8 * 1024
 # What was not used of the rate may be made up for within this time.
 _BURST_S: Final = 0.05
 
@@ -24,6 +26,11 @@ class Upload:
         self._paid_until = float("-inf")
         self._line = trio.Lock()  # first come, first served
         self._origins: dict[str, tuple[trio.Lock, int]] = {}  # and of each origin one stands in it at a time
+
+    @property
+    def slice_bytes(self) -> int:
+        """How much should go at once now."""
+        return BUSY_SLICE_BYTES if self._is_busy() else SLICE_BYTES
 
     async def turn(self, origin: str, size: int) -> None:
         """Wait until somebody at `origin` may be sent `size` bytes more."""
