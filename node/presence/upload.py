@@ -11,7 +11,7 @@ import trio
 SLICE_BYTES: Final = 64 * 1024
 # While the node computes for sessions, whose tokens take the same link and processors, what is left of the rate, and
 # what goes at once: on 100 Mbit/s a token waits behind 0.7 ms of it, and not 5.
-BUSY_SHARE: Final = 1 / 8
+BUSY_SHARE: Final = 1 / 16
 BUSY_SLICE_BYTES: Final = 8 * 1024
 # What was not used of the rate may be made up for within this time.
 _BURST_S: Final = 0.05

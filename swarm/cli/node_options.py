@@ -98,7 +98,7 @@ class NodeOptions:
         str,
         typer.Option(
             metavar="SIZE",
-            help="How many bytes of weights go to peers in a second; an eighth of that while sessions are computed.",
+            help="How many bytes of weights go to peers in a second; a sixteenth of that while sessions are computed.",
             rich_help_panel=_PEERS,
         ),
     ] = "20M"
