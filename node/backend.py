@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from node.compute.interfaces import Engine
 from node.config import NodeConfig
 from node.engine.files import CheckpointFiles
+from node.engine.shards import StoredTensor
 from node.native.checkpoint import ModelFiles, open_files
 from node.native.load import NoKernels, load_kernel
+from node.store.files import FetchedFiles
 from protocol.errors import ConfigError, UnsupportedModel
+from protocol.inventory import Inventory
 from protocol.model import Manifest, Span
 from protocol.numerics import Numerics
 
@@ -51,6 +55,12 @@ class Model(Protocol):
     def stage_digests(self, span: Span) -> tuple[bytes, ...]:
         """8 bytes per stage that name its weights. Raises: BadCheckpoint."""
 
+    def inventory(self, stage: int) -> Inventory:
+        """What the weights of a stage consist of, as they are stored; read once. Raises: BadCheckpoint."""
+
+    def stored(self, stage: int) -> Mapping[str, tuple[Path, StoredTensor]]:
+        """Where the tensors of a stage lie. Raises: BadCheckpoint."""
+
 
 class Backend(Protocol):
     """What computes a model, and where. Blocking: called in worker threads."""
@@ -75,27 +85,33 @@ class Backend(Protocol):
         """Memory of the device that nobody uses."""
 
 
-# Raises BadCheckpoint, UnsupportedModel, ConfigError.
-OpenBackend = Callable[[NodeConfig], Backend]
+class OpenBackend(Protocol):
+    """Opens what a node serves. Raises BadCheckpoint, UnsupportedModel, ConfigError."""
+
+    def __call__(self, config: NodeConfig, fetched: FetchedFiles | None = None) -> Backend:
+        """The checkpoint that `config` names, or the one that was fetched from peers. Blocks."""
 
 
-def open_backend(config: NodeConfig) -> Backend:
-    """The checkpoint that `config` names, for the engine that it asks for; its small files are read once.
+def open_backend(config: NodeConfig, fetched: FetchedFiles | None = None) -> Backend:
+    """The checkpoint that `config` names, or that was fetched, for the engine that `config` asks for.
+
+    Its small files are read once.
 
     Left to choose, that is the native one, unless the kernels do not know the model completely or are not there. A
     GGUF file is for the native one alone.
     """
+    model = fetched.name if fetched is not None else str(config.model)
     torch_asked = config.engine == "torch" or not config.suits_kernels
     if torch_asked:
-        need_torch(config.model, "as asked")
-    files = _open_files(config.model, config.cache_dir)
+        need_torch(model, "as asked")
+    files = fetched or _open_files(model, config.cache_dir)
     if torch_asked:
         return _open_torch(config, files, "as asked")
     try:
         return _open_native(config, files)
     except (UnsupportedModel, NoKernels) as error:
         if config.engine == "native":
-            raise ConfigError(f"{config.model} cannot be served by the native kernels: {error}") from error
+            raise ConfigError(f"{model} cannot be served by the native kernels: {error}") from error
         return _open_torch(config, files, str(error))
 
 
@@ -111,7 +127,7 @@ def _open_native(config: NodeConfig, files: ModelFiles) -> Backend:
 
 def _open_torch(config: NodeConfig, files: ModelFiles, why: str) -> Backend:
     """For the engine in `node.engine`; torch is imported here. why: it is this engine, for people."""
-    plain = _for_torch(config.model, files, why)
+    plain = _for_torch(files.name, files, why)
     from node.engine.threads import OPENMP_ENVIRONMENT, configure_threads
 
     for name, value in OPENMP_ENVIRONMENT.items():
@@ -160,7 +176,7 @@ def _open_files(model: str, cache_dir: str | None) -> ModelFiles:
 
 def _for_torch(model: str, files: ModelFiles, why: str) -> CheckpointFiles:
     """The same, if torch reads them and is here. Raises: ConfigError, which says why torch would have to."""
-    if not isinstance(files, CheckpointFiles):
+    if not isinstance(files, CheckpointFiles) or (isinstance(files, FetchedFiles) and files.of_gguf):
         raise ConfigError(f"{model} is a GGUF file, which only the native kernels serve ({why})")
     need_torch(model, why)
     return files

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from node.engine.sources import is_hub_id
 from protocol.errors import ConfigError
 from protocol.model import Span
 from protocol.transport.addresses import parse_address, peer_at
+from protocol.weights import parse_pin
 
 DEFAULT_LISTEN = ("/ip4/0.0.0.0/udp/0/quic-v1",)
 DTYPES = ("f32", "f16", "bf16")
@@ -15,12 +17,15 @@ QUANTS = ("int8", "int4")
 # Of all, the most precise that fits.
 AUTO = "auto"
 ENGINES = ("auto", "native", "torch")
+# Bytes of weights that are given to peers in a second: two thirds of what the event loop manages, or 160 Mbit/s.
+UPLOAD_BYTES_PER_S = 20 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class NodeConfig:
     """One node.
 
+    model       a folder, a GGUF file, a hub id, or the name or first digits of a model of the swarm; None: its model
     layers      the transformer blocks to serve, half-open, numbered from 0; None: what the swarm lacks
     ends        serve the embedding or the head that adjoins the layers; None: where they adjoin
     join        addresses of nodes of the swarm; none: begin a new one
@@ -33,10 +38,15 @@ class NodeConfig:
     threads     cores for the engine; None: torch's choice
     home        where the key is kept that makes the node's name
     name        what the model is called in the swarm; None: the checkpoint's name
+    cache_dir   where fetched weights are kept; None: the user's cache folder, for those of the hub the hub's
+    cache_size  bytes that those of peers may take there; None: what the disk has
+    weights     the digest of the weights that peers may give, at least 32 digits of it; None: what counts there
+    share       whether peers are given weights
+    upload      bytes of them in a second
     max_memory  bytes for weights and KV cache together; None: what is free, with room left for others
     """
 
-    model: str
+    model: str | None = None
     layers: tuple[int, int] | None = None
     ends: bool | None = None
     join: tuple[str, ...] = ()
@@ -51,12 +61,20 @@ class NodeConfig:
     home: Path = Path("~/.inference-swarm")
     name: str | None = None
     cache_dir: str | None = None
+    cache_size: int | None = None
+    weights: str | None = None
+    share: bool = True
+    upload: int = UPLOAD_BYTES_PER_S
     max_memory: int | None = None
 
     def check(self) -> None:
         """What can be checked without the model. Raises: ConfigError, one line."""
-        if not self.model:
-            raise ConfigError("no model given: name a folder or a model of the hub")
+        if self.model == "" or (self.model is None and not self.join):
+            raise ConfigError(
+                "no model given: name a folder, a GGUF file or a model of the hub, or join a swarm that serves one"
+            )
+        if self.weights is not None:
+            parse_pin(self.weights)
         if self.layers is not None:
             first, stop = self.layers
             if not 0 <= first < stop:
@@ -69,6 +87,8 @@ class NodeConfig:
             ("kv tokens", self.kv_tokens),
             ("threads", self.threads),
             ("memory", self.max_memory),
+            ("upload", self.upload),
+            ("cache size", self.cache_size),
         ):
             if value is not None and value < 1:
                 raise ConfigError(f"{name} {value}: at least 1 is needed")
@@ -79,6 +99,18 @@ class NodeConfig:
             peer_at(addr)
         for addr in (*self.listen, *self.announce):
             parse_address(addr)
+
+    @property
+    def names_checkpoint(self) -> bool:
+        """Whether `model` is on this machine or on the hub, and not what the swarm serves."""
+        if self.model is None:
+            return False
+        return not self.join or Path(self.model).expanduser().exists() or is_hub_id(self.model)
+
+    @property
+    def names_hub(self) -> bool:
+        """Whether `model` is one of the hub."""
+        return self.model is not None and is_hub_id(self.model) and not Path(self.model).expanduser().exists()
 
     @property
     def suits_kernels(self) -> bool:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import random
 import shlex
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import trio
@@ -19,25 +18,28 @@ from node.backend import Backend, Model, OpenBackend
 from node.compute.interfaces import Engine
 from node.compute.kv import buffer_bytes, default_kv_tokens, prefix_bytes
 from node.compute.measure import measure
-from node.config import AUTO, QUANTS, NodeConfig
-from node.events import Notify, describe_size
+from node.config import NodeConfig
+from node.events import Notify
+from node.fetch.model import Swarm, SwarmModel
 from node.hop.admission import Admission
 from node.hop.neighbours import Neighbours
 from node.hop.seats import Room
 from node.hop.server import HopServer
-from node.memory import for_weights
-from node.native.load import NoKernels
 from node.presence.announce import Announcer, Load, Served, disagreeing
 from node.presence.gossip import Gossip
 from node.presence.modelfiles import ModelFiles
-from node.presence.placement import choose_precision, coverage
-from protocol.errors import ConfigError, EngineError, Unreachable
+from node.presence.upload import Upload
+from node.selection import free_bytes, needed_bytes, open_each, select
+from node.sharing import Sharing
+from node.store.cache import Cache, default_folder
+from protocol.errors import ConfigError, EngineError, NoRoute, Unreachable
 from protocol.identity import Identity
-from protocol.model import Span, describe_stages, weights_digest
+from protocol.model import Span, weights_digest
 from protocol.plain import plain
 from protocol.records import Record
 from protocol.tensors import ITEM_BYTES
 from protocol.transport.base import Transport
+from protocol.weights import parse_pin
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +55,8 @@ WEIGHTS_DIGITS = 32
 SUSPECTS_NAMED = 16
 # Models of others that are told: anybody can announce as many as they like.
 MODELS_NAMED = 8
+# A node computes for sessions as long as the last batch was not longer ago than this.
+BUSY_S = 1.0
 # The goodbye and the end of sessions each take at most this long.
 LEAVE_WITHIN_S = 1.0
 
@@ -84,20 +88,28 @@ class Node:
     async def run(self) -> None:
         """Join, load and serve.
 
-        Raises: ConfigError, BadCheckpoint, UnsupportedModel; Unreachable, if the swarm to join does not answer.
+        Raises: ConfigError, BadCheckpoint, UnsupportedModel; Unreachable, if the swarm to join does not answer;
+        NoRoute, if nobody there gives the weights of what is to be served.
         """
-        config = self._config
-        self._notify(events.Opening(config.model))
-        backends = await _in_thread(self._open)
-        model = backends[0].model
-        wanted = config.span(model.manifest.blocks)
         self._announcer.serve()
-        if config.join:
-            await self._join(model)
-        backend, span = await self._choose(backends, wanted)
-        await self._prepare(backend, span)
+        fetched, backends = await self._find_model()
+        if fetched is None and self._config.join:
+            self._compare(backends[0].model)
+        precision, span = await self._select(backends, fetched)
+        backend = backends[precision]
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._gossip.run)  # others see that somebody is loading this span
+            if fetched is not None:
+                await self._announce(backend, span, tuple(fetched.weights[stage] for stage in span))
+                nursery.start_soon(self._gossip.run)  # others see that somebody fetches this span
+                files = await fetched.fetch(span)
+                backend = (await _in_thread(partial(open_each, self._open_backend, self._config, files)))[
+                    precision
+                ]
+            await self._prepare(backend, span)
+            if fetched is None:
+                nursery.start_soon(self._gossip.run)  # others see that somebody is loading this span
+            if self._config.share:
+                nursery.start_soon(self._share, backend.model, span)
             await self._load(backend, span)
             await self._gossip.spread()
             await self._tell_weights(backend.model)
@@ -115,20 +127,85 @@ class Node:
             if self._hop is not None:
                 nursery.start_soon(self._hop.drain, LEAVE_WITHIN_S)
 
-    def _open(self) -> list[Backend]:
-        """What may serve: one in the precision that is asked for, or one in each, the most precise first. Blocks."""
+    # --- the model
+
+    async def _find_model(self) -> tuple[SwarmModel | None, list[Backend]]:
+        """What may serve, and the model of the swarm that it is of; None if it is of a checkpoint here or the hub's.
+
+        The hub's comes from peers where its weights are pinned, for then theirs are as good, or else where the hub
+        cannot give it. Raises: ConfigError, NoRoute, Unreachable, BadCheckpoint, UnsupportedModel.
+        """
         config = self._config
-        if config.quant != AUTO:
-            return [self._open_backend(config)]
-        backends = [self._open_backend(replace(config, quant=None))]
-        for quant in QUANTS:
-            with contextlib.suppress(NoKernels):
-                backends.append(self._open_backend(replace(config, quant=quant)))
-        return backends
+        asks_peers = config.names_hub and bool(config.join)
+        if not config.names_checkpoint or (asks_peers and config.weights is not None):
+            await self._join()
+            try:
+                fetched = await self._ask_swarm()
+                return fetched, await self._open(fetched)
+            except (ConfigError, NoRoute) as error:
+                if not config.names_checkpoint:
+                    raise
+                self._notify(events.Noted(f"{error}; asking the hub"))
+                return None, await self._open(None)
+        try:
+            backends = await self._open(None)
+        except ConfigError as error:
+            if not asks_peers:
+                raise
+            await self._join()
+            try:
+                fetched = await self._ask_swarm()
+            except (ConfigError, NoRoute):
+                raise error from None
+            self._notify(events.Noted(f"{error}; asking the swarm"))
+            return fetched, await self._open(fetched)
+        if config.join:
+            await self._join()
+        return None, backends
+
+    async def _ask_swarm(self) -> SwarmModel:
+        """The model that it serves. Raises: ConfigError, NoRoute."""
+        config = self._config
+        swarm = Swarm(
+            self._transport, self._announcer.others, self._announcer.book.origin, self._gossip.doors
+        )
+        cache = Cache(Path(config.cache_dir) if config.cache_dir else default_folder(), config.cache_size)
+        pin = parse_pin(config.weights) if config.weights else None
+        return await SwarmModel.find(swarm, config.model, cache, pin, self._notify)
+
+    async def _open(self, fetched: SwarmModel | None) -> list[Backend]:
+        """What may serve, the most precise first."""
+        self._notify(events.Opening(fetched.name if fetched is not None else str(self._config.model)))
+        files = fetched.files() if fetched is not None else None
+        return await _in_thread(partial(open_each, self._open_backend, self._config, files))
+
+    async def _select(self, backends: Sequence[Backend], fetched: SwarmModel | None) -> tuple[int, Span]:
+        """Which of these serves, by its place, and which span. Raises: ConfigError; NoRoute, if it cannot be had."""
+        manifest = backends[0].model.manifest
+        wanted = self._config.span(manifest.blocks)
+        if fetched is not None and (lacking := fetched.lacking(wanted or Span(0, manifest.stages))):
+            line = f"nobody in this swarm gives the weights of {lacking} of {fetched.name}"
+            if wanted is not None or not fetched.weights:
+                raise NoRoute(line)
+            self._notify(events.Noted(line))
+        served = [said.span for said in self._announcer.others() if said.digest == manifest.digest]
+        given = fetched.weights if fetched is not None else None
+        return await _in_thread(partial(select, backends, self._config, served, given, self._rng))
+
+    async def _share(self, model: Model, span: Span) -> None:
+        """Give peers what is here of the model."""
+        sharing = Sharing(model, self._transport, Upload(self._config.upload, self._is_busy))
+        await sharing.put(span)
+        await self.ready.wait()
+        await sharing.put_the_rest(self._is_busy)
+
+    def _is_busy(self) -> bool:
+        """Whether sessions are being computed."""
+        return self._hop is not None and self._hop.idle_s() < BUSY_S
 
     # --- joining
 
-    async def _join(self, model: Model) -> None:
+    async def _join(self) -> None:
         addrs = self._config.join
         self._notify(events.Joining(addrs))
         try:
@@ -137,8 +214,10 @@ class Node:
             raise Unreachable(f"no node answers at {', '.join(addrs)}: {error}") from error
         if complaint := self._announcer.complaint():
             self._notify(events.Warned(complaint))
-        others = self._announcer.others()
-        models = {said.digest: said.model for said in others}
+
+    def _compare(self, model: Model) -> None:
+        """Say so if the swarm that was joined serves other models."""
+        models = {said.digest: said.model for said in self._announcer.others()}
         digest = model.manifest.digest
         if models and digest not in models:
             named = sorted(f"{plain(name)} ({key.hex()[:12]})" for key, name in models.items())
@@ -150,63 +229,35 @@ class Node:
                 )
             )
 
-    async def _choose(self, backends: Sequence[Backend], wanted: Span | None) -> tuple[Backend, Span]:
-        """Which of these serves, and which span, if the owner has not said both. Raises: ConfigError."""
-        if wanted is not None and len(backends) == 1:
-            return backends[0], wanted
-        manifest = backends[0].model.manifest
-        sizes = [await _in_thread(partial(_stage_bytes, backend)) for backend in backends]
-        memory_bytes = for_weights(await self._memory(backends[0]))
-        peers = [said for said in self._announcer.others() if said.digest == manifest.digest]
-        counts = coverage([said.span for said in peers], manifest.stages)
-        chosen = choose_precision(counts, sizes, memory_bytes, self._rng, wanted)
-        if chosen is None:
-            if wanted is None:
-                what, least = "the smallest stage takes", min(map(min, sizes))
-            else:
-                what = f"{describe_stages(wanted, manifest.blocks)} take at least"
-                least = min(sum(each[stage] for stage in wanted) for each in sizes)
-            may = f"{describe_size(memory_bytes)} may be used for weights"
-            raise ConfigError(f"{what} {describe_size(least)}, {may}")
-        precision, span = chosen
-        return backends[precision], span
-
-    async def _memory(self, backend: Backend) -> int:
-        free_bytes = await _in_thread(backend.free_bytes)
-        return min(free_bytes, self._config.max_memory or free_bytes)
-
     # --- loading
 
     async def _prepare(self, backend: Backend, span: Span) -> None:
         """Make sure of the weights, name them, and say that we are coming."""
-        model, manifest, config = backend.model, backend.model.manifest, self._config
-        stages = describe_stages(span, manifest.blocks)
-        dtype = await _in_thread(backend.dtype)
-        need = await _in_thread(lambda: sum(model.stage_bytes(stage, dtype) for stage in span))
-        if config.max_memory is not None and need > config.max_memory:
-            raise ConfigError(
-                f"{stages} take {describe_size(need)}, the memory limit is {describe_size(config.max_memory)}"
-            )
+        model, blocks = backend.model, backend.model.manifest.blocks
+        need = await _in_thread(partial(needed_bytes, backend, span))
         numerics = await _in_thread(backend.numerics)
-        self._notify(
-            events.Loading(model.name, manifest.blocks, span, need, str(numerics), backend.kernels())
-        )
+        self._notify(events.Loading(model.name, blocks, span, need, str(numerics), backend.kernels()))
         await _in_thread(lambda: model.require(span))
-        weights = await _in_thread(lambda: model.stage_digests(span))
-        name = config.name or model.name
-        size = manifest.hidden_size
+        await self._announce(backend, span, await _in_thread(lambda: model.stage_digests(span)))
+
+    async def _announce(self, backend: Backend, span: Span, weights: tuple[bytes, ...]) -> None:
+        """Say that this is about to be served."""
+        manifest = backend.model.manifest
+        name = self._config.name or backend.model.name
+        size, dtype = manifest.hidden_size, await _in_thread(backend.dtype)
+        numerics = await _in_thread(backend.numerics)
         self._served = Served(name, manifest.digest, manifest.blocks, size, span, dtype, numerics, weights)
         self._refresh()
 
     async def _load(self, backend: Backend, span: Span) -> None:
         model, config, manifest = backend.model, self._config, backend.model.manifest
-        memory_bytes = await self._memory(backend)
+        memory_bytes = await _in_thread(partial(free_bytes, backend, config))
         engine = await _in_thread(lambda: backend.load(span))
         speed = await _in_thread(lambda: measure(engine))
         contents = await _in_thread(lambda: {file.name: model.file(file.name) for file in manifest.files})
-        free_bytes = max(0, memory_bytes - engine.weight_bytes)
-        tokens = config.kv_tokens or self._kv_tokens(engine, free_bytes)
-        self._budget = Admission(Room(tokens, buffer_bytes(free_bytes)))
+        left_bytes = max(0, memory_bytes - engine.weight_bytes)
+        tokens = config.kv_tokens or self._kv_tokens(engine, left_bytes)
+        self._budget = Admission(Room(tokens, buffer_bytes(left_bytes)))
         neighbours = Neighbours(self._transport, self._announcer.book.proven)
         hop = HopServer(
             engine,
@@ -214,7 +265,7 @@ class Node:
             self._budget,
             neighbours=neighbours,
             speed=speed,
-            prefix_bytes=prefix_bytes(free_bytes),
+            prefix_bytes=prefix_bytes(left_bytes),
         )
         ModelFiles(manifest, contents).serve(self._transport)
         hop.serve()
@@ -235,9 +286,9 @@ class Node:
             )
         )
 
-    def _kv_tokens(self, engine: Engine, free_bytes: int) -> int:
+    def _kv_tokens(self, engine: Engine, left_bytes: int) -> int:
         row_bytes = engine.hidden_size * ITEM_BYTES[engine.dtype]
-        return default_kv_tokens(free_bytes, engine.kv_bytes_per_token(), row_bytes)
+        return default_kv_tokens(left_bytes, engine.kv_bytes_per_token(), row_bytes)
 
     def _tell_how_to_join(self) -> None:
         addrs = self._transport.addrs
@@ -246,7 +297,8 @@ class Node:
         far = [addr for addr in addrs if not addr.startswith(("/ip4/127.", "/ip6/::1/"))]
         addr = shlex.quote((far or list(addrs) or ["ADDRESS"])[0])
         quant = f" --quant {self._config.quant}" if self._config.quant else ""
-        serve = f"swarm node --model {shlex.quote(self._config.model)}{quant} --join {addr}"
+        own = f" --model {shlex.quote(str(self._config.model))}" if self._config.names_checkpoint else ""
+        serve = f"swarm node{own}{quant} --join {addr}"
         self._notify(events.Invitation("join", serve))
         self._notify(events.Invitation("chat", f"swarm chat --join {addr}"))
         self._notify(events.Ready(self._transport.peer, addrs))
@@ -301,12 +353,6 @@ class Node:
             else:
                 self._notify(events.Warned("more nodes serve other weights than can be named here"))
         return self._announcer.announce(self._served, load, "joining" if hop is None else "serving")
-
-
-def _stage_bytes(backend: Backend) -> list[int]:
-    """What each stage of its model takes. Blocks."""
-    model, dtype = backend.model, backend.dtype()
-    return [model.stage_bytes(stage, dtype) for stage in range(model.manifest.stages)]
 
 
 async def _in_thread(work: Callable[[], T]) -> T:

@@ -55,6 +55,38 @@ class Joining(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Fetching(Event):
+    """Weights come from peers. Told again and again, until `Fetched`."""
+
+    model: str
+    what: str
+    size_bytes: int
+    left_bytes: int
+    peers: int  # that are asked now
+
+    def _line(self) -> str:
+        size, left = describe_size(self.size_bytes), describe_size(self.left_bytes)
+        from_peers = f"{self.peers} peer{'s' * (self.peers != 1)}"
+        return f"fetching {self.what} of {self.model} ({size}, {left} to come) from {from_peers}"
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched(Event):
+    """All weights of the span are here. `fetched_bytes` have come, what was here before not counted."""
+
+    model: str
+    what: str
+    fetched_bytes: int
+    seconds: float
+    peers: int  # that gave any
+
+    def _line(self) -> str:
+        size = describe_size(self.fetched_bytes)
+        from_peers = f"{self.peers} peer{'s' * (self.peers != 1)}"
+        return f"fetched {self.what} of {self.model}: {size} from {from_peers} in {self.seconds:.1f} s"
+
+
+@dataclass(frozen=True, slots=True)
 class Loading(Event):
     """The span is chosen, its weights are read."""
 

@@ -87,6 +87,24 @@ FILE_CHUNK_BYTES: Final = 256 * 1024
 # A file that comes slower than this is given up: such a link could not carry hidden states either.
 FILE_BYTES_PER_S: Final = 64 * 1024
 
+# Weights cross the wire in parcels: one that turns out wrong, or comes too late, costs no more than this. Its hash
+# takes 32 bytes.
+PARCEL_BYTES: Final = MIB
+# Of one stage: a layer of DeepSeek-V3 in fp8 has 1,556 tensors and 11,000 parcels, the embedding of 262,144 tokens in
+# 16 bits and hidden size 8,192 has 4,096.
+STAGE_TENSORS: Final = 16_384
+STAGE_PARCELS: Final = 65_536
+TENSOR_NAME_BYTES: Final = 256
+TENSOR_DIMENSIONS: Final = 8
+# The list of these: the layer of DeepSeek-V3 takes 500 KiB.
+INVENTORY_BYTES: Final = CONTROL_FRAME_BYTES - 1024
+# A request for it, or for a parcel, holds a digest.
+WEIGHTS_REQUEST_BYTES: Final = 256
+# A parcel that comes slower than this, from whoever else has it, is given up: after 16 s.
+PARCEL_BYTES_PER_S: Final = 64 * 1024
+# Requests of one peer that are unanswered: the small tensors of a stage go by dozens in what is on its way at once.
+PARCELS_ASKED: Final = 64
+
 # Sessions one node keeps, and those that one peer may open on it.
 SESSIONS: Final = 256
 SESSIONS_PER_PEER: Final = 64

@@ -27,6 +27,7 @@ from protocol.fields import (
     wire,
     word,
 )
+from protocol.inventory import DIGEST_BYTES
 from protocol.model import SPAN, Span
 from protocol.numerics import NUMERICS, Numerics
 from protocol.tensors import FLOATS, TENSOR, Tensor
@@ -34,6 +35,7 @@ from protocol.tensors import FLOATS, TENSOR, Tensor
 SESSION_PROTOCOL = "/swarm/session/1"
 MAP_PROTOCOL = "/swarm/map/1"
 MODEL_PROTOCOL = "/swarm/model/1"
+WEIGHTS_PROTOCOL = "/swarm/weights/1"
 
 _SESSION_ID = exactly(16)
 _NUMBER = uint(limits.STEP_NUMBER)
@@ -41,6 +43,7 @@ _POSITION = uint(limits.SESSION_TOKENS)
 _STAGE = uint(limits.STAGES)
 _MILLISECONDS = real(0.0, 1e9)
 _SECONDS = real(0.0, 3600.0)
+_STAGE_DIGEST = exactly(DIGEST_BYTES)
 _RECORDS = sequence(blob(limits.RECORD_BYTES), limits.MAP_RECORDS)
 
 
@@ -305,8 +308,57 @@ class FileChunk(Message):
     last: bool = wire(FLAG)
 
 
+@dataclass(frozen=True, slots=True)
+class HoldingsRequest(Message):
+    """Which weights of this model do you have to give?"""
+
+    tag = "holdings?"
+    model: bytes = wire(DIGEST)
+
+
+@dataclass(frozen=True, slots=True)
+class HoldingsReply(Message):
+    """The digest of each stage of the model, in order; None: the peer has none to give."""
+
+    tag = "holdings"
+    stages: tuple[bytes | None, ...] = wire(sequence(optional(_STAGE_DIGEST), limits.STAGES))
+
+
+@dataclass(frozen=True, slots=True)
+class InventoryRequest(Message):
+    """What do the weights of this stage consist of?"""
+
+    tag = "inventory?"
+    stage: bytes = wire(_STAGE_DIGEST)
+
+
+@dataclass(frozen=True, slots=True)
+class InventoryReply(Message):
+    """The inventory's canonical bytes (`protocol.inventory.parse_inventory` reads them)."""
+
+    tag = "inventory"
+    inventory: bytes = wire(blob(limits.INVENTORY_BYTES))
+
+
+@dataclass(frozen=True, slots=True)
+class ParcelRequest(Message):
+    """Give me this parcel."""
+
+    tag = "parcel?"
+    parcel: bytes = wire(DIGEST)
+
+
+@dataclass(frozen=True, slots=True)
+class ParcelReply(Message):
+    """The bytes of the parcel asked for; requests are answered in their order."""
+
+    tag = "parcel"
+    data: bytes = wire(blob(limits.PARCEL_BYTES))
+
+
 ALL: tuple[type[Message], ...] = (
     Open, Opened, Refused, Attach, Step, Known, Unknown, Instead, Output, Ack, Relink, LinkDown, Ping, Pong, Close,
     Error, MapRequest, MapReply, ManifestRequest, ManifestReply, FileRequest, FileChunk,
+    HoldingsRequest, HoldingsReply, InventoryRequest, InventoryReply, ParcelRequest, ParcelReply,
 )  # fmt: skip
 BY_TAG: dict[str, type[Message]] = {cls.tag: cls for cls in ALL}

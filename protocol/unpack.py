@@ -10,7 +10,12 @@ from protocol import limits
 from protocol.errors import Malformed
 
 
-def unpack(data: bytes | memoryview, most_entries: int, most_text_bytes: int = limits.TEXT_BYTES) -> Any:
+def unpack(
+    data: bytes | memoryview,
+    most_entries: int,
+    most_text_bytes: int = limits.TEXT_BYTES,
+    most_containers: int = limits.CONTAINERS,
+) -> Any:
     """The plain value in `data`; no list in it is longer than `most_entries`, no key stands twice in a map.
 
     Raises: Malformed.
@@ -20,8 +25,8 @@ def unpack(data: bytes | memoryview, most_entries: int, most_text_bytes: int = l
     def count() -> None:
         nonlocal containers
         containers += 1
-        if containers > limits.CONTAINERS:
-            raise Malformed(f"more than {limits.CONTAINERS} lists and maps in one value")
+        if containers > most_containers:
+            raise Malformed(f"more than {most_containers} lists and maps in one value")
 
     def make_list(value: list[Any]) -> list[Any]:
         count()

@@ -19,17 +19,17 @@ from protocol.hints import RecordRule
 from protocol.identity import Identity
 from protocol.model import Manifest
 from protocol.records import Announcement
+from protocol.talk.modelfiles import model_files
 from protocol.transport.background import background_tasks
 from protocol.transport.base import Transport
+from protocol.weights import Pin, Trust, parse_pin
 from swarm.client import Client, Model
 from swarm.events import Event, Noticed, OnEvent, Waiting
 from swarm.routing.precision import Precisions, parse_precisions
 from swarm.routing.view import View
-from swarm.routing.weights import Pin, Trust, parse_pin
 from swarm.routing.weightstore import FolderStore, WeightStore
 from swarm.session.search import RETRY_EVERY_S
 from swarm.session.session import Ends
-from swarm.text.modelfiles import model_files
 from swarm.text.process import TextProcess
 from swarm.text.text import load_text
 

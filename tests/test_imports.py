@@ -96,6 +96,20 @@ ROOMS = [
         ),
     ),
     Room("node.formats", ("node.engine.files", "node.engine.shards", "node.native.fields", "protocol.")),
+    # It hands out what the engines' own readers of files hand out.
+    Room(
+        "node.store",
+        (
+            "node.engine.files",
+            "node.engine.shards",
+            "node.engine.sources",
+            "node.native.gguf.architectures",
+            "node.native.gguf.quants",
+            "node.native.tensors",
+            "protocol.",
+        ),
+    ),
+    Room("node.fetch", ("node.events", "node.store", "protocol.", "protocol.talk", "protocol.transport")),
     Room("node.hop", ("node.compute", "protocol.", "protocol.talk", "protocol.transport")),
     Room("node.presence", ("protocol.", "protocol.talk", "protocol.transport")),
     Room("swarm", ("protocol", "swarm.decoding", "swarm.routing", "swarm.session", "swarm.text")),

@@ -146,8 +146,13 @@ class EngineLoop:
         self._sizer = sizer
         self._runnables: dict[int, Runnable] = {}
         self._busy = False
+        self._ended_at = float("-inf")
         if sizer is not None:
             scheduler.budget = sizer.budget
+
+    def idle_s(self, now: float) -> float:
+        """How long nothing has been computed; `now` as of `time.perf_counter`."""
+        return 0.0 if self._busy else now - self._ended_at
 
     def submit(self, runnable: Runnable, number: int, rows: int) -> None:
         """Run step `number` of `runnable` in its turn."""
@@ -197,4 +202,5 @@ class EngineLoop:
             rows = sum(piece.rows for _, piece in turns)
             self._sizer.observe(rows, (batch.ended - batch.started) * 1e3)
             self.scheduler.budget = self._sizer.budget
+        self._ended_at = batch.ended
         self._next()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from node.engine.files import CheckpointFiles
-from node.engine.shards import SUFFIX
+from node.engine.shards import SUFFIX, StoredTensor
 from node.engine.sources import first_line, open_source
 from node.engine.stored import Later, of_file, of_form
 from node.formats.files import QuantisedFiles
@@ -17,6 +17,7 @@ from node.formats.methods import read_scheme
 from node.native.precision import Precision
 from protocol import limits
 from protocol.errors import BadCheckpoint, ConfigError, UnsupportedModel
+from protocol.inventory import Inventory
 from protocol.model import Manifest, Span
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Checkpoint:
         self.manifest = self._manifest()
         self.digest = self.manifest.digest
         self.stages = self.manifest.stages
+        self._inventories: dict[int, Inventory] = {}
 
     @classmethod
     def open(
@@ -122,11 +124,18 @@ class Checkpoint:
         return sizes.stage_bytes(self.layout, stage, dtype, self.precision)
 
     def stage_digests(self, span: Span) -> tuple[bytes, ...]:
-        """For each stage of the span 8 bytes of the SHA-256 over its tensors as stored. Reads only these.
+        """See `node.backend.Model`; the same in every precision, for they are of the weights as stored."""
+        return tuple(self.inventory(stage).digest for stage in span)
 
-        In whatever precision they are computed with: numerics say that. Raises: BadCheckpoint.
-        """
-        return tuple(self._files.stage_digest(self._stage_tensors[stage].stored) for stage in span)
+    def inventory(self, stage: int) -> Inventory:
+        """See `node.backend.Model`."""
+        if stage not in self._inventories:
+            self._inventories[stage] = self._files.inventory(self._stage_tensors[stage].stored)
+        return self._inventories[stage]
+
+    def stored(self, stage: int) -> dict[str, tuple[Path, StoredTensor]]:
+        """See `node.backend.Model`."""
+        return self._files.parts(self._stage_tensors[stage].stored)
 
     @property
     def dtype(self) -> str | None:

@@ -13,6 +13,7 @@ from node.engine.shards import StoredTensor
 from node.engine.sources import Source
 from protocol import limits
 from protocol.errors import BadCheckpoint
+from protocol.inventory import Inventory
 from protocol.model import Manifest, ManifestFile
 
 MODEL_FILES: Final = (
@@ -82,9 +83,9 @@ class CheckpointFiles:
         seen = Counter(tensor.dtype for header in self._headers.values() for tensor in header.values())
         return seen.most_common(1)[0][0] if seen else None
 
-    def stage_digest(self, tensors: Iterable[str]) -> bytes:
-        """8 bytes of the SHA-256 over these tensors as stored. Raises: BadCheckpoint."""
-        return shards.digest_tensors(self.parts(tensors))[:8]
+    def inventory(self, tensors: Iterable[str]) -> Inventory:
+        """What all that these tensors are made from is as it is stored; reads it. Raises: BadCheckpoint."""
+        return shards.take_inventory(self.parts(tensors))
 
     def kinds(self) -> str:
         """See `node.formats.files`: nothing is said of plain tensors."""

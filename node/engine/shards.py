@@ -9,14 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import mmap
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from protocol import limits
 from protocol.errors import BadCheckpoint
+from protocol.inventory import Inventory, InventoryTensor, make_inventory
 
 SUFFIX: Final = ".safetensors"
 SINGLE_FILE: Final = "model.safetensors"
@@ -33,6 +34,10 @@ class StoredTensor:
     shape: tuple[int, ...]
     start: int  # bytes from the beginning of the file
     stop: int
+    heads: int = (
+        0  # of so many heads each has its rows in pairs that turn together; 0: they lie as they should
+    )
+    raised: bool = False  # one was added to every number
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
@@ -86,37 +91,32 @@ def parse_index(data: bytes, where: str, suffix: str = SUFFIX) -> dict[str, str]
     return pairs
 
 
-def digest_tensors(places: Mapping[str, tuple[Path, StoredTensor]]) -> bytes:
-    """SHA-256 over tensors in the order of their names: name, dtype, shape and raw bytes as stored.
+def take_inventory(places: Mapping[str, tuple[Path, StoredTensor]]) -> Inventory:
+    """What these tensors are as they are stored, with the hashes of their parcels.
 
-    Each of the four is preceded by its length, so that no two sets of tensors share an encoding. Only the bytes
-    of these tensors are read.
+    Only their bytes are read. Raises: BadCheckpoint, also for a name or a shape that no inventory holds.
     """
-    hasher = hashlib.sha256()
-    for name in sorted(places):
-        path, tensor = places[name]
-        shape = ",".join(str(n) for n in tensor.shape)
-        for text in (name, tensor.dtype, shape):
-            raw = text.encode()
-            hasher.update(len(raw).to_bytes(8, "little") + raw)
-        hasher.update((tensor.stop - tensor.start).to_bytes(8, "little"))
-        _hash_range(hasher, path, tensor)
-    return hasher.digest()
+    found: dict[InventoryTensor, list[bytes]] = {}
+    for name, (path, tensor) in places.items():
+        if len(name.encode()) > limits.TENSOR_NAME_BYTES or len(tensor.shape) > limits.TENSOR_DIMENSIONS:
+            raise BadCheckpoint(f"{path}: a tensor's name or shape is too long: {name[:40]}")
+        entry = InventoryTensor(
+            name, tensor.dtype, tensor.shape, tensor.stop - tensor.start, tensor.heads, tensor.raised
+        )
+        found[entry] = [hashlib.sha256(part).digest() for part in read_parcels(path, tensor)]
+    return make_inventory(found)
 
 
-def _hash_range(hasher: Any, path: Path, tensor: StoredTensor) -> None:
-    """Feeds a tensor's bytes to the hasher through a mapping that is dropped at once, so memory does not grow."""
-    if tensor.start == tensor.stop:
-        return
-    first = tensor.start - tensor.start % mmap.ALLOCATIONGRANULARITY
+def read_parcels(path: Path, tensor: StoredTensor) -> Iterator[bytes]:
+    """A tensor's bytes as stored, a parcel at a time. Raises: BadCheckpoint, also where the file ends before it."""
     try:
-        with (
-            path.open("rb") as file,
-            mmap.mmap(file.fileno(), tensor.stop - first, access=mmap.ACCESS_READ, offset=first) as mapped,
-            memoryview(mapped) as view,
-            view[tensor.start - first :] as data,
-        ):
-            hasher.update(data)
+        with path.open("rb", buffering=0) as file:
+            for start in range(tensor.start, tensor.stop, limits.PARCEL_BYTES):
+                size = min(limits.PARCEL_BYTES, tensor.stop - start)
+                data = os.pread(file.fileno(), size, start)
+                if len(data) != size:
+                    raise BadCheckpoint(f"{path}: has become shorter")
+                yield data
     except OSError as error:
         raise BadCheckpoint(f"{path}: cannot be read: {error.strerror}") from error
 

@@ -235,6 +235,12 @@ def _read_part(path: Path, start: int, stop: int) -> tuple[bytes, int]:
         raise BadCheckpoint(f"{path}: cannot be read: {error.strerror}") from error
 
 
+def is_hub_id(model: str) -> bool:
+    """Whether this may name a model of the hub, or a file of one."""
+    repository = "/".join(model.partition(":")[0].split("/", 2)[:2])
+    return HUB_ID.fullmatch(repository) is not None
+
+
 def first_line(error: Exception) -> str:
     """An exception in one line, for a message to people."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
-from node.engine import shards
 from node.engine.files import CheckpointFiles
 from node.engine.shards import StoredTensor
 from node.formats.form import Form
 from node.formats.raw import EIGHT_BIT_FLOATS, Raw
 from node.formats.scheme import Scheme
 from protocol.errors import BadCheckpoint
+from protocol.inventory import Inventory
 from protocol.model import Manifest
 
 _WHOLE: Final = "weight"
@@ -64,9 +64,9 @@ class QuantisedFiles:
         """See `CheckpointFiles`."""
         return self._files.stored_dtype()
 
-    def stage_digest(self, tensors: Iterable[str]) -> bytes:
-        """8 bytes of the SHA-256 over all parts of these tensors as stored. Raises: BadCheckpoint."""
-        return shards.digest_tensors(self.parts(tensors))[:8]
+    def inventory(self, tensors: Iterable[str]) -> Inventory:
+        """What all parts of these tensors are as they are stored. Raises: BadCheckpoint."""
+        return self._files.inventory(self._named(tensors))
 
     def form(self, tensor: str) -> Form | None:
         """The form that a tensor is kept in, mapped; None for a plain one. Raises: BadCheckpoint."""

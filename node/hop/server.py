@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -101,6 +102,10 @@ class HopServer:
             lambda tokens: Shape(engine.span, engine.manifest, engine.dtype, tokens).buffer_bytes,
             trio.current_time(),
         )
+
+    def idle_s(self) -> float:
+        """How long nothing has been computed for anybody."""
+        return self._machine.loop.idle_s(time.perf_counter())
 
     @property
     def prefixes(self) -> PrefixIndex | None:

@@ -26,6 +26,7 @@ from node.native.names import block_tensors, end_tensors, is_left_over
 from node.native.precision import Precision
 from node.native.tensors import StoredRows
 from protocol.errors import BadCheckpoint, ConfigError, UnsupportedModel
+from protocol.inventory import Inventory
 from protocol.model import Manifest, Span
 
 
@@ -58,8 +59,8 @@ class ModelFiles(Protocol):
     def kinds(self) -> str:
         """In which form matrices are kept, for people; "" where that is plain."""
 
-    def stage_digest(self, tensors: Iterable[str]) -> bytes:
-        """8 bytes that name these tensors as stored. Raises: BadCheckpoint."""
+    def inventory(self, tensors: Iterable[str]) -> Inventory:
+        """What all that these tensors are made from is as it is stored. Raises: BadCheckpoint."""
 
 
 class NativeCheckpoint:
@@ -84,6 +85,7 @@ class NativeCheckpoint:
             *(block_tensors(self.plan, index) for index in range(shape.blocks)),
             end_tensors(self.plan)[1],
         )
+        self._inventories: dict[int, Inventory] = {}
         known = {name for stage in self._stages for name in stage}
         unknown = sorted(name for name in set(files.tensors) - known if not is_left_over(self.plan, name))
         if unknown:
@@ -133,7 +135,17 @@ class NativeCheckpoint:
 
     def stage_digests(self, span: Span) -> tuple[bytes, ...]:
         """See `node.backend.Model`; the same in every precision, for they are of the weights as stored."""
-        return tuple(self._files.stage_digest(self._stages[stage]) for stage in span)
+        return tuple(self.inventory(stage).digest for stage in span)
+
+    def inventory(self, stage: int) -> Inventory:
+        """See `node.backend.Model`."""
+        if stage not in self._inventories:
+            self._inventories[stage] = self._files.inventory(self._stages[stage])
+        return self._inventories[stage]
+
+    def stored(self, stage: int) -> dict[str, tuple[Path, StoredTensor]]:
+        """See `node.backend.Model`."""
+        return dict(self._files.parts(self._stages[stage]))
 
     def conversion(self) -> str:
         """What is made of weights that are kept in another form here, for people; "" where that is plain."""

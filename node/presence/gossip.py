@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import trio
@@ -65,6 +65,11 @@ class Gossip:
         self._doors: dict[str, PeerAddrs] = {}  # first contacts: asked even when the book has forgotten them
         self._provided_at = float("-inf")
         self._provided_to = 0
+
+    @property
+    def doors(self) -> Collection[str]:
+        """Peers that the owner named and that answered."""
+        return self._doors.keys()
 
     async def join(self, addrs: Sequence[str], within_s: float) -> None:
         """Exchange maps with the peers at `addrs`, then with some that they know; one that answers is enough.

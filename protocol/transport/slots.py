@@ -71,7 +71,7 @@ class Slot:
         """The peer has done its part just now."""
         self._crowd.touch(self)
 
-    async def send(self, stream: Stream, data: bytes, within_s: float) -> None:
+    async def send(self, stream: Stream, data: bytes | memoryview, within_s: float) -> None:
         """Send `data` piece by piece, each progress once it is taken.
 
         Raises: Busy, if that takes longer than `within_s`; Lost.

@@ -15,7 +15,7 @@ from swarm.cli.streams import OutputLost, own_streams
 from swarm.cli.terminal import open_terminal
 
 # Each is a function in the module of its name.
-COMMANDS: Final = ("chat", "demo", "generate", "node", "plan", "route", "status")
+COMMANDS: Final = ("chat", "demo", "generate", "models", "node", "plan", "route", "status")
 
 
 def app_of(*commands: str) -> typer.Typer:
@@ -54,11 +54,12 @@ def swarm(
     swarm demo
     ```
 
-    Two machines, and a chat from any third (the first node prints its ADDRESS):
+    Two machines, and a chat from any third (the first node prints its ADDRESS). The second has the weights of its
+    layers from the first, unless it is given the model too:
 
     ```
     swarm node --model MODEL --layers 0:16
-    swarm node --model MODEL --layers 16:32 --join ADDRESS
+    swarm node --layers 16:32 --join ADDRESS
     swarm chat --join ADDRESS
     ```
     """

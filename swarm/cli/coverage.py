@@ -14,11 +14,11 @@ from protocol import limits
 from protocol.model import Span, describe_stages
 from protocol.plain import plain
 from protocol.records import Announcement
+from protocol.weights import PIN_DIGITS
 from swarm.cli.terminal import Terminal
 from swarm.cli.words import Names, count, name_of, span_fields
 from swarm.routing.precision import ANYTHING, Precisions, describe_kinds
 from swarm.routing.route import missing_stages, serve_command
-from swarm.routing.weights import PIN_DIGITS
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from protocol.errors import ConfigError
 from swarm.cli.node_process import Told
 
 if TYPE_CHECKING:
+    from node.store.cache import KeptModel
     from swarm.cli.demo_layout import Weights
     from swarm.session.session import Ends
 
@@ -86,6 +87,40 @@ def fetch(model: str) -> None:
     files = open_files(model)
     for tensor in files.tensors:
         files.stored(tensor)
+
+
+def models(cache_dir: str | None) -> list[dict[str, Any]]:
+    """The models whose weights are kept on this machine, what was used last first.
+
+    `size` is in bytes, `used_at` in seconds since the Unix epoch.
+    """
+    _require("keeping models")
+    from node.store.cache import Cache, default_folder
+
+    cache = Cache(Path(cache_dir) if cache_dir else default_folder())
+    return [_kept_fields(model) for model in cache.models() if model.stages]
+
+
+def remove_model(name: str, cache_dir: str | None) -> dict[str, Any]:
+    """Remove a model from this machine; what it was. Raises: ConfigError, if there is none, or a node uses it."""
+    _require("keeping models")
+    from node.store.cache import Cache, choose, default_folder
+
+    cache = Cache(Path(cache_dir) if cache_dir else default_folder())
+    model = choose(cache.models(), name)
+    cache.remove(model)
+    return _kept_fields(model)
+
+
+def _kept_fields(model: KeptModel) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "digest": model.digest.hex(),
+        "stages": model.stages,
+        "size": model.size_bytes,
+        "used_at": model.used_at,
+        "in_use": model.in_use,
+    }
 
 
 def _require(what: str) -> None:

@@ -31,12 +31,13 @@ LAST_NEWS_S: Final = 1.0
 def _node(options: NodeOptions) -> None:
     """Serve some layers of a model to the swarm.
 
-    The first node begins a swarm; every other joins it by the address of any node. Without --layers it takes what the
-    swarm lacks most. Stop it with Ctrl-C: it says goodbye, and running answers move to other nodes.
+    The first node begins a swarm; every other joins it by the address of any node, and has the weights of its layers
+    from the nodes there unless it is told where else they are. Without --layers it takes what the swarm lacks most.
+    Stop it with Ctrl-C: it says goodbye, and running answers move to other nodes.
 
     ```
     swarm node --model ./llama --layers 0:16
-    swarm node --model ./llama --join ADDRESS
+    swarm node --join ADDRESS
     ```
     """
     config = options.config()

@@ -14,6 +14,7 @@ from protocol.errors import ConfigError
 from swarm.cli.options import NETWORK, JsonLines, Verbose
 
 _ENGINE = "The engine"
+_PEERS = "Weights from peers, and to them"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,14 +22,16 @@ class NodeOptions:
     """As they are typed; see `swarm.cli.options.taking`."""
 
     model: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--model",
             "-m",
             metavar="MODEL",
-            help="A checkpoint's folder, a GGUF file, or org/name of the hub (org/name:Q4_K_M of several files).",
+            help="A checkpoint's folder, a GGUF file, org/name of the hub (org/name:Q4_K_M of several files), or a model "
+            "of the swarm by name or first digits, which comes from its nodes. Default: that of the node joined.",
+            show_default=False,
         ),
-    ]
+    ] = None
     layers: Annotated[
         str | None,
         typer.Option(
@@ -72,6 +75,41 @@ class NodeOptions:
             help="What to tell others instead, behind a forwarded port.",
             show_default=False,
             rich_help_panel=NETWORK,
+        ),
+    ] = None
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIGEST",
+            help="The digest of the weights that peers may give, at least 32 digits. Default: those that most serve.",
+            show_default=False,
+            rich_help_panel=_PEERS,
+        ),
+    ] = None
+    share: Annotated[
+        bool,
+        typer.Option(
+            "--share/--no-share",
+            help="Give the model's weights to nodes that join. Not where its licence forbids it.",
+            rich_help_panel=_PEERS,
+        ),
+    ] = True
+    upload: Annotated[
+        str,
+        typer.Option(
+            metavar="SIZE",
+            help="How many bytes of weights go to peers in a second; a sixteenth of that while sessions are computed.",
+            rich_help_panel=_PEERS,
+        ),
+    ] = "20M"
+    cache_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="How much of the disk weights from peers may take, as 50G: those used longest ago are removed. "
+            "Default: all but 1 GiB of it.",
+            show_default=False,
+            rich_help_panel=_PEERS,
         ),
     ] = None
     device: Annotated[str, typer.Option(help="cpu or cuda.", rich_help_panel=_ENGINE)] = "cpu"
@@ -154,6 +192,10 @@ class NodeOptions:
             "engine": self.engine,
             "kv_tokens": self.kv_tokens,
             "max_memory": parse_size(self.max_memory),
+            "weights": self.weights,
+            "share": self.share,
+            "upload": parse_size(self.upload, "upload"),
+            "cache_size": parse_size(self.cache_size, "cache size"),
             "threads": self.threads,
             "name": self.name,
             "cache_dir": str(self.cache_dir) if self.cache_dir else None,
@@ -175,11 +217,11 @@ def parse_layers(text: str | None) -> tuple[int, int] | None:
     return int(match[1]), int(match[2])
 
 
-def parse_size(text: str | None) -> int | None:
+def parse_size(text: str | None, what: str = "memory") -> int | None:
     """ "6G", "500M" or bytes. Raises: ConfigError."""
     if text is None:
         return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", text.lower())
     if match is None:
-        raise ConfigError(f"memory {text!r}: give a size, as 6G or 500M")
+        raise ConfigError(f"{what} {text!r}: give a size, as 6G or 500M")
     return int(float(match[1]) * 1024 ** " kmgt".index(match[2] or " "))

@@ -12,6 +12,7 @@ import trio
 
 from protocol import limits
 from protocol.book import RecordBook
+from protocol.choice import choose_model, is_called
 from protocol.errors import (
     ConfigError,
     NoRoute,
@@ -24,13 +25,12 @@ from protocol.records import Announcement
 from protocol.transport.addresses import parse_address
 from protocol.transport.allowance import Allowance
 from protocol.transport.base import PeerAddrs, Transport
+from protocol.weights import Trust, Verdict, Witness
 from swarm.events import Noticed, OnEvent
 from swarm.routing.bans import Bans
-from swarm.routing.models import choose_model, is_called
 from swarm.routing.precision import ANYTHING, Precisions
 from swarm.routing.probes import PROBE_ROUND_S, Probes
 from swarm.routing.route import BEGIN_TOKENS, Hop, Need, Network, Route, missing_stages, plan_route
-from swarm.routing.weights import Trust, Verdict, Witness
 from swarm.routing.weightstore import WeightStore
 
 # Peers asked in one round; more make no better route for one client.
@@ -232,7 +232,7 @@ class View:
         return min((wait_s for wait_s, a in spares if _parts(a, error)), default=None)
 
     def choose_model(self, name: str | None) -> Announcement:
-        """What a node says of the model asked for. Raises what `models.choose_model` does."""
+        """What a node says of the model asked for. Raises what `choice.choose_model` does."""
         return choose_model(self.answered(), name, self._named, self.complaint())
 
     # --- meeting nodes

@@ -32,7 +32,7 @@ def test_the_first_help_has_the_recipe_for_two_machines() -> None:
         result = CliRunner().invoke(app_of(*COMMANDS), args, env={"COLUMNS": "120"})
         for line in (
             "swarm demo",
-            "swarm node --model MODEL --layers 16:32 --join ADDRESS",
+            "swarm node --layers 16:32 --join ADDRESS",
             "swarm chat --join ADDRESS",
         ):
             assert line in result.output
@@ -73,6 +73,14 @@ def test_version(tmp_path: Path) -> None:
         (["node", "--model", "x", "--quant", "int3"], "int8, int4"),
         (["node", "--model", "x", "--engine", "abacus"], "native, torch"),
         (["node", "--model", "x", "--join", "nonsense"], "nonsense"),
+        (["node"], "or join a swarm that serves one"),
+        (["node", "--join", NOBODY, "--weights", "abc"], "32 to 64 digits"),
+        (["node", "--join", NOBODY, "--upload", "fast"], "upload 'fast'"),
+        (["node", "--join", NOBODY, "--upload", "0"], "upload 0"),
+        (["node", "--join", NOBODY, "--cache-size", "much"], "cache size 'much'"),
+        (["models", "rm"], "`swarm models` lists them"),
+        (["models", "rm", "nothing"], "no model 'nothing' is kept here"),
+        (["models", "eat", "x"], "rm NAME"),
         (["demo", "--kill", "--nodes", "1"], "2 nodes"),
     ],
     ids=" ".join,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from pathlib import Path
 
 import pytest
 import trio
@@ -13,11 +14,14 @@ from node.backend import OpenBackend
 from node.compute.interfaces import Engine
 from node.config import NodeConfig
 from node.daemon import READ_BYTES, SUSPECTS_NAMED, Node
+from node.engine.shards import StoredTensor
 from node.native.load import NoKernels
+from node.store.files import FetchedFiles
 from protocol.candidates import Want
 from protocol.errors import BadCheckpoint, ConfigError, SwarmError, Unreachable, unwrapped
 from protocol.hints import RecordRule
 from protocol.identity import generate
+from protocol.inventory import Inventory, make_inventory
 from protocol.messages import Error, NextHop, Output, Refused
 from protocol.model import Manifest, Span, weights_digest
 from protocol.numerics import Numerics
@@ -74,6 +78,14 @@ class FakeModel:
         """By stage and salt."""
         self.read.update(span)
         return tuple(bytes([stage, self._salt] * 4) for stage in span)
+
+    def inventory(self, stage: int) -> Inventory:
+        """Of nothing."""
+        return make_inventory({})
+
+    def stored(self, stage: int) -> dict[str, tuple[Path, StoredTensor]]:
+        """Nothing."""
+        return {}
 
 
 class FakeBackend:
@@ -139,7 +151,7 @@ class House:
         """A node that serves, or has failed."""
         made, here = trio.open_memory_channel[Running](1)
         chosen = backend or FakeBackend()
-        opens = (lambda _: chosen) if isinstance(chosen, FakeBackend) else chosen
+        opens = (lambda config, fetched=None: chosen) if isinstance(chosen, FakeBackend) else chosen
         self._nursery.start_soon(self._run, config, opens, made)
         node = await here.receive()
         await eventually(lambda: node.said("ready ") or node.error is not None)
@@ -184,8 +196,8 @@ def house(nursery: trio.Nursery) -> House:
 
 async def test_two_nodes_serve_a_model_together(house: House) -> None:
     """Found by one address, opened, stepped; files are handed out; nothing but the address was told."""
-    first = await house.node(NodeConfig("fake", layers=(0, 3)))
-    second = await house.node(NodeConfig("fake", layers=(3, 6), join=first.transport.addrs))
+    first = await house.node(NodeConfig("hub/fake", layers=(0, 3)))
+    second = await house.node(NodeConfig("hub/fake", layers=(3, 6), join=first.transport.addrs))
     (serving,) = first.said("serving")
     assert re.sub(r"\d+\.\d\d ms", "… ms", serving) == (
         f"serving embedding + layers 0:3 of fake ({MANIFEST.digest.hex()[:12]}); weights 1000 B (f32, fake), "
@@ -218,8 +230,8 @@ async def test_how_others_join_is_said_exactly(house: House) -> None:
 async def test_without_layers_a_node_takes_what_is_missing(house: House) -> None:
     """As much as its memory allows; the third finds all served and helps where it can."""
     small = FakeBackend(free_bytes=100)  # six stages of eight
-    first = await house.node(NodeConfig("fake"), small)
-    second = await house.node(NodeConfig("fake", join=first.transport.addrs), small)
+    first = await house.node(NodeConfig("hub/fake"), small)
+    second = await house.node(NodeConfig("hub/fake", join=first.transport.addrs), small)
     own = [line.split(" of ")[0] for line in (*first.said("loading"), *second.said("loading"))]
     assert set(own) <= {"loading embedding + layers 0:5", "loading layers 1:6 + head"}
     assert len(set(own)) == 2
@@ -229,7 +241,7 @@ def by_quant(*, free_bytes: int, kernels: bool = True) -> OpenBackend:
     """Backends of which a stage takes 40 bytes as stored, 20 and 10 in fewer bits."""
     sizes = {None: ("f32", 40), "int8": ("int8", 20), "int4": ("int4", 10)}
 
-    def opens(config: NodeConfig) -> FakeBackend:
+    def opens(config: NodeConfig, fetched: FetchedFiles | None = None) -> FakeBackend:
         if config.quant is not None and not kernels:
             raise NoKernels("none here")
         precision, size = sizes[config.quant]
@@ -243,7 +255,9 @@ def by_quant(*, free_bytes: int, kernels: bool = True) -> OpenBackend:
 )
 async def test_the_most_precise_that_fits(house: House, free_bytes: int, precision: str) -> None:
     """For the layers that its owner wants; three fifths of the memory are for weights."""
-    node = await house.node(NodeConfig("fake", layers=(0, 5), quant="auto"), by_quant(free_bytes=free_bytes))
+    node = await house.node(
+        NodeConfig("hub/fake", layers=(0, 5), quant="auto"), by_quant(free_bytes=free_bytes)
+    )
     assert node.said("serving embedding + layers 0:5 of")
     assert f" {precision}, fake)" in node.said("loading")[0]
 
@@ -251,8 +265,8 @@ async def test_the_most_precise_that_fits(house: House, free_bytes: int, precisi
 async def test_precision_is_chosen_by_what_the_swarm_lacks(house: House) -> None:
     """The first node leaves as little undone as it can; the next ones find a whole swarm, and add precision."""
     opens = by_quant(free_bytes=134)  # for weights 80: two stages as stored, all eight in four bits
-    first = await house.node(NodeConfig("fake", quant="auto"), opens)
-    second = await house.node(NodeConfig("fake", quant="auto", join=first.transport.addrs), opens)
+    first = await house.node(NodeConfig("hub/fake", quant="auto"), opens)
+    second = await house.node(NodeConfig("hub/fake", quant="auto", join=first.transport.addrs), opens)
     assert "(80 B, int4, fake)" in first.said("loading")[0]
     assert "(80 B, f32, fake)" in second.said("loading")[0]
     assert "--quant auto" in first.said("others join with")[0]
@@ -260,7 +274,7 @@ async def test_precision_is_chosen_by_what_the_swarm_lacks(house: House) -> None
 
 async def test_without_kernels_there_is_one_precision(house: House) -> None:
     """The one that needs none; and what fits in none is told."""
-    config = NodeConfig("fake", layers=(0, 5), quant="auto")
+    config = NodeConfig("hub/fake", layers=(0, 5), quant="auto")
     node = await house.node(config, by_quant(free_bytes=400, kernels=False))
     assert " f32, fake)" in node.said("loading")[0]
     node = await house.node(config, by_quant(free_bytes=90))
@@ -270,8 +284,8 @@ async def test_without_kernels_there_is_one_precision(house: House) -> None:
 
 async def test_leaving(house: House) -> None:
     """Sessions end with a word, others are told at once, new sessions are refused."""
-    first = await house.node(NodeConfig("fake", layers=(0, 3)))
-    second = await house.node(NodeConfig("fake", layers=(3, 6), join=first.transport.addrs))
+    first = await house.node(NodeConfig("hub/fake", layers=(0, 3)))
+    second = await house.node(NodeConfig("hub/fake", layers=(3, 6), join=first.transport.addrs))
     me = await house.client()
     client = await opened(await Client.to(me, second.transport), Span(4, STAGES))
     await second.leave()
@@ -285,7 +299,7 @@ async def test_leaving(house: House) -> None:
 
 async def test_leaving_while_nothing_is_served_yet(house: House) -> None:
     """A node that could not join has nothing to take back."""
-    node = await house.node(NodeConfig("fake", layers=(0, 99)))
+    node = await house.node(NodeConfig("hub/fake", layers=(0, 99)))
     assert isinstance(node.error, ConfigError)
     with trio.fail_after(1):
         await node.left.wait()
@@ -293,9 +307,9 @@ async def test_leaving_while_nothing_is_served_yet(house: House) -> None:
 
 async def test_other_weights_are_warned_of_once(house: House) -> None:
     """By the node that joins; which are right is for the swarm's clients to judge."""
-    first = await house.node(NodeConfig("fake"))
+    first = await house.node(NodeConfig("hub/fake"))
     other = FakeBackend(FakeModel(salt=1))
-    second = await house.node(NodeConfig("fake", layers=(0, 3), join=first.transport.addrs), other)
+    second = await house.node(NodeConfig("hub/fake", layers=(0, 3), join=first.transport.addrs), other)
     assert second.said("warning") == [
         f"warning: node {first.transport.peer} serves other weights for the same layers of this model"
     ]
@@ -304,10 +318,12 @@ async def test_other_weights_are_warned_of_once(house: House) -> None:
 @pytest.mark.slow
 async def test_warnings_of_other_weights_are_bounded(house: House) -> None:
     """A crowd with invented identities gets so many lines and one more."""
-    crowd = [await house.node(NodeConfig("fake"))]
+    crowd = [await house.node(NodeConfig("hub/fake"))]
     for _ in range(SUSPECTS_NAMED + 3):
-        crowd.append(await house.node(NodeConfig("fake", join=crowd[0].transport.addrs)))
-    odd = await house.node(NodeConfig("fake", join=crowd[0].transport.addrs), FakeBackend(FakeModel(salt=1)))
+        crowd.append(await house.node(NodeConfig("hub/fake", join=crowd[0].transport.addrs)))
+    odd = await house.node(
+        NodeConfig("hub/fake", join=crowd[0].transport.addrs), FakeBackend(FakeModel(salt=1))
+    )
     lines = odd.said("warning")
     assert len(lines) == len(set(lines)) == SUSPECTS_NAMED + 1
     assert "more nodes" in lines[-1]
@@ -316,7 +332,7 @@ async def test_warnings_of_other_weights_are_bounded(house: House) -> None:
 @pytest.mark.parametrize("layers", [None, (0, 3)])
 async def test_the_digest_of_the_whole_is_told(house: House, layers: tuple[int, int] | None) -> None:
     """By a node that serves everything, and by one that has the rest on its disk: the same."""
-    node = await house.node(NodeConfig("fake", layers=layers))
+    node = await house.node(NodeConfig("hub/fake", layers=layers))
     whole = weights_digest(FakeModel().stage_digests(Span(0, STAGES))).hex()
     assert node.said("weights ") == [f"weights {whole[:32]}"]
 
@@ -325,7 +341,7 @@ async def test_the_digest_of_the_whole_is_told(house: House, layers: tuple[int, 
 async def test_nothing_is_fetched_or_read_for_long_to_tell_the_digest(house: House, model: FakeModel) -> None:
     """What is not here, or large, is left alone."""
     backend = FakeBackend(model, free_bytes=100 * READ_BYTES)
-    node = await house.node(NodeConfig("fake", layers=(0, 3), kv_tokens=16), backend)
+    node = await house.node(NodeConfig("hub/fake", layers=(0, 3), kv_tokens=16), backend)
     assert node.said("ready ")
     assert model.read == {0, 1, 2, 3}
     assert node.said("weights ") == []
@@ -333,10 +349,10 @@ async def test_nothing_is_fetched_or_read_for_long_to_tell_the_digest(house: Hou
 
 async def test_another_model_is_allowed_and_said(house: House) -> None:
     """In one line that names both."""
-    first = await house.node(NodeConfig("fake"))
+    first = await house.node(NodeConfig("hub/fake"))
     model = FakeModel()
     model.manifest = Manifest(6, 8, 32, 512, bytes(32), ())
-    second = await house.node(NodeConfig("fake", join=first.transport.addrs), FakeBackend(model))
+    second = await house.node(NodeConfig("hub/fake", join=first.transport.addrs), FakeBackend(model))
     assert len(second.said("note: this swarm serves fake")) == 1
     assert second.said("ready ")
 
@@ -344,10 +360,10 @@ async def test_another_model_is_allowed_and_said(house: House) -> None:
 @pytest.mark.parametrize(
     ("config", "backend", "kind", "words"),
     [
-        (NodeConfig("fake", layers=(4, 99)), FakeBackend(), ConfigError, "use 0:6 or less"),
-        (NodeConfig("fake", layers=(0, 6), max_memory=50), FakeBackend(), ConfigError, "memory limit"),
-        (NodeConfig("fake"), FakeBackend(free_bytes=5), ConfigError, "smallest stage"),
-        (NodeConfig("fake"), FakeBackend(FakeModel(broken=True)), BadCheckpoint, "is missing"),
+        (NodeConfig("hub/fake", layers=(4, 99)), FakeBackend(), ConfigError, "use 0:6 or less"),
+        (NodeConfig("hub/fake", layers=(0, 6), max_memory=50), FakeBackend(), ConfigError, "memory limit"),
+        (NodeConfig("hub/fake"), FakeBackend(free_bytes=5), ConfigError, "smallest stage"),
+        (NodeConfig("hub/fake"), FakeBackend(FakeModel(broken=True)), BadCheckpoint, "is missing"),
     ],
     ids=["layers", "limit", "memory", "broken"],
 )
@@ -364,8 +380,8 @@ async def test_what_cannot_be(
 async def test_nobody_to_join(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """An address that stays silent ends the node with one clear line."""
     monkeypatch.setattr("node.daemon.JOIN_WITHIN_S", 0.1)
-    gone = await house.node(NodeConfig("fake"))
+    gone = await house.node(NodeConfig("hub/fake"))
     house.network.kill(gone.transport.peer)
-    node = await house.node(NodeConfig("fake", join=gone.transport.addrs))
+    node = await house.node(NodeConfig("hub/fake", join=gone.transport.addrs))
     assert isinstance(node.error, Unreachable)
     assert str(node.error).startswith(f"no node answers at {gone.transport.addrs[0]}")

@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from protocol.candidates import Candidates, Want
 from protocol.identity import Identity
+from protocol.inventory import Inventory, InventoryTensor, make_inventory
 from protocol.messages import (
     Ack,
     Attach,
@@ -18,7 +19,11 @@ from protocol.messages import (
     FileChunk,
     FileRequest,
     Fork,
+    HoldingsReply,
+    HoldingsRequest,
     Instead,
+    InventoryReply,
+    InventoryRequest,
     Known,
     LinkDown,
     ManifestReply,
@@ -30,6 +35,8 @@ from protocol.messages import (
     Open,
     Opened,
     Output,
+    ParcelReply,
+    ParcelRequest,
     Ping,
     Pong,
     Refused,
@@ -73,6 +80,13 @@ def manifest() -> Manifest:
         hashlib.sha256(b"a\nb").digest(),
         tuple(ManifestFile(name, len(data), hashlib.sha256(data).digest()) for name, data in files.items()),
     )
+
+
+def inventory() -> Inventory:
+    """A norm, and a matrix as GGUF has it."""
+    norm = InventoryTensor("input_layernorm.weight", "BF16", (64,), 128)
+    matrix = InventoryTensor("self_attn.q_proj.weight", "Q4_K", (64, 256), 9216, heads=4)
+    return make_inventory({matrix: [bytes(range(32, 64))], norm: [DIGEST]})
 
 
 def announcement(**changes: Any) -> Announcement:
@@ -137,6 +151,12 @@ MESSAGES: dict[str, Message] = {
     "manifest": ManifestReply(b"manifest"),
     "file?": FileRequest("config.json"),
     "file": FileChunk(b"{}", True),
+    "holdings?": HoldingsRequest(DIGEST),
+    "holdings": HoldingsReply((b"weights0", None)),
+    "inventory?": InventoryRequest(b"weights0"),
+    "inventory": InventoryReply(b"inventory"),
+    "parcel?": ParcelRequest(DIGEST),
+    "parcel": ParcelReply(b"parcel"),
 }
 
 

@@ -20,7 +20,11 @@ from protocol.messages import (
     FileChunk,
     FileRequest,
     Fork,
+    HoldingsReply,
+    HoldingsRequest,
     Instead,
+    InventoryReply,
+    InventoryRequest,
     Known,
     LinkDown,
     ManifestReply,
@@ -32,6 +36,8 @@ from protocol.messages import (
     Open,
     Opened,
     Output,
+    ParcelReply,
+    ParcelRequest,
     Ping,
     Pong,
     Refused,
@@ -75,6 +81,7 @@ spans = st.tuples(uints(limits.STAGES), uints(limits.STAGES)).filter(lambda p: p
 )  # fmt: skip
 session_ids = st.binary(min_size=16, max_size=16)
 digests = st.binary(min_size=32, max_size=32)
+stage_digests = st.binary(min_size=8, max_size=8)
 numbers = uints(limits.STEP_NUMBER)
 positions = uints(limits.SESSION_TOKENS)
 stages = uints(limits.STAGES)
@@ -182,6 +189,12 @@ FIELDS: dict[type[Message], dict[str, st.SearchStrategy[Any]]] = {
     ManifestReply: {"manifest": blobs},
     FileRequest: {"name": texts(limits.FILE_NAME_BYTES)},
     FileChunk: {"data": blobs | st.builds(bytes, st.just(limits.FILE_CHUNK_BYTES)), "last": st.booleans()},
+    HoldingsRequest: {"model": digests},
+    HoldingsReply: {"stages": st.lists(st.none() | stage_digests, max_size=20).map(tuple)},
+    InventoryRequest: {"stage": stage_digests},
+    InventoryReply: {"inventory": blobs},
+    ParcelRequest: {"parcel": digests},
+    ParcelReply: {"data": blobs | st.builds(bytes, st.just(limits.PARCEL_BYTES))},
 }
 messages: st.SearchStrategy[Message] = st.one_of(*(st.builds(cls, **kw) for cls, kw in FIELDS.items()))
 

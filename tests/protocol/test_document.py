@@ -9,9 +9,17 @@ from typing import Any
 
 import pytest
 
-from protocol import limits, records
+from protocol import inventory, limits, records
 from protocol.candidates import Want
-from protocol.messages import BY_TAG, MAP_PROTOCOL, MODEL_PROTOCOL, SESSION_PROTOCOL, Fork, NextHop
+from protocol.messages import (
+    BY_TAG,
+    MAP_PROTOCOL,
+    MODEL_PROTOCOL,
+    SESSION_PROTOCOL,
+    WEIGHTS_PROTOCOL,
+    Fork,
+    NextHop,
+)
 from protocol.records import Announcement, RoundTrip
 from protocol.session import TRANSITIONS, Side, State
 from tests.protocol.golden import parse_golden, read_golden
@@ -88,7 +96,8 @@ def test_golden_bytes() -> None:
 
 
 def test_names() -> None:
-    """Stream protocols and the signature's domain, letter by letter."""
-    for name in (SESSION_PROTOCOL, MAP_PROTOCOL, MODEL_PROTOCOL):
+    """Stream protocols and the domains of hashes, letter by letter."""
+    for name in (SESSION_PROTOCOL, MAP_PROTOCOL, MODEL_PROTOCOL, WEIGHTS_PROTOCOL):
         assert f"| `{name}` |" in DOCUMENT
     assert f'SHA-256("{records.DOMAIN}")' in DOCUMENT
+    assert f'SHA-256("{inventory.STAGE_DOMAIN.decode()}")' in DOCUMENT

@@ -13,8 +13,8 @@ from protocol.errors import ConfigError
 from protocol.files import write_whole
 from protocol.keyfile import load_or_create
 from protocol.model import Manifest
+from protocol.talk import modelfiles
 from swarm.cli import joined
-from swarm.text import modelfiles
 from tests.cli.test_usage import NOBODY
 
 LIMIT_BYTES = 20

@@ -9,12 +9,13 @@ from libp2p.peer.id import ID
 
 from protocol.codec import FrameReader, encode
 from protocol.identity import Identity
+from protocol.inventory import parse_inventory
 from protocol.messages import BY_TAG
 from protocol.model import parse_manifest
 from protocol.records import parse_record, sign_record
 from protocol.transport.peer_id import public_key
 from tests.protocol.golden import read_golden
-from tests.protocol.samples import IDENTITY, MESSAGES, NOW, OTHER, announcement, manifest, same
+from tests.protocol.samples import IDENTITY, MESSAGES, NOW, OTHER, announcement, inventory, manifest, same
 
 FRAMES = read_golden("frames.txt")
 SIGNED = read_golden("signed.txt")
@@ -56,6 +57,14 @@ def test_golden_manifest() -> None:
     assert manifest().encode().hex(" ") == SIGNED["manifest"].hex(" ")
     assert manifest().digest.hex() == digest
     assert parse_manifest(SIGNED["manifest"], bytes.fromhex(digest)) == manifest()
+
+
+def test_golden_inventory() -> None:
+    """A fixed inventory has exactly these bytes and this stage digest."""
+    digest = "e3258bdc1ed75c9d"
+    assert inventory().encode().hex(" ") == SIGNED["inventory"].hex(" ")
+    assert inventory().digest.hex() == digest
+    assert parse_inventory(SIGNED["inventory"], bytes.fromhex(digest)) == inventory()
 
 
 def test_golden_peer_id() -> None:

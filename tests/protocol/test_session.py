@@ -24,7 +24,11 @@ from protocol.messages import (
     Error,
     FileChunk,
     FileRequest,
+    HoldingsReply,
+    HoldingsRequest,
     Instead,
+    InventoryReply,
+    InventoryRequest,
     Known,
     LinkDown,
     ManifestReply,
@@ -35,6 +39,8 @@ from protocol.messages import (
     Open,
     Opened,
     Output,
+    ParcelReply,
+    ParcelRequest,
     Ping,
     Pong,
     Refused,
@@ -135,8 +141,9 @@ def test_only_ends_lead_to_closed() -> None:
 
 
 def test_other_protocols_are_not_spoken_here() -> None:
-    """Maps, manifests and files have streams of their own."""
+    """Maps, manifests, files and weights have streams of their own."""
     foreign = {MapRequest, MapReply, ManifestRequest, ManifestReply, FileRequest, FileChunk}
+    foreign |= {HoldingsRequest, HoldingsReply, InventoryRequest, InventoryReply, ParcelRequest, ParcelReply}
     for state, side in itertools.product(State, Side):
         assert not said(state, side) & foreign
 

@@ -16,10 +16,10 @@ from protocol.errors import NoRoute
 from protocol.model import Span, weights_digest
 from protocol.transport.background import background_tasks
 from protocol.transport.memory import Network
+from protocol.weights import Pin, Trust
 from swarm.events import Event, Noticed
 from swarm.routing.route import Need
 from swarm.routing.view import View
-from swarm.routing.weights import Pin, Trust
 from tests.node.fakes import MANIFEST, STAGES
 from tests.sim.world import ALL, FakeNode, NotedBans, World, greedy, greedy_reference, start_node
 

@@ -63,14 +63,7 @@ class Architecture:
 
 @dataclass(frozen=True, slots=True)
 class GgufTensor(StoredTensor):
-    """A tensor by transformers' name; `dtype` is its type as GGUF has it.
-
-    heads    of so many heads each has its rows in pairs that turn together; 0: they lie as they should
-    raised   what was added to every number
-    """
-
-    heads: int = 0
-    raised: float = 0.0
+    """A tensor by transformers' name; `dtype` is its type as GGUF has it."""
 
 
 ARCHITECTURES: Final[Mapping[str, Architecture]] = {
@@ -117,7 +110,7 @@ def rename(architecture: str, name: str, entry: Entry, config: Mapping[str, Any]
     heads = (
         {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}.get(own) if known.turned else None
     )
-    raised = 1.0 if known.raised and own.endswith("norm") else 0.0
+    raised = known.raised and own.endswith("norm")
     tensor = GgufTensor(
         entry.type, entry.shape, entry.start, entry.stop, config[heads] if heads else 0, raised
     )

@@ -21,6 +21,7 @@ from node.native.gguf.places import PART, SUFFIX, Place
 from node.native.gguf.quants import TYPES, widen
 from node.native.gguf.tokenizer import text_files
 from protocol.errors import BadCheckpoint
+from protocol.inventory import Inventory
 from protocol.model import Manifest
 
 _PARTS: Final = 256
@@ -89,9 +90,9 @@ class GgufFiles:
         """See `node.engine.files.CheckpointFiles`."""
         return {name: self.stored(name) for name in tensors}
 
-    def stage_digest(self, tensors: Iterable[str]) -> bytes:
-        """8 bytes of the SHA-256 over these tensors as stored. Raises: BadCheckpoint."""
-        return shards.digest_tensors(self.parts(tensors))[:8]
+    def inventory(self, tensors: Iterable[str]) -> Inventory:
+        """What these tensors are as they are stored; reads them. Raises: BadCheckpoint."""
+        return shards.take_inventory(self.parts(tensors))
 
     def kinds(self) -> str:
         """The types of matrices, those with the most bytes first, for people."""

@@ -124,7 +124,7 @@ def test_only_the_shards_of_the_span_are_needed(family: str, tiny: Tiny, copy: C
 
 
 def test_no_tensor_outside_the_span_is_read(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every read of weights goes through `get_slice` or `digest_tensors`; both see the span's tensors only."""
+    """Every read of weights goes through `get_slice` or `take_inventory`; both see the span's tensors only."""
     read: set[str] = set()
 
     class Watched:

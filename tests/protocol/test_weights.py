@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from protocol.errors import ConfigError, NoRoute
 from protocol.model import Span, weights_digest
-from swarm.routing.weights import SEARCH_STEPS, Pin, Trust, Verdict, Witness, find_pinned, judge, parse_pin
+from protocol.weights import SEARCH_STEPS, Pin, Trust, Verdict, Witness, find_pinned, judge, parse_pin
 
 STAGES = 8
 BLOCKS = STAGES - 2

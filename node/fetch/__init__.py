@@ -1,0 +1,1 @@
+"""How a node gets the model that its swarm serves from the nodes that have it. Knows no engine."""
