@@ -40,7 +40,7 @@ FINISH_WITHIN_S = 10.0
 
 
 class Executor(Protocol):
-    """Runs work one at a time, in order; calls `done` in the event loop after each."""
+    """Runs work one at a time, in order; calls `done` in the event loop after each, and never inside another."""
 
     def submit(self, work: Callable[[], T], done: Callable[[Outcome[T]], None]) -> None:
         """Run `work`, which may block, then call `done` with how it ended. Never blocks."""
@@ -127,6 +127,9 @@ class Runnable(Protocol):
         The outcome's error loses its traceback afterwards: log it now.
         """
 
+    def pass_on(self) -> None:
+        """Send on what it has taken: the thread is at the next batch by now. Called after `take`; must not raise."""
+
 
 _Turn = tuple[Runnable, Piece]
 
@@ -198,3 +201,5 @@ class EngineLoop:
             self._sizer.observe(rows, (batch.ended - batch.started) * 1e3)
             self.scheduler.budget = self._sizer.budget
         self._next()
+        for runnable, _ in turns:
+            runnable.pass_on()
