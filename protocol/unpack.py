@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgpack
 
 from protocol import limits
 from protocol.errors import Malformed
+
+_TOO_MANY: Final = f"more than {limits.CONTAINERS} lists and maps in one value"
 
 
 def unpack(data: bytes | memoryview, most_entries: int, most_text_bytes: int = limits.TEXT_BYTES) -> Any:
@@ -15,20 +17,20 @@ def unpack(data: bytes | memoryview, most_entries: int, most_text_bytes: int = l
 
     Raises: Malformed.
     """
-    containers = 0
-
-    def count() -> None:
-        nonlocal containers
-        containers += 1
-        if containers > limits.CONTAINERS:
-            raise Malformed(f"more than {limits.CONTAINERS} lists and maps in one value")
+    left = limits.CONTAINERS
 
     def make_list(value: list[Any]) -> list[Any]:
-        count()
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Malformed(_TOO_MANY)
         return value
 
     def make_map(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
-        count()
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Malformed(_TOO_MANY)
         value = dict(pairs)
         if len(value) != len(pairs):
             raise Malformed("a key stands twice in a map")
