@@ -197,7 +197,7 @@ def _sealed(sender: QuicCore, payload: bytes, first: int = 0x43) -> bytes:
 def _takes(pair: Pair, data: bytes, addr: tuple[str, int] = ADDRS[0]) -> list[object]:
     """What the second end makes of a datagram."""
     pair.cores[1].receive_datagram(data, addr, pair.now)
-    found = []
+    found: list[object] = []
     while (event := pair.cores[1].next_event()) is not None:
         found.append(event)
     return found
