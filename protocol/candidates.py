@@ -69,11 +69,16 @@ def candidates_from_tensors(ids: Tensor, logits: Tensor, lse: Tensor, asked: Ten
     if len(asked.shape) != 2 or asked.shape[0] != ids.shape[0]:
         raise Malformed("asked logits of a wrong shape")
     found = Candidates(ids.numpy(), logits.numpy(), lse.numpy(), asked.numpy())
+    check_sound(found)
+    return found
+
+
+def check_sound(found: Candidates) -> None:
+    """Raises Malformed for what no logits can have been."""
     # NaN is not below infinity either
-    below_infinity = all((logits < np.inf).all() for logits in (found.logits, found.asked))
+    below_infinity = all((logits < np.inf).all() for logits in (found.logits, found.asked) if logits.size)
     if not below_infinity or not np.isfinite(found.lse).all() or (found.ids < 0).any():
         raise Malformed("candidates hold NaN, infinity, an infinite normaliser or a negative id")
-    return found
 
 
 def _parse_candidates(value: Any) -> Candidates:

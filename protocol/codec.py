@@ -39,16 +39,13 @@ def encode(message: Message) -> bytes:
 def _has_large(fields: dict[str, Any]) -> bool:
     """Whether any of the bytes within are large."""
     for value in fields.values():
-        if isinstance(value, dict):
+        kind = type(value)
+        if kind is dict:
             if _has_large(value):
                 return True
-        elif _is_large(value):
+        elif kind in _BYTES and len(value) >= _LARGE_BYTES:
             return True
     return False
-
-
-def _is_large(value: Any) -> bool:
-    return isinstance(value, _BYTES) and len(value) >= _LARGE_BYTES
 
 
 def _pack(value: Any, pieces: list[bytes | memoryview]) -> None:
@@ -58,7 +55,7 @@ def _pack(value: Any, pieces: list[bytes | memoryview]) -> None:
         for key, entry in value.items():
             pieces.append(_PACKER.pack(key))
             _pack(entry, pieces)
-    elif _is_large(value):
+    elif type(value) in _BYTES and len(value) >= _LARGE_BYTES:
         pieces.append(b"\xc6" + len(value).to_bytes(4, "big"))  # msgpack's bin 32
         pieces.append(value)
     else:

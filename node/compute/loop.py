@@ -128,7 +128,7 @@ class Runnable(Protocol):
         """
 
     def pass_on(self) -> None:
-        """Send on what it has taken: the thread is at the next batch by now. Called after `take`; must not raise."""
+        """Send on what it has taken: if anything waits, the thread is at that by now. Must not raise."""
 
 
 _Turn = tuple[Runnable, Piece]
@@ -196,10 +196,17 @@ class EngineLoop:
             result = None if isinstance(given, Exception) else given
             runnable.take(piece, Outcome(result, error, batch.started, batch.ended), alone=len(turns) == 1)
             _forget_frames(error)
+        others_wait = self.scheduler.may_take
+        if others_wait:  # the thread is not to stand still
+            self._learn_and_go_on(turns, batch)
+        for runnable, _ in turns:
+            runnable.pass_on()
+        if not others_wait:
+            self._learn_and_go_on(turns, batch)
+
+    def _learn_and_go_on(self, turns: Sequence[_Turn], batch: Outcome[list[StepResult | Exception]]) -> None:
         if self._sizer is not None and batch.error is None:
             rows = sum(piece.rows for _, piece in turns)
             self._sizer.observe(rows, (batch.ended - batch.started) * 1e3)
             self.scheduler.budget = self._sizer.budget
         self._next()
-        for runnable, _ in turns:
-            runnable.pass_on()

@@ -48,6 +48,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import time
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -322,19 +323,21 @@ class HopSession:
             return
         else:
             self._computed = piece.number + 1
-            rows, head = pending.step.inputs.rows, pending.want.kind == "candidates"
-            self._machine.meter.observe(
-                StepTime(rows, self.shape.blocks, head, pending.queue_ms, pending.compute_ms, pending.alone),
-                outcome.ended,
-            )
         self._backlog.computed(pending)
         self._taken = pending
 
     def pass_on(self) -> None:
         """See `node.compute.loop.Runnable`."""
         pending, self._taken = self._taken, None
-        if pending is not None:
-            self._emitter.emit(pending)
+        if pending is None:
+            return
+        self._emitter.emit(pending)
+        if pending.failure is None:
+            rows, head = pending.step.inputs.rows, pending.want.kind == "candidates"
+            self._machine.meter.observe(
+                StepTime(rows, self.shape.blocks, head, pending.queue_ms, pending.compute_ms, pending.alone),
+                time.perf_counter(),
+            )
 
     # --- forks
 
