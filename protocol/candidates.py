@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from protocol import limits
 from protocol.errors import Malformed
 from protocol.fields import FLAG, Rule, real, sequence, uint, wire, word
-from protocol.tensors import Tensor, from_numpy, parse_tensor
+from protocol.tensors import Tensor, pack_array, parse_tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +48,8 @@ class Candidates:
 
     def pack(self) -> dict[str, object]:
         """The msgpack map."""
-        fields = {"ids": self.ids, "logits": self.logits, "lse": self.lse, "asked": self.asked}
-        return {name: from_numpy(array).pack() for name, array in fields.items()}
+        arrays = {"ids": self.ids, "logits": self.logits, "lse": self.lse, "asked": self.asked}
+        return {name: pack_array(array) for name, array in arrays.items()}
 
 
 def join_candidates(parts: Sequence[Candidates]) -> Candidates | None:

@@ -74,12 +74,21 @@ def concat_rows(parts: list[Tensor]) -> Tensor:
 
 def from_numpy(array: NDArray[Any]) -> Tensor:
     """A view of a fp32, fp16 or int32 array (copied only if it is not contiguous)."""
+    return Tensor(*_parts(array))
+
+
+def pack_array(array: NDArray[Any]) -> dict[str, Any]:
+    """The msgpack map of the tensor that an array makes."""
+    name, shape, data = _parts(array)
+    return {"dtype": name, "shape": list(shape), "codec": "raw", "data": data}
+
+
+def _parts(array: NDArray[Any]) -> tuple[str, tuple[int, ...], bytes | memoryview]:
     name = _NAMES.get(array.dtype)
     if name is None:
         raise LocalProtocolError(f"{array.dtype} does not travel")
-    if not array.size:
-        return Tensor(name, array.shape, b"")  # what is empty cannot be cast
-    return Tensor(name, array.shape, np.ascontiguousarray(array).data.cast("B"))
+    # What is empty cannot be cast.
+    return name, array.shape, np.ascontiguousarray(array).data.cast("B") if array.size else b""
 
 
 def parse_tensor(value: Any) -> Tensor:

@@ -140,7 +140,8 @@ class Emitter:
         step, taken = pending.step, pending.taken
         # What stood before is left before: the step may go back, and with it the journal. Of a step in several pieces
         # pages may have been filled that it sends on itself.
-        self._leave([filled for filled in pending.filled if filled.stop <= step.position])
+        if pending.filled:
+            self._leave([filled for filled in pending.filled if filled.stop <= step.position])
         named = None if taken is None else Named(taken.count, taken.mark)
         done = Computed(step.number, step.position, step.want, step.fill_until, pending.result, named)
         self._sender.keep(done)
@@ -152,13 +153,12 @@ class Emitter:
 
     def _delivered(self, kept: Kept) -> None:
         pending = kept.pending
-        if self._life.state is not State.FREED:
+        if pending.filled and self._life.state is not State.FREED:
             self._leave([filled for filled in pending.filled if filled.stop > pending.step.position])
         self._backlog.let_go(pending.load)
 
     def _leave(self, filled: list[Filled]) -> None:
-        if filled:
-            self._reuse.leave(filled, self._sender.rows)
+        self._reuse.leave(filled, self._sender.rows)
 
 
 def tell_lacking(outbox: Outbox[Item], link: Link, number: int) -> None:

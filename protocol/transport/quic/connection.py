@@ -67,13 +67,17 @@ class Home(Newcomers, Protocol):
 
 
 class Connection:
-    """Made by the endpoint; usable once `wait_ready` has returned. `cids` are its names in the packets that come."""
+    """Made by the endpoint; usable once `wait_ready` has returned. `cids` are its names in the packets that come.
+
+    `is_dialler`: whether this end dialled.
+    """
 
     def __init__(
         self, home: Home, port: Port, core: QuicCore, cids: set[bytes], expected_peer: str | None
     ) -> None:
         now = trio.current_time()
         self.peer = ""
+        self.is_dialler = core.configuration.is_client
         self.closed = trio.Event()
         self.error: PeerUnavailable | None = None
         self._core = core
@@ -91,11 +95,6 @@ class Connection:
         self._seen_at: tuple[Addr | None, str] = (None, "")  # an address and its origin
 
     # --- for the user
-
-    @property
-    def is_dialler(self) -> bool:
-        """Whether this end dialled."""
-        return self._core.configuration.is_client
 
     @property
     def is_ready(self) -> bool:

@@ -12,7 +12,7 @@ from operator import attrgetter
 from typing import Any
 
 from aioquic._crypto import CryptoError
-from aioquic.buffer import Buffer, size_uint_var
+from aioquic.buffer import Buffer, BufferReadError, size_uint_var
 from aioquic.quic.connection import (
     QuicConnection,
     QuicConnectionError,
@@ -20,7 +20,13 @@ from aioquic.quic.connection import (
     QuicReceiveContext,
 )
 from aioquic.quic.events import QuicEvent
-from aioquic.quic.packet import QuicFrameType, QuicPacketType, get_spin_bit, push_ack_frame
+from aioquic.quic.packet import (
+    QuicFrameType,
+    QuicPacketType,
+    QuicStreamFrame,
+    get_spin_bit,
+    push_ack_frame,
+)
 from aioquic.quic.packet_builder import QuicPacketBuilder, QuicSentPacket
 from aioquic.quic.recovery import MAX_ACK_RANGES, QuicPacketSpace
 from aioquic.quic.stream import QuicStream
@@ -38,6 +44,11 @@ ACK_DELAY_S = 0.02
 _NUMBER_BYTES = 2
 _SHORT_MASK, _SHORT_FIXED, _RESERVED_BITS = 0xC0, 0x40, 0x18
 _SHORT_HEADER = _SHORT_FIXED | (_NUMBER_BYTES - 1)
+
+_HAS_OFFSET, _HAS_LENGTH = 4, 2
+_STREAM_FRAMES = frozenset(
+    bytes((QuicFrameType.STREAM_BASE | flags,)) for flags in (0, 2, 4, 6)
+)  # not an end
 
 _WAS_SENT = attrgetter("was_sent")
 
@@ -285,12 +296,7 @@ class LeanConnection(QuicConnection):
         if number > self._spin_highest_pn:
             self._spin_bit = get_spin_bit(first) != self._is_client
             self._spin_highest_pn = number
-        path = self._network_paths[0]
-        context = QuicReceiveContext(Epoch.ONE_RTT, self.host_cid, path, None, now, None)
-        try:
-            is_ack_eliciting, _ = self._payload_received(context, payload)
-        except QuicConnectionError as error:
-            self.close(error.error_code, error.frame_type, error.reason_phrase)
+        is_ack_eliciting = self._take_data(payload) or self._take_frames(payload, now)
         if self._state is not QuicConnectionState.CONNECTED or self._close_pending:
             return
         self._close_at = now + self._idle_timeout()
@@ -304,6 +310,45 @@ class LeanConnection(QuicConnection):
         if is_ack_eliciting and space.ack_at is None:
             space.ack_at = now + self._ack_delay
 
+    def _take_data(self, payload: bytes) -> bool:
+        """Take the next bytes of a stream that there is, within its windows; False, if there is anything else."""
+        if payload[:1] not in _STREAM_FRAMES:
+            return False
+        buffer = Buffer(data=payload)
+        try:
+            kind, stream = buffer.pull_uint8(), self._streams.get(buffer.pull_uint_var())
+            offset = buffer.pull_uint_var() if kind & _HAS_OFFSET else 0
+            length = buffer.pull_uint_var() if kind & _HAS_LENGTH else len(payload) - buffer.tell()
+        except BufferReadError:
+            return False
+        limit = self._local_max_data
+        if (
+            stream is None
+            or stream.receiver.is_finished
+            or stream.receiver._final_size is not None
+            or offset != stream.receiver.highest_offset
+            or buffer.tell() + length != len(payload)
+            or offset + length > stream.max_stream_data_local
+            or limit.used + length > limit.value
+        ):
+            return False
+        event = stream.receiver.handle_frame(QuicStreamFrame(data=payload[buffer.tell() :], offset=offset))
+        if event is not None:
+            self._events.append(event)
+        limit.used += length
+        return True
+
+    def _take_frames(self, payload: bytes, now: float) -> bool:
+        """Take whatever is in a packet; whether it has to be acknowledged."""
+        path = self._network_paths[0]
+        context = QuicReceiveContext(Epoch.ONE_RTT, self.host_cid, path, None, now, None)
+        try:
+            is_ack_eliciting, _ = self._payload_received(context, payload)
+        except QuicConnectionError as error:
+            self.close(error.error_code, error.frame_type, error.reason_phrase)
+            return False
+        return is_ack_eliciting
+
 
 def _has_data(stream: QuicStream) -> bool:
     """Whether it has data, or its end, to send; perhaps more than it may."""
@@ -316,10 +361,10 @@ def _has_data(stream: QuicStream) -> bool:
 def _is_rare(stream: QuicStream) -> bool:
     """Whether it wants another frame than its data, or is over, or in disorder."""
     receiver, sender = stream.receiver, stream.sender
-    return (
+    return bool(
         receiver.stop_pending
         or sender.reset_pending
         or (receiver.is_finished and sender.is_finished)
         or stream.max_stream_data_local_sent != stream.max_stream_data_local
-        or len(receiver._ranges) > MAX_STREAM_GAPS
+        or (receiver._buffer and len(receiver._ranges) > MAX_STREAM_GAPS)
     )
