@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -77,7 +78,7 @@ def check_sound(found: Candidates) -> None:
     """Raises Malformed for what no logits can have been."""
     # NaN is not below infinity either
     below_infinity = all((logits < np.inf).all() for logits in (found.logits, found.asked) if logits.size)
-    if not below_infinity or not np.isfinite(found.lse).all() or (found.ids < 0).any():
+    if not below_infinity or not all(map(math.isfinite, found.lse.tolist())) or (found.ids < 0).any():
         raise Malformed("candidates hold NaN, infinity, an infinite normaliser or a negative id")
 
 
