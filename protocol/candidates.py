@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from protocol import limits
 from protocol.errors import Malformed
 from protocol.fields import FLAG, Rule, real, sequence, uint, wire, word
-from protocol.tensors import Tensor, from_numpy, parse_tensor
+from protocol.tensors import Tensor, pack_array, parse_tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +49,8 @@ class Candidates:
 
     def pack(self) -> dict[str, object]:
         """The msgpack map."""
-        fields = {"ids": self.ids, "logits": self.logits, "lse": self.lse, "asked": self.asked}
-        return {name: from_numpy(array).pack() for name, array in fields.items()}
+        arrays = {"ids": self.ids, "logits": self.logits, "lse": self.lse, "asked": self.asked}
+        return {name: pack_array(array) for name, array in arrays.items()}
 
 
 def join_candidates(parts: Sequence[Candidates]) -> Candidates | None:
@@ -69,11 +70,16 @@ def candidates_from_tensors(ids: Tensor, logits: Tensor, lse: Tensor, asked: Ten
     if len(asked.shape) != 2 or asked.shape[0] != ids.shape[0]:
         raise Malformed("asked logits of a wrong shape")
     found = Candidates(ids.numpy(), logits.numpy(), lse.numpy(), asked.numpy())
-    # NaN is not below infinity either
-    below_infinity = all((logits < np.inf).all() for logits in (found.logits, found.asked))
-    if not below_infinity or not np.isfinite(found.lse).all() or (found.ids < 0).any():
-        raise Malformed("candidates hold NaN, infinity, an infinite normaliser or a negative id")
+    check_sound(found)
     return found
+
+
+def check_sound(found: Candidates) -> None:
+    """Raises Malformed for what no logits can have been."""
+    # NaN is not below infinity either
+    below_infinity = all((logits < np.inf).all() for logits in (found.logits, found.asked) if logits.size)
+    if not below_infinity or not all(map(math.isfinite, found.lse.tolist())) or (found.ids < 0).any():
+        raise Malformed("candidates hold NaN, infinity, an infinite normaliser or a negative id")
 
 
 def _parse_candidates(value: Any) -> Candidates:

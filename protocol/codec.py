@@ -18,6 +18,8 @@ from protocol.unpack import unpack
 LENGTH_BYTES: Final = 4
 # From here on msgpack's long form of bytes is also the shortest one, and a copy costs more than a list entry.
 _LARGE_BYTES: Final = 64 * 1024
+_BYTES: Final = (bytes, memoryview)
+_PACKER: Final = msgpack.Packer()
 
 
 def encode(message: Message) -> bytes:
@@ -25,9 +27,9 @@ def encode(message: Message) -> bytes:
     fields = {"t": message.tag, **pack_fields(message)}
     pieces: list[bytes | memoryview] = []
     if _has_large(fields):
-        _pack(fields, msgpack.Packer(), pieces)
+        _pack(fields, pieces)
     else:
-        pieces.append(msgpack.packb(fields))
+        pieces.append(_PACKER.pack(fields))
     size = sum(map(len, pieces))
     if size > limits.FRAME_BYTES:
         raise LocalProtocolError(f"a {message.tag} message of {size} bytes does not fit a frame")
@@ -36,27 +38,28 @@ def encode(message: Message) -> bytes:
 
 def _has_large(fields: dict[str, Any]) -> bool:
     """Whether any of the bytes within are large."""
-    return any(
-        _has_large(value) if isinstance(value, dict) else _is_large(value) for value in fields.values()
-    )
+    for value in fields.values():
+        kind = type(value)
+        if kind is dict:
+            if _has_large(value):
+                return True
+        elif kind in _BYTES and len(value) >= _LARGE_BYTES:
+            return True
+    return False
 
 
-def _is_large(value: Any) -> bool:
-    return isinstance(value, bytes | memoryview) and len(value) >= _LARGE_BYTES
-
-
-def _pack(value: Any, packer: msgpack.Packer, pieces: list[bytes | memoryview]) -> None:
+def _pack(value: Any, pieces: list[bytes | memoryview]) -> None:
     """Append the msgpack of `value`. Large bytes stand for themselves and are copied once, in the join."""
     if isinstance(value, dict):
-        pieces.append(packer.pack_map_header(len(value)))
+        pieces.append(_PACKER.pack_map_header(len(value)))
         for key, entry in value.items():
-            pieces.append(packer.pack(key))
-            _pack(entry, packer, pieces)
-    elif _is_large(value):
+            pieces.append(_PACKER.pack(key))
+            _pack(entry, pieces)
+    elif type(value) in _BYTES and len(value) >= _LARGE_BYTES:
         pieces.append(b"\xc6" + len(value).to_bytes(4, "big"))  # msgpack's bin 32
         pieces.append(value)
     else:
-        pieces.append(packer.pack(value))
+        pieces.append(_PACKER.pack(value))
 
 
 def decode(body: bytes | memoryview) -> Message:

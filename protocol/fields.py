@@ -126,10 +126,13 @@ FLAG = Rule(_same, _parse_flag)
 
 def optional(rule: Rule) -> Rule:
     """A value or nil."""
-    return Rule(
-        lambda value: None if value is None else rule.pack(value),
-        lambda value: None if value is None else rule.parse(value),
-    )
+
+    def parse(value: Any) -> Any:
+        return None if value is None else rule.parse(value)
+
+    if rule.pack is _same:
+        return Rule(_same, parse)
+    return Rule(lambda value: None if value is None else rule.pack(value), parse)
 
 
 def sequence(rule: Rule, most: int) -> Rule:
@@ -182,7 +185,11 @@ def rules_of(cls: type[Any]) -> dict[str, Rule]:
 def pack_fields(value: Any) -> dict[str, Any]:
     """The plain map of a dataclass whose fields were declared with `wire`."""
     rules = rules_of(type(value))  # type: ignore[arg-type]  # mypy does not see that classes are hashable
-    return {name: rule.pack(getattr(value, name)) for name, rule in rules.items()}
+    plain = {}
+    for name, rule in rules.items():
+        entry, pack = getattr(value, name), rule.pack
+        plain[name] = entry if pack is _same else pack(entry)
+    return plain
 
 
 def parse_fields(cls: type[Any], value: Any) -> Any:
@@ -190,4 +197,4 @@ def parse_fields(cls: type[Any], value: Any) -> Any:
     rules = rules_of(cls)  # type: ignore[arg-type]  # mypy does not see that classes are hashable
     if not isinstance(value, dict) or value.keys() != rules.keys():
         raise Malformed(f"{cls.__name__} has the fields {', '.join(rules)}")
-    return cls(**{name: rule.parse(value[name]) for name, rule in rules.items()})
+    return cls(*[rule.parse(value[name]) for name, rule in rules.items()])

@@ -54,6 +54,9 @@ class State(Enum):
     CLOSED = auto()
 
 
+# Each is one object, so its place tells it from the others as well as its name does, with every message.
+Side.__hash__ = State.__hash__ = object.__hash__  # type: ignore[method-assign]
+
 TRANSITIONS: Final[dict[State, dict[tuple[Side, type[Message]], State]]] = {
     State.IDLE: {
         (Side.OPENER, Open): State.OPENING,
@@ -98,6 +101,7 @@ class StreamState:
 
     def __init__(self, side: Side) -> None:
         self.side = side
+        self._theirs = side.other
         self.state = State.IDLE
 
     def sent(self, message: Message) -> None:
@@ -109,7 +113,7 @@ class StreamState:
 
     def received(self, message: Message) -> None:
         """The peer sent it. Raises: Malformed."""
-        after = TRANSITIONS[self.state].get((self.side.other, type(message)))
+        after = TRANSITIONS[self.state].get((self._theirs, type(message)))
         if after is None:
             raise Malformed(f"{message.tag} is not allowed in state {self.state.name}")
         self.state = after

@@ -21,6 +21,8 @@ ITEM_BYTES: Final = {"f32": 4, "f16": 2, "bf16": 2, "i32": 4}
 _NUMPY: Final[dict[str, np.dtype[Any]]] = {
     name: np.dtype(code) for name, code in (("f32", "<f4"), ("f16", "<f2"), ("i32", "<i4"))
 }
+_NAMES: Final = {dtype: name for name, dtype in _NUMPY.items()}
+_KEYS: Final = {"dtype", "shape", "codec", "data"}
 MAX_DIMS: Final = 3
 
 
@@ -72,17 +74,26 @@ def concat_rows(parts: list[Tensor]) -> Tensor:
 
 def from_numpy(array: NDArray[Any]) -> Tensor:
     """A view of a fp32, fp16 or int32 array (copied only if it is not contiguous)."""
-    names = {dtype: name for name, dtype in _NUMPY.items()}
-    name = names.get(array.dtype)
+    return Tensor(*_parts(array))
+
+
+def pack_array(array: NDArray[Any]) -> dict[str, Any]:
+    """The msgpack map of the tensor that an array makes."""
+    name, shape, data = _parts(array)
+    return {"dtype": name, "shape": list(shape), "codec": "raw", "data": data}
+
+
+def _parts(array: NDArray[Any]) -> tuple[str, tuple[int, ...], bytes | memoryview]:
+    name = _NAMES.get(array.dtype)
     if name is None:
         raise LocalProtocolError(f"{array.dtype} does not travel")
-    flat = np.ascontiguousarray(array).reshape(-1)  # a memoryview of an empty array cannot be cast to bytes
-    return Tensor(name, array.shape, flat.view(np.uint8).data)
+    # What is empty cannot be cast.
+    return name, array.shape, np.ascontiguousarray(array).data.cast("B") if array.size else b""
 
 
 def parse_tensor(value: Any) -> Tensor:
     """A tensor from its msgpack map. Raises: Malformed or TooLarge."""
-    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "codec", "data"}:
+    if not isinstance(value, dict) or value.keys() != _KEYS:
         raise Malformed("a tensor is a map of dtype, shape, codec and data")
     dtype, shape, codec, data = value["dtype"], value["shape"], value["codec"], value["data"]
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
@@ -91,8 +102,9 @@ def parse_tensor(value: Any) -> Tensor:
         raise Malformed("unknown codec of a tensor")
     if not isinstance(shape, list) or not 1 <= len(shape) <= MAX_DIMS:
         raise Malformed(f"a tensor has 1 to {MAX_DIMS} dimensions")
-    if not all(type(n) is int and 0 <= n <= limits.FRAME_BYTES for n in shape):
-        raise Malformed("a dimension is no size")
+    for n in shape:
+        if type(n) is not int or not 0 <= n <= limits.FRAME_BYTES:
+            raise Malformed("a dimension is no size")
     size = ITEM_BYTES[dtype] * math.prod(shape)
     if size > limits.FRAME_BYTES:
         raise TooLarge(f"a tensor of {size} bytes")

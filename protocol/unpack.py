@@ -20,20 +20,23 @@ def unpack(
 
     Raises: Malformed.
     """
-    containers = 0
+    left = most_containers
 
-    def count() -> None:
-        nonlocal containers
-        containers += 1
-        if containers > most_containers:
-            raise Malformed(f"more than {most_containers} lists and maps in one value")
+    def too_many() -> Malformed:
+        return Malformed(f"more than {most_containers} lists and maps in one value")
 
     def make_list(value: list[Any]) -> list[Any]:
-        count()
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise too_many()
         return value
 
     def make_map(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
-        count()
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise too_many()
         value = dict(pairs)
         if len(value) != len(pairs):
             raise Malformed("a key stands twice in a map")

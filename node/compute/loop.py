@@ -40,7 +40,7 @@ FINISH_WITHIN_S = 10.0
 
 
 class Executor(Protocol):
-    """Runs work one at a time, in order; calls `done` in the event loop after each."""
+    """Runs work one at a time, in order; calls `done` in the event loop after each, and never inside another."""
 
     def submit(self, work: Callable[[], T], done: Callable[[Outcome[T]], None]) -> None:
         """Run `work`, which may block, then call `done` with how it ended. Never blocks."""
@@ -127,6 +127,9 @@ class Runnable(Protocol):
         The outcome's error loses its traceback afterwards: log it now.
         """
 
+    def pass_on(self) -> None:
+        """Send on what it has taken: if anything waits, the thread is at that by now. Must not raise."""
+
 
 _Turn = tuple[Runnable, Piece]
 
@@ -198,6 +201,15 @@ class EngineLoop:
             result = None if isinstance(given, Exception) else given
             runnable.take(piece, Outcome(result, error, batch.started, batch.ended), alone=len(turns) == 1)
             _forget_frames(error)
+        others_wait = self.scheduler.may_take
+        if others_wait:  # the thread is not to stand still
+            self._learn_and_go_on(turns, batch)
+        for runnable, _ in turns:
+            runnable.pass_on()
+        if not others_wait:
+            self._learn_and_go_on(turns, batch)
+
+    def _learn_and_go_on(self, turns: Sequence[_Turn], batch: Outcome[list[StepResult | Exception]]) -> None:
         if self._sizer is not None and batch.error is None:
             rows = sum(piece.rows for _, piece in turns)
             self._sizer.observe(rows, (batch.ended - batch.started) * 1e3)

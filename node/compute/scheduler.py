@@ -134,6 +134,11 @@ class Scheduler:
         """Steps not yet wholly taken."""
         return sum(len(jobs) for jobs in self._jobs.values())
 
+    @property
+    def may_take(self) -> bool:
+        """Whether anything may run now."""
+        return bool(self._short or self._long)
+
     def add(self, session: int, number: int, rows: int, now: float, owner: Owner = NOBODY) -> None:
         """A step of `session`, which is its `owner`'s, is ready once those before it have run."""
         if rows <= DECODE_ROWS:

@@ -33,16 +33,22 @@ class Answers:
         except Lost:
             self._life.happens(Event.LOSS)
             await trio.lowlevel.checkpoint()
-        except LocalProtocolError:
-            if self._life.state is State.SERVING:
-                raise  # else, after its Close, what was on the way to the client is of no use to anybody
+        except LocalProtocolError as error:
+            self._raise_if_serving(error)
 
-    def send_later(self, *messages: Message) -> None:
-        """Leave them to `run`; returns at once."""
-        self._later += messages
+    def send_now(self, *messages: Message) -> bool:
+        """Send them together before any other task runs; False, and nothing is sent, where they have to wait."""
+        try:
+            return self._client.send_now(*messages)
+        except LocalProtocolError as error:
+            self._raise_if_serving(error)
+            return True
+
+    def send_later(self, message: Message) -> None:
+        """Leave it to `run`; returns at once."""
+        self._later.append(message)
         self._backlog.acks = len(self._later)
-        if self._later:
-            self._later_waits.set()
+        self._later_waits.set()
 
     async def run(self) -> None:
         """Send what may wait, a little later and together, for ever."""
@@ -53,3 +59,8 @@ class Answers:
             self._later_waits = trio.Event()
             self._backlog.acks_told()
             await self.send(*messages)
+
+    def _raise_if_serving(self, error: LocalProtocolError) -> None:
+        """After its Close, what was on the way to the client is of no use to anybody."""
+        if self._life.state is State.SERVING:
+            raise error

@@ -70,6 +70,8 @@ class Unpaged:
     def holds(self, pending: Pending) -> bool:
         """Take a step if it has to wait: for those before it, or for room."""
         if not self._steps:
+            if pending.stop <= self._seat.tokens:
+                return False
             try:
                 self._growth.grow(self._seat, self._tokens(pending))
                 return False

@@ -47,8 +47,8 @@ class Intake:
         """What there is to do for a step, None if nothing; waits while too much is held."""
         arrived = time.perf_counter()
         try:
-            self._shape.check_want(step)
             load = Load(step.inputs.rows, self._shape.held_bytes(step))
+            self._shape.check_want(step, load.answer_bytes)
             await self._backlog.wait_room(load)
             marks = await self._reuse.read(step)
             if not self._life.happens(Event.STEP):
@@ -96,12 +96,12 @@ class Intake:
         arrived = time.perf_counter()
         step = named_step(known, self._shape)
         self._shape.check(step, known.rows)
+        load = Load(known.rows + step.inputs.rows, self._shape.held_bytes(step))
         try:
-            self._shape.check_want(step)
+            self._shape.check_want(step, load.answer_bytes)
         except BadWant as error:
             self._life.fail(explain(error, from_client=False))
             return None
-        load = Load(known.rows + step.inputs.rows, self._shape.held_bytes(step))
         await self._backlog.wait_room(load)
         marks = await self._reuse.read_known(known)
         if known.number < self._gate.received or not self._life.happens(Event.STEP):

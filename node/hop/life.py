@@ -35,6 +35,9 @@ class Event(Enum):
     RELEASE = auto()  # give everything back
 
 
+# Each is one object, so its place tells it from the others as well as its name does, with every step.
+State.__hash__ = Event.__hash__ = object.__hash__  # type: ignore[method-assign]
+
 TRANSITIONS: Final[dict[State, dict[Event, State]]] = {
     State.SERVING: {
         Event.STEP: State.SERVING,

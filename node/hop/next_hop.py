@@ -63,8 +63,7 @@ class Link:
             return False
         with trio.move_on_after(limits.TAKE_WITHIN_S) as taking:
             try:
-                if isinstance(message, Known):
-                    self._named.add(message.number)
+                self._note_named(message)
                 await channel.send(message)
             except PeerUnavailable as error:
                 self._break(str(error))
@@ -78,11 +77,25 @@ class Link:
             return False
         return True
 
+    def send_now(self, message: Step | Known) -> bool:
+        """As `send`, before any other task runs; False, and nothing is sent, where it has to wait."""
+        channel = self._channel
+        if channel is None:
+            return self._settled.is_set()  # it is down
+        if not channel.send_now(message):
+            return False
+        self._note_named(message)
+        return True
+
     def abandon(self) -> None:
         """Drop the stream; a `send` that waits gives up. Not reported as down."""
         self._channel = None
         self._settled.set()
         self._scope.cancel()
+
+    def _note_named(self, message: Step | Known | Instead) -> None:
+        if isinstance(message, Known):
+            self._named.add(message.number)
 
     def _break(self, reason: str) -> None:
         self._reason = self._reason or reason

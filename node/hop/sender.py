@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 
 import trio
@@ -12,7 +13,7 @@ from node.hop.next_hop import Link, OnUnknown, OpenStream
 from node.hop.steps import JOURNAL_IDS, Computed, KeptOutputs, Named, Shape, output_of, size_of
 from protocol import limits
 from protocol.journal import Entry, Journal
-from protocol.messages import Ack, Instead, Known, LinkDown, Message, NextHop, Output, Relink, Step
+from protocol.messages import Ack, Instead, Known, LinkDown, NextHop, Output, Relink, Step
 from protocol.tensors import Tensor
 from protocol.transport.allowance import Allowance
 
@@ -89,18 +90,39 @@ class Sender:
         if self._journal is not None:
             self._journal.truncate(0)
 
-    async def emit(self, done: Computed, ack: Ack) -> None:
-        """Keep a result, send it on, then acknowledge the step.
-
-        Raises: Malformed, if the client wants what this hop does not have.
-        """
+    def keep(self, done: Computed) -> None:
+        """Keep a result, which is then to be delivered."""
         if self._journal is not None and isinstance(done.result, Tensor):
             self._journal.append(done.number, done.position, done.result, done.want)
         self.emitted = done.number + 1
         self._progress.set()
         if done.fill_until is not None:
             self._live_from = self.emitted
-        await self._deliver(done, ack)
+
+    async def deliver(self, done: Computed, ack: Ack) -> None:
+        """Send a kept result on, then acknowledge the step.
+
+        Raises: Malformed, if the client wants what this hop does not have.
+        """
+        done = self._as_relinked(done)
+        if self._link is None:
+            await self._answers.send(*self._for_client(done), ack)
+            return
+        step = self._for_link(done, self._link)
+        if step is not None:
+            await self._link.send(step)
+        self._answers.send_later(ack)
+
+    def deliver_now(self, done: Computed, ack: Ack) -> bool:
+        """As `deliver`, before any other task runs; False, and nothing is sent, where it has to wait."""
+        done = self._as_relinked(done)
+        if self._link is None:
+            return self._answers.send_now(*self._for_client(done), ack)
+        step = self._for_link(done, self._link)
+        if step is not None and not self._link.send_now(step):
+            return False
+        self._answers.send_later(ack)
+        return True
 
     async def emit_again(self, number: int) -> None:
         """What step `number` gave goes to the client again, if results go there; nothing is computed."""
@@ -137,17 +159,14 @@ class Sender:
             self._link = None
             await self._replay_to_client(relink)
 
-    async def _deliver(self, done: Computed, *after: Message) -> None:
-        """Send a result where results go now, and `after` to the client."""
-        done = self._as_relinked(done)
-        if self._link is None:
-            await self._deliver_to_client(done, *after)
-            return
-        if isinstance(done.result, Tensor):
-            step = Step(done.number, done.position, done.result, done.want, done.fill_until)
-            if self._goes_on(step):
-                await self._link.send(_with_names(step, done.named) if self._link.names_rows else step)
-        self._answers.send_later(*after)
+    def _for_link(self, done: Computed, link: Link) -> Step | Known | None:
+        """What the next hop is sent of a result."""
+        if not isinstance(done.result, Tensor):
+            return None
+        step = Step(done.number, done.position, done.result, done.want, done.fill_until)
+        if not self._goes_on(step):
+            return None
+        return _with_names(step, done.named) if link.names_rows else step
 
     def _as_relinked(self, done: Computed) -> Computed:
         """A hop may be relinked while it is itself being filled: what it computes then belongs to the journal that
@@ -161,16 +180,15 @@ class Sender:
     def _goes_on(self, step: Step) -> bool:
         return step.fill_until is None or self._shape.span.stop < step.fill_until
 
-    async def _deliver_to_client(self, done: Computed, *after: Message) -> None:
+    def _for_client(self, done: Computed) -> Sequence[Output]:
         if self._bridged and done.fill_until is not None and self._shape.span.stop < done.fill_until:
             done = replace(done, fill_until=None)  # the client fills the hop behind with it
         output = output_of(done, bridged=self._bridged)
-        if output is not None:
-            if output.candidates is not None:
-                self._kept.keep(output)
-            after = (output, *after)
-        if after:
-            await self._answers.send(*after)
+        if output is None:
+            return ()
+        if output.candidates is not None:
+            self._kept.keep(output)
+        return (output,)
 
     async def _replay_to(self, link: Link, relink: Relink) -> None:
         assert self._journal is not None, "no hop after the head"
@@ -192,7 +210,8 @@ class Sender:
             if self._bridged:
                 await self._answers.send(Output(entry.number, entry.position, hidden=entry.rows))
             elif entry.number >= relink.live_from:
-                await self._deliver_to_client(_live(entry))
+                for output in self._for_client(_live(entry)):
+                    await self._answers.send(output)
 
     async def _run_link(self, link: Link, open_stream: OpenStream) -> None:
         reason = await link.run(open_stream)

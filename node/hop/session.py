@@ -11,8 +11,8 @@ A step passes five places, each in order. `Intake` checks it, waits for room in 
 that brought it), and admits its number. Where the seat has no room for its tokens it stays in `_unpaged` until there
 is, but not for long: then the session ends, and its client is told when to come again. The scheduler has it computed
 in one or more pieces, each in a batch with those of other sessions: `prepare` in the engine's thread, `take` in the
-event loop. The outbox holds what is to be sent on. `_emit_all`, a single task, gives it to the sender: into the
-journal, then to the next hop or the client, then the Ack.
+event loop. `Emitter` has it go on, at once or by a single task in its outbox's order: into the journal, then to the
+next hop or the client, then the Ack.
 
 *Again.* Of a step that was emitted before and that the client itself repeats, the result is found in the journal (or,
 with the head, among the kept outputs) and sent again, if results go to the client, and it is acknowledged again. If
@@ -20,8 +20,8 @@ it is still on its way here, its answer is too. The hop before repeats a step on
 not answered, or two hops that feed each other would never end.
 
 *Reuse.* What others computed that began alike is not computed again (`reuse`): of a step only the rows after those
-are queued, and one of which nothing is left goes to the outbox at once. The hop before may name such rows in place of
-sending them; where we do not know them we say so, and pass over all that comes until it comes again with all rows.
+are queued, and one of which nothing is left goes on at once. The hop before may name such rows in place of sending
+them; where we do not know them we say so, and pass over all that comes until it comes again with all rows.
 
 *Fills.* A step with `fill_until` wants nothing, whatever it says. It is computed and kept in the journal like any
 other, but it is no answer: it goes to the next hop, or to the client as a bridge, if our span ends before that stage,
@@ -48,10 +48,10 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from contextlib import aclosing, suppress
+import time
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import trio
 
@@ -62,21 +62,22 @@ from node.compute.meter import Meter, StepTime
 from node.compute.prefix import PrefixIndex
 from node.compute.scheduler import Owner, Piece
 from node.hop.answers import Answers
-from node.hop.backlog import Backlog, Load, Pending
+from node.hop.backlog import Backlog, Pending
+from node.hop.emitter import Emitter, Item, tell_lacking
 from node.hop.forks import CannotFork, History
 from node.hop.growth import Growth, Unpaged
 from node.hop.intake import Intake
-from node.hop.life import Event, Life, State
+from node.hop.life import Event, Life
 from node.hop.neighbours import Neighbours
-from node.hop.next_hop import Link
 from node.hop.reuse import Reuse
 from node.hop.seats import Seat
 from node.hop.sender import Sender
-from node.hop.steps import Computed, Named, Shape, explain, piece_want
+from node.hop.steps import Shape, explain, piece_want
 from protocol import limits
 from protocol.errors import CacheFull, LocalProtocolError, Lost, Malformed, RemoteProtocolError, SwarmError
-from protocol.messages import Ack, Close, Error, Fork, Message, Open, Ping, Pong, Relink, Step
+from protocol.messages import Close, Error, Fork, Message, Open, Ping, Pong, Relink, Step
 from protocol.talk.channel import Channel
+from protocol.talk.outbox import Outbox
 from protocol.transport.allowance import Allowance
 
 logger = logging.getLogger(__name__)
@@ -97,24 +98,6 @@ class Machine:
     growth: Growth
     meter: Meter
     prefixes: PrefixIndex | None = None
-
-
-_REPEATED = Load()
-
-
-@dataclass(frozen=True, slots=True)
-class _Again:
-    """A step that came again after it was computed."""
-
-    number: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Lacking:
-    """A step whose rows the next hop does not know by name."""
-
-    link: Link
-    number: int
 
 
 class HopSession:
@@ -143,15 +126,15 @@ class HopSession:
         prefixes = machine.prefixes if opened.reuse else None
         self._reuse = Reuse(shape, seat.origin, prefixes, machine.loop.executor)
         self._intake = Intake(shape, self._life, self._backlog, self._reuse)
-        self._outbox, self._to_emit = trio.open_memory_channel[Pending | _Again | Relink | _Lacking](math.inf)
         # No method of ours: parts that know us would keep everything until a collection.
         open_stream = partial(machine.neighbours.open_stream, asker=self.owner)
         bridged = opened.bridged and opened.next is None
-        on_unknown = partial(_tell_lacking, self._outbox)
+        outbox = Outbox[Item]()
+        on_unknown = partial(tell_lacking, outbox)
         self._sender = Sender(shape, open_stream, on_unknown, self._answers, bridged=bridged)
+        self._emitter = Emitter(outbox, self._sender, self._answers, self._backlog, self._reuse, self._life)
+        self._taken: Pending | None = None  # computed, and to be sent on
         self._relinks = Allowance(limits.RELINKS_PER_S, limits.RELINKS_BURST)
-        self._relink_taken = trio.Event()
-        self._relink_taken.set()
         self._attached = trio.CancelScope()
         self._quiet_since = trio.current_time()  # never, while a message is heard
 
@@ -164,7 +147,7 @@ class HopSession:
                         neighbours = self._machine.neighbours
                         link = partial(neighbours.open_stream, asker=self.owner, forks=self._is_fork)
                         self._sender.start_link(nursery, self._first_next, link)
-                    nursery.start_soon(self._emit_all, nursery)
+                    nursery.start_soon(self._emitter.run, nursery)
                     nursery.start_soon(self._answers.run)
                     nursery.start_soon(self._compute_unpaged)
                     nursery.start_soon(self._end_idle)
@@ -207,8 +190,7 @@ class HopSession:
             return
         self._attached.cancel()
         self._machine.loop.drop(self)
-        self._outbox.close()
-        self._to_emit.close()
+        self._emitter.close()
         if self._backlog.is_idle and self._sender.emitted == self._computed and not self._engine_failed:
             self._reuse.part(self._sender.rows)
         self._reuse.give_back()
@@ -269,11 +251,9 @@ class HopSession:
     async def _hear_relink(self, relink: Relink) -> None:
         if self.shape.has_head and relink.next is not None:
             raise Malformed("there is no hop after the head")
-        await self._relink_taken.wait()  # one at a time: what waits is bounded
+        await self._emitter.wait_relinked()  # one at a time: what waits is bounded
         await trio.sleep(self._relinks.wait_s(self.owner.peer, trio.current_time(), 1))
-        self._relink_taken = trio.Event()
-        self._sender.drop_link()
-        self._outbox.send_nowait(relink)
+        self._emitter.relink(relink)
 
     async def _accept(self, step: Step) -> None:
         """Take a step of the client."""
@@ -281,8 +261,7 @@ class HopSession:
         if isinstance(taken, Pending):
             self._queue(taken)
         elif taken is not None and step.number < self._sender.emitted:
-            self._backlog.hold(_REPEATED)
-            self._outbox.send_nowait(_Again(step.number))
+            self._emitter.emit_again(step.number)
 
     def _queue(self, pending: Pending) -> None:
         if pending.step.inputs.rows:
@@ -299,7 +278,7 @@ class HopSession:
         else:
             self._computed = number + 1
             self._backlog.computed(pending)
-            self._outbox.send_nowait(pending)
+            self._emitter.emit(pending)
 
     async def _compute_unpaged(self) -> None:
         try:
@@ -344,52 +323,23 @@ class HopSession:
             return
         else:
             self._computed = piece.number + 1
+        self._backlog.computed(pending)
+        self._taken = pending
+
+    def pass_on(self) -> None:
+        """See `node.compute.loop.Runnable`."""
+        pending, self._taken = self._taken, None
+        if pending is None:
+            return
+        self._emitter.emit(pending)
+        if pending.failure is None:
             rows, head = pending.step.inputs.rows, pending.want.kind == "candidates"
             self._machine.meter.observe(
                 StepTime(rows, self.shape.blocks, head, pending.queue_ms, pending.compute_ms, pending.alone),
-                outcome.ended,
+                time.perf_counter(),
             )
-        self._backlog.computed(pending)
-        self._outbox.send_nowait(pending)
 
-    # --- sending on
-
-    async def _emit_all(self, nursery: trio.Nursery) -> None:
-        try:
-            async for item in self._to_emit:
-                if self._life.state is State.FREED:
-                    return  # it was handed over just before, and there is no journal any more
-                if isinstance(item, Relink):
-                    self._relink_taken.set()
-                    await self._sender.relink(nursery, item)
-                elif isinstance(item, _Again):
-                    await self._sender.emit_again(item.number)
-                    await self._answers.send(Ack(item.number, 0.0, 0.0))
-                    self._backlog.let_go(_REPEATED)
-                elif isinstance(item, _Lacking):
-                    await self._sender.send_instead(item.link, item.number)
-                elif item.failure is not None:
-                    self.fail(item.failure)
-                else:
-                    await self._emit(item)
-        except Malformed as error:
-            self.fail(Error("malformed", str(error), elsewhere=False))
-
-    async def _emit(self, pending: Pending) -> None:
-        step, taken = pending.step, pending.taken
-        # What stood before is left before: the step may go back, and with it the journal. Of a step in several pieces
-        # pages may have been filled that it sends on itself.
-        earlier = [filled for filled in pending.filled if filled.stop <= step.position]
-        self._reuse.leave(earlier, self._sender.rows)
-        named = None if taken is None else Named(taken.count, taken.mark)
-        await self._sender.emit(
-            Computed(step.number, step.position, step.want, step.fill_until, pending.result, named),
-            Ack(step.number, max(0.0, pending.queue_ms), pending.compute_ms),
-        )
-        if self._life.state is not State.FREED:
-            own = [filled for filled in pending.filled if filled.stop > step.position]
-            self._reuse.leave(own, self._sender.rows)
-        self._backlog.let_go(pending.load)
+    # --- forks
 
     def _take_cache(self, other: HopSession, fork: Fork) -> None:
         """In the thread that computes. Raises: CannotFork, and whatever the cache raises."""
@@ -417,8 +367,3 @@ class HopSession:
         self._reuse.leave_last()
         if outcome.error is not None:
             logger.error("a cache could not be closed", exc_info=outcome.error)
-
-
-def _tell_lacking(outbox: trio.MemorySendChannel[Any], link: Link, number: int) -> None:
-    with suppress(trio.ClosedResourceError, trio.BrokenResourceError):  # the session is over
-        outbox.send_nowait(_Lacking(link, number))

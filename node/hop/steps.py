@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from node.compute.call import BadOutput
 from node.compute.interfaces import StepResult
@@ -30,54 +31,54 @@ class BadWant(Malformed):
     """A step wants what cannot be given: the fault of the client, whoever brought the step."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Shape:
-    """The sizes of one session's steps."""
+    """The sizes of one session's steps. Each is found once, and asked for with every step."""
 
     span: Span
     manifest: Manifest
     dtype: str
     max_tokens: int
 
-    @property
+    @cached_property
     def takes_tokens(self) -> bool:
         """Whether inputs are token ids."""
         return self.span.start == 0
 
-    @property
+    @cached_property
     def has_head(self) -> bool:
         """Whether results are candidates."""
         return self.span.stop == self.manifest.stages
 
-    @property
+    @cached_property
     def blocks(self) -> int:
         """Transformer blocks in the span."""
         return len(self.span) - self.takes_tokens - self.has_head
 
-    @property
+    @cached_property
     def frame_bytes(self) -> int:
         """The largest frame that a step needs."""
         rows = min(self.max_tokens, limits.STEP_TOKENS)
         return min(limits.FRAME_BYTES, rows * self._input_row_bytes + FRAME_EXTRA_BYTES)
 
-    @property
+    @cached_property
     def waiting_rows(self) -> int:
         """Rows that may wait to be computed and sent on, all steps together."""
         least = 2 * limits.STEP_TOKENS
         return min(self.max_tokens, max(least, limits.WAITING_BYTES // self._row_bytes))
 
-    @property
+    @cached_property
     def answer_bytes(self) -> int:
         """What the answers of all steps that are held may take, with the ids they ask for."""
         row_bytes = 8 * self.manifest.vocab_size if self.has_head else 0
         return max(limits.ANSWER_BYTES, row_bytes + (4 + ASKED_ID_BYTES) * limits.ASKED_IDS)
 
-    @property
+    @cached_property
     def journal_bytes(self) -> int:
         """What the whole journal takes, or the answers that are kept in its place."""
         return self.answer_bytes if self.has_head else self.max_tokens * self._output_row_bytes
 
-    @property
+    @cached_property
     def buffer_bytes(self) -> int:
         """The most that the session has in motion.
 
@@ -87,15 +88,15 @@ class Shape:
         frames, answers = 4 * self.frame_bytes, 2 * self.answer_bytes
         return self.waiting_rows * self._row_bytes + answers + frames + SESSION_BYTES
 
-    @property
+    @cached_property
     def _row_bytes(self) -> int:
         return self._input_row_bytes + self._output_row_bytes
 
-    @property
+    @cached_property
     def _input_row_bytes(self) -> int:
         return ITEM_BYTES["i32"] if self.takes_tokens else self.manifest.hidden_size * ITEM_BYTES["f32"]
 
-    @property
+    @cached_property
     def _output_row_bytes(self) -> int:
         return 0 if self.has_head else self.manifest.hidden_size * ITEM_BYTES[self.dtype]
 
@@ -112,9 +113,9 @@ class Shape:
         if step.position + rows > self.max_tokens:
             raise Malformed(f"position {step.position + rows} is past the {self.max_tokens} tokens asked for")
 
-    def check_want(self, step: Step) -> None:
-        """Raises BadWant for an answer that cannot be given or sent."""
-        if self.held_bytes(step) > self.answer_bytes:
+    def check_want(self, step: Step, held_bytes: int) -> None:
+        """Raises BadWant for an answer that cannot be given or sent, or that takes too much while it is held."""
+        if held_bytes > self.answer_bytes:
             raise BadWant("the step wants more than a session may; ask for fewer rows or fewer candidates")
         if step.inputs.rows * self._output_row_bytes > limits.FRAME_BYTES - FRAME_EXTRA_BYTES:
             raise BadWant("what the step gives does not fit a frame; send fewer rows")
@@ -171,6 +172,8 @@ def piece_want(want: Want, *, last: bool) -> Want:
 
 def join(parts: list[StepResult]) -> StepResult:
     """The result of a step from those of its pieces."""
+    if len(parts) == 1:
+        return parts[0]
     hidden = [part for part in parts if isinstance(part, Tensor)]
     if hidden:
         return concat_rows(hidden)

@@ -62,6 +62,20 @@ class Channel:
         finally:
             self._sending.release()
 
+    def send_now(self, *messages: Message) -> bool:
+        """Send messages before any other task runs; False, and nothing is sent, where they have to wait.
+
+        Raises: LocalProtocolError, if the session's table forbids one now.
+        """
+        if self._sending.locked() or self._torn:
+            return False
+        frames = _frames(messages)
+        if len(frames) > self.stream.room:
+            return False
+        self._note_sent(messages)
+        self.stream.send_now(frames)
+        return True
+
     async def receive(self) -> Message | None:
         """The next message; None once the peer has finished. Raises: Lost, Malformed, TooLarge."""
         while True:
@@ -99,15 +113,17 @@ class Channel:
     async def _send(self, messages: Sequence[Message]) -> None:
         if self._torn:
             raise Lost("a message was cut short by its sender")
-        if self._state is not None:
-            for message in messages:
-                self._state.sent(message)
-        frames = b"".join(map(encode, messages)) if len(messages) > 1 else encode(messages[0])
+        self._note_sent(messages)
         try:
-            await self.stream.send(frames)
+            await self.stream.send(_frames(messages))
         except trio.Cancelled:
             self._torn = True
             raise
+
+    def _note_sent(self, messages: Sequence[Message]) -> None:
+        if self._state is not None:
+            for message in messages:
+                self._state.sent(message)
 
     async def __aenter__(self) -> Channel:
         return self
@@ -119,3 +135,7 @@ class Channel:
             self.stream.reset()
         else:
             await self.stream.aclose()
+
+
+def _frames(messages: Sequence[Message]) -> bytes:
+    return b"".join(map(encode, messages)) if len(messages) > 1 else encode(messages[0])

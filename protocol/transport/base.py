@@ -39,6 +39,13 @@ class Stream(Protocol):
         Raises: Lost, if the stream or its connection has ended; LocalProtocolError, after `finish`.
         """
 
+    @property
+    def room(self) -> int:
+        """Bytes that `send` would take at once; 0 also where it would raise, or has something to find out first."""
+
+    def send_now(self, data: bytes) -> None:
+        """Send all of `data`, for which there is `room`, before any other task runs."""
+
     async def receive(self) -> bytes:
         """The next bytes, at least one; b"" once the peer has finished sending.
 

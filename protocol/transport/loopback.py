@@ -58,6 +58,14 @@ class LoopbackStream:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             raise Lost("the stream was reset") from None
 
+    @property
+    def room(self) -> int:
+        """None: whoever sends here may wait."""
+        return 0
+
+    def send_now(self, data: bytes) -> None:
+        """Never, as there is no `room`."""
+
     async def receive(self) -> bytes:
         """The next bytes; b"" once the other end has finished. Raises: Lost."""
         try:

@@ -139,6 +139,9 @@ class LocalSession:
         if piece.last:
             self._done.set()
 
+    def pass_on(self) -> None:
+        """See `node.compute.loop.Runnable`."""
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -51,7 +51,7 @@ WAYS = {
     "queued > begun": "to the engine's thread",
     "begun > ended": "computing",
     "ended > taken": "back to the event loop",
-    "taken > sending": "to the task that sends on",
+    "taken > sending": "the thread is given the next batch",
     "sending > encoded": "into the journal, message to frame",
     "parsed > given": "client: checked, given to the caller",
 }
@@ -107,12 +107,12 @@ class Log:
     def wrap_hop(self) -> None:
         """Those of a hop."""
         from node.compute.loop import EngineLoop
-        from node.hop.sender import Sender
+        from node.hop.emitter import Emitter
         from node.hop.session import HopSession
 
         self.wrap_transport()
         self.before(EngineLoop, "submit", "queued", lambda loop, runnable, number, *_: number)
-        self.before(Sender, "emit", "sending", lambda sender, done, *_: done.number)
+        self.before(Emitter, "emit", "sending", lambda emitter, pending: pending.step.number)
         inner = HopSession.take
 
         def noted(session: HopSession, piece: Any, outcome: Any, *, alone: bool) -> None:

@@ -27,6 +27,7 @@ from protocol.messages import (
 from protocol.model import Span
 from protocol.session import Side, StreamState
 from protocol.talk.channel import Channel
+from protocol.talk.outbox import Outbox
 from protocol.transport.base import Transport
 from swarm.routing.route import Hop
 from swarm.session.claims import Claims
@@ -74,7 +75,7 @@ class HopStream:
         self._accused = 0
         self._links_left = 0 if request.next is None else 1  # links it was given and has not reported as lost
         self._said = 0
-        self._outbox, self._posted = trio.open_memory_channel[Message](float("inf"))
+        self._outbox = Outbox[Message]()
 
     @property
     def peer(self) -> str:
@@ -243,14 +244,16 @@ class HopStream:
     # -- the stream
 
     def post(self, message: Message) -> None:
-        """Have a message sent after those posted before. What waits is in a journal as well, which bounds it."""
-        if self._failure is None:
-            self._outbox.send_nowait(message)
+        """Have a message sent after those posted before, at once if nothing is in its way.
+
+        What waits is in a journal as well, which bounds it.
+        """
+        if self._failure is None and not (self._outbox.is_idle and self._send_now(message)):
+            self._outbox.post(message)
 
     async def send_posted(self) -> None:
         """Send what is posted, until the hop is given up."""
-        async for message in self._posted:
-            await self._send(message)
+        await self._outbox.run(self._send)
 
     async def ping(self) -> None:
         """Ask for a pong."""
@@ -269,9 +272,18 @@ class HopStream:
             await self._send(Close())
             await self.channel.stream.aclose()
 
-    async def _send(self, message: Message) -> None:
+    def _send_now(self, message: Message) -> bool:
+        sent = self.channel.send_now(message)
+        if sent:
+            self._note_sent(message)
+        return sent
+
+    def _note_sent(self, message: Message) -> None:
         if isinstance(message, Step):
             self.claims.sent = max(self.claims.sent, message.number + 1)
+
+    async def _send(self, message: Message) -> None:
+        self._note_sent(message)
         try:
             await self.channel.send(message)
         except PeerUnavailable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -91,18 +92,21 @@ def fit_rows(lacking: Sequence[Entry], position: int, hidden: Tensor) -> Tensor:
 
 
 def check_candidates(found: Candidates, want: Want, rows: int, vocab_size: int) -> None:
-    """Raises: Misfit, if these are not `rows` answers to `want`; Malformed, if they contradict themselves."""
+    """Raises: Misfit, if these are not `rows` answers to `want`; Malformed, if they contradict themselves.
+
+    They are sound, as what comes in a message is; else `check_sound` first.
+    """
     ids, logits, asked = found.ids, found.logits, found.asked
     shape = (rows, min(want.top or vocab_size, vocab_size))
     if ids.shape != shape or logits.shape != shape or found.lse.shape != (rows,):
         raise Misfit(f"returned candidates {list(ids.shape)} where {list(shape)} were asked for")
     if asked.shape != (rows, len(want.ids)):
         raise Misfit("returned the logits of another number of ids than asked for")
-    if int(ids.min()) < 0 or int(ids.max()) >= vocab_size:
+    if int(ids.max()) >= vocab_size:
         raise Malformed("returned a token outside the vocabulary")
-    if np.isnan(logits).any() or not np.isfinite(logits[:, 0]).all() or not np.isfinite(found.lse).all():
+    if not all(map(math.isfinite, logits[:, 0].tolist())):
         raise Malformed("returned a logit that is no number")
-    if (logits[:, 1:] > logits[:, :-1]).any():
+    if shape[1] > 1 and (logits[:, 1:] > logits[:, :-1]).any():
         raise Malformed("returned candidates that are not in falling order")
     if shape[1] > 1 or want.ids:
         wanted = np.asarray(want.ids, np.intp)
@@ -135,14 +139,14 @@ def _check_lse(
     logits: NDArray[np.float32], lse: NDArray[np.float32], temperature: float, vocab_size: int
 ) -> None:
     """The normaliser lies between that of the logits here and that with all others as high as the least of them."""
-    scaled = logits.astype(np.float64) / temperature
-    best = scaled[:, 0]
-    seen = np.exp(scaled - best[:, None]).sum(axis=1)
-    unseen = (vocab_size - logits.shape[1]) * np.exp(scaled[:, -1] - best)
-    error = LSE_ABSOLUTE + LSE_RELATIVE * np.maximum(np.abs(lse), np.abs(best))
-    least, most = best + np.log(seen), best + np.log(seen + unseen)
-    if (lse < least - error).any() or (lse > most + error).any():
-        raise Misfit("returned a normaliser that its logits cannot have")
+    others = vocab_size - logits.shape[1]
+    for row, normaliser in zip(logits, lse.tolist(), strict=True):
+        best, last = float(row[0]) / temperature, float(row[-1]) / temperature
+        seen = float(np.exp(row.astype(np.float64) / temperature - best).sum()) if len(row) > 1 else 1.0
+        error = LSE_ABSOLUTE + LSE_RELATIVE * max(abs(normaliser), abs(best))
+        least, most = best + math.log(seen), best + math.log(seen + others * math.exp(last - best))
+        if not least - error <= normaliser <= most + error:
+            raise Misfit("returned a normaliser that its logits cannot have")
 
 
 def answer_bytes(asked: Asked, vocab_size: int, hidden_size: int) -> int:

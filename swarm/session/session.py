@@ -13,7 +13,7 @@ import numpy as np
 import trio
 
 from protocol import limits
-from protocol.candidates import NOTHING, Candidates, Want, join_candidates
+from protocol.candidates import NOTHING, Candidates, Want, check_sound, join_candidates
 from protocol.errors import ConfigError, LocalProtocolError, Lost, Malformed, NoRoute
 from protocol.messages import Output, Step
 from protocol.model import Manifest
@@ -293,6 +293,7 @@ class Session:
         hidden = output.hidden
         assert hidden is not None
         found = await trio.to_thread.run_sync(self._ends.head, hidden, want, output.position)
+        check_sound(found)
         check_candidates(found, want, hidden.rows, self.spec.vocab_size)
         return found
 

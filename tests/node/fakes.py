@@ -248,11 +248,12 @@ class ManualExecutor:
     def __init__(self) -> None:
         self.queue: deque[tuple[Callable[[], Any], Callable[[Any], None]]] = deque()
         self.held = True
+        self._running = False
 
     def submit(self, work: Callable[[], T], done: Callable[[Outcome[T]], None]) -> None:
         """See `node.compute.loop.Executor`."""
         self.queue.append((work, done))
-        if not self.held:
+        if not (self.held or self._running):
             self.release()
 
     def run_one(self) -> None:
@@ -262,9 +263,10 @@ class ManualExecutor:
 
     def release(self) -> None:
         """Do everything, and what comes at once."""
-        self.held = False
+        self.held, self._running = False, True
         while self.queue:
             self.run_one()
+        self._running = False
 
 
 class Client:

@@ -265,3 +265,22 @@ async def test_leaving_closes_and_failing_resets(autojump_clock: MockClock) -> N
             await leave(Channel(await dial(client, server)), failing=True)
         await trio.sleep(1)
     assert ends == ["end", "lost"]
+
+
+async def test_what_has_nothing_in_its_way_goes_at_once(autojump_clock: MockClock) -> None:
+    """Nothing is sent, or noted in the table, where others send or the reader is slow; the table holds as ever."""
+    async with two_peers(ECHO, say_nothing) as (client, server):
+        channel = Channel(await dial(client, server), state=StreamState(Side.OPENER))
+        await channel.send(Attach(b"s" * 16, 3))
+        step = Step(0, 0, Tensor("f32", (64, 1024), bytes(1 << 18)), NOTHING)
+        assert channel.send_now(step, step)
+        async with trio.open_nursery() as nursery:
+            while channel.send_now(step):
+                pass
+            nursery.start_soon(channel.send, step)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not channel.send_now(Close())
+            nursery.cancel_scope.cancel()
+        assert not channel.send_now(Close())  # the frame before it was cut short
+        with pytest.raises(LocalProtocolError):
+            Channel(await dial(client, server), state=StreamState(Side.OPENER)).send_now(Ping(1))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol.candidates import NOTHING, Candidates, Want
+from protocol.candidates import NOTHING, Candidates, Want, check_sound
 from protocol.errors import Malformed
 from protocol.journal import Entry
 from protocol.messages import Output
@@ -29,6 +29,12 @@ def head(logits: np.ndarray[Any, Any], want: Want) -> Candidates:
     best = scaled.max(axis=1)
     lse = (best + np.log(np.exp(scaled - best[:, None]).sum(axis=1, dtype=np.float32))).astype(np.float32)
     return Candidates(ids, np.take_along_axis(logits, ids, 1), lse, logits[:, list(want.ids)])
+
+
+def check(found: Candidates) -> None:
+    """What an answer to WANT passes on its way in."""
+    check_sound(found)
+    check_candidates(found, WANT, 1, VOCAB)
 
 
 @settings(max_examples=200, deadline=None)
@@ -90,7 +96,7 @@ def test_candidates_that_cannot_be(found: Candidates) -> None:
     """Each is refused, and as nothing else than Malformed."""
     check_candidates(spoilt(), WANT, 1, VOCAB)
     with pytest.raises(Malformed):
-        check_candidates(found, WANT, 1, VOCAB)
+        check(found)
 
 
 def test_the_position_is_that_asked_for() -> None:

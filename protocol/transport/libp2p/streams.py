@@ -49,6 +49,15 @@ class OpenedStream:
                 await self._agree()  # why it ended is in the answer
             raise
 
+    @property
+    def room(self) -> int:
+        """Bytes that `send` would take at once; nothing, before the peer has agreed."""
+        return self._stream.room if self._agreed else 0
+
+    def send_now(self, data: bytes) -> None:
+        """Send all of `data`, for which there is `room`."""
+        self._stream.send_now(data)
+
     async def receive(self) -> bytes:
         """The next bytes, or b"" once the peer has finished."""
         if not self._agreed:
@@ -135,6 +144,15 @@ class AcceptedStream:
     async def send(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of `data`."""
         await self._stream.send(data)
+
+    @property
+    def room(self) -> int:
+        """Bytes that `send` would take at once."""
+        return self._stream.room
+
+    def send_now(self, data: bytes) -> None:
+        """Send all of `data`, for which there is `room`."""
+        self._stream.send_now(data)
 
     async def receive(self, max_bytes: int | None = None) -> bytes:
         """The next bytes, or b"" once the peer has finished."""

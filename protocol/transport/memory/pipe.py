@@ -78,17 +78,29 @@ class Pipe:
             if self._finished:
                 raise LocalProtocolError("send after finish")
             self._raise_if_due(self._send_failure)
-            if not view:
+            if not view or self._discarding:
                 return
             room = STREAM_WINDOW - self._unread_bytes
-            if room > 0 or self._discarding:
-                piece = view[: min(_PIECE, max(room, 1)) if not self._discarding else len(view)]
-                view = view[len(piece) :]
-                if not self._discarding:
-                    self._unread_bytes += len(piece)
-                    self._put(bytes(piece))
+            if room > 0:
+                self.send_now(view[:room])
+                view = view[room:]
             else:
                 await self._wait(self._send_failure)
+
+    @property
+    def room(self) -> int:
+        """Bytes that `send` would take at once."""
+        failure = self._send_failure
+        if self._finished or (failure is not None and self._has_arrived(failure.at)):
+            return 0
+        return max(0, STREAM_WINDOW - self._unread_bytes)
+
+    def send_now(self, data: bytes | memoryview) -> None:
+        """Put all of `data` in, for which there is room."""
+        for start in range(0, 0 if self._discarding else len(data), _PIECE):
+            piece = bytes(data[start : start + _PIECE])
+            self._unread_bytes += len(piece)
+            self._put(piece)
 
     def finish(self) -> None:
         """No more will be sent."""

@@ -38,6 +38,15 @@ class MemoryStream:
         """Send all of `data`."""
         await self._outbox.send(bytes(data))
 
+    @property
+    def room(self) -> int:
+        """Bytes that `send` would take at once."""
+        return self._outbox.room
+
+    def send_now(self, data: bytes) -> None:
+        """Send all of `data`, for which there is `room`."""
+        self._outbox.send_now(data)
+
     async def receive(self) -> bytes:
         """The next bytes, or b"" once the peer has finished."""
         return await self.inbox.receive()

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Iterator, Set
-from contextlib import contextmanager
-from typing import Protocol
+from collections.abc import Callable, Set
+from typing import ParamSpec, Protocol
 
 import trio
 from aioquic.quic import events
@@ -26,6 +25,8 @@ from protocol.transport.quic.port import Port
 from protocol.transport.quic.stream import QuicStream
 from protocol.transport.quic.streams import Newcomers, Streams
 from protocol.transport.quic.udp import Addr, SendError
+
+P = ParamSpec("P")
 
 logger = logging.getLogger(__name__)
 _BAD_CERTIFICATE = 0x100 + 42  # CRYPTO_ERROR and TLS's alert
@@ -66,13 +67,17 @@ class Home(Newcomers, Protocol):
 
 
 class Connection:
-    """Made by the endpoint; usable once `wait_ready` has returned. `cids` are its names in the packets that come."""
+    """Made by the endpoint; usable once `wait_ready` has returned. `cids` are its names in the packets that come.
+
+    `is_dialler`: whether this end dialled.
+    """
 
     def __init__(
         self, home: Home, port: Port, core: QuicCore, cids: set[bytes], expected_peer: str | None
     ) -> None:
         now = trio.current_time()
         self.peer = ""
+        self.is_dialler = core.configuration.is_client
         self.closed = trio.Event()
         self.error: PeerUnavailable | None = None
         self._core = core
@@ -90,11 +95,6 @@ class Connection:
         self._seen_at: tuple[Addr | None, str] = (None, "")  # an address and its origin
 
     # --- for the user
-
-    @property
-    def is_dialler(self) -> bool:
-        """Whether this end dialled."""
-        return self._core.configuration.is_client
 
     @property
     def is_ready(self) -> bool:
@@ -202,17 +202,12 @@ class Connection:
 
     def datagrams_received(self, datagrams: list[tuple[bytes, Addr]], now: float) -> None:
         """Everything that came for this connection in one turn."""
-        with self._guarded():
-            self._receive(datagrams, now)
+        self._guarded(self._receive, datagrams, now)
 
     def on_timer(self, now: float) -> None:
         """The time has come for which it asked to be woken, or seemed to come when it asked."""
         if self.error is None:
-            with self._guarded():
-                if now >= self._next_timer():
-                    self._act_on_time(now)
-                else:
-                    self._after_turn(now)
+            self._guarded(self._act_on_time if now >= self._next_timer() else self._after_turn, now)
         if self.error is None:
             self._home.wake_at(self, self._next_timer())
 
@@ -279,11 +274,13 @@ class Connection:
         self._after_turn(now)
 
     def _flush(self, now: float) -> None:
-        with self._guarded():
-            self._transmit(self._core.datagrams_to_send(now), now)
-            self._handle_events()
+        self._guarded(self._send_due, now)
         if self.error is None:
             self._home.wake_at(self, self._next_timer())
+
+    def _send_due(self, now: float) -> None:
+        self._transmit(self._core.datagrams_to_send(now), now)
+        self._handle_events()
 
     def _next_timer(self) -> float:
         """When `on_timer` has something to do, if nothing happens before."""
@@ -387,11 +384,10 @@ class Connection:
         self._mtu.too_big(now)
         self._core.set_datagram_size(self._mtu.current)
 
-    @contextmanager
-    def _guarded(self) -> Iterator[None]:
+    def _guarded(self, work: Callable[P, None], *given: P.args, **named: P.kwargs) -> None:
         """What a stranger's bytes do inside aioquic ends this connection at most."""
         try:
-            yield
+            work(*given, **named)
         except Exception:
             logger.exception("the connection with %s failed", self.peer or self.addr)
             self.end(Lost("the connection failed inside"))

@@ -121,18 +121,28 @@ class QuicStream:
         view = memoryview(data).cast("B") if data else memoryview(b"")
         while True:
             self._check_sendable()
-            room = SEND_BUFFER - self._carrier.unacknowledged_bytes(self.stream_id)
-            if room > 0 or not view:
-                if view:
-                    self._carrier.write(self.stream_id, view[:room])
-                    view = view[room:]
-                if not view:
-                    # after the flush, so that the packet is on its way before other tasks run
-                    await trio.lowlevel.checkpoint()
-                    return
+            if not view:
+                break
+            room = self.room
+            if room:
+                self._carrier.write(self.stream_id, view[:room])
+                view = view[room:]
             else:
                 self._carrier.wants_room(self)
                 await self._writer.wait()
+        # after the flush, so that the packet is on its way before other tasks run
+        await trio.lowlevel.checkpoint()
+
+    @property
+    def room(self) -> int:
+        """Bytes that `send` would take at once."""
+        if self._send_error is not None or self._fin_sent:
+            return 0
+        return max(0, SEND_BUFFER - self._carrier.unacknowledged_bytes(self.stream_id))
+
+    def send_now(self, data: bytes) -> None:
+        """Send all of `data`, for which there is `room`."""
+        self._carrier.write(self.stream_id, data)
 
     async def receive(self, max_bytes: int | None = None) -> bytes:
         """The next bytes, at least one; b"" once the peer has finished sending.

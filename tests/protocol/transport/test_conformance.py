@@ -77,6 +77,34 @@ async def test_echo_in_pieces(net: Peers) -> None:
         await stream.aclose()
 
 
+async def test_what_there_is_room_for_goes_at_once(net: Peers) -> None:
+    """Room is there once the peer has answered; what goes there comes in its turn; when all is full there is none."""
+    there = trio.Event()
+
+    async def read_late(stream: Stream) -> None:
+        await stream.send(await stream.receive())
+        await there.wait()
+        await stream.send((await read_all(stream))[:100])
+
+    async with net.peers(2) as (a, b):
+        b.serve(ECHO, read_late)
+        with trio.fail_after(10):
+            stream = await open_to(a, b)
+            await stream.send(b"hello")
+            assert await stream.receive() == b"hello"
+            stream.send_now(b"first")
+            stream.send_now(bytes(100_000))
+            while (room := stream.room) > 0:
+                stream.send_now(bytes(room))
+            there.set()
+            await stream.send(b"last")
+            await stream.finish()
+            assert stream.room == 0
+            assert await read_all(stream) == b"first" + bytes(95)
+            stream.reset()
+            assert stream.room == 0
+
+
 async def test_half_close_leaves_the_other_direction(net: Peers) -> None:
     """After finish one may still receive; sending raises LocalProtocolError."""
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import trio
 from aioquic.quic import events
 from aioquic.quic.connection import QuicConnection
+from aioquic.tls import Epoch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,6 +26,7 @@ class Pair:
         self.cores = cores
         self.now = now
         self.flying: list[tuple[int, bytes]] = []  # and to whom
+        self.short = [True, True]  # whether an end takes the short way, or aioquic's own
         self.sent = [bytearray(), bytearray()]
         self.heard = [bytearray(), bytearray()]
 
@@ -33,7 +36,8 @@ class Pair:
         lean = core._handshake_confirmed and not core._may_send(self.now)
         if lean:
             assert QuicConnection.datagrams_to_send(core, self.now) == []
-        found = core.datagrams_to_send(self.now)
+        way = QuicCore if self.short[end] else QuicConnection
+        found = way.datagrams_to_send(core, self.now)
         self.flying += [(1 - end, data) for data, _ in found]
         ours, theirs = core.get_timer(), QuicConnection.get_timer(core)
         assert ours == theirs
@@ -43,7 +47,8 @@ class Pair:
         """A datagram comes to where it goes."""
         end, data = self.flying.pop(index)
         core = self.cores[end]
-        core.receive_datagram(data, ADDRS[1 - end], self.now)
+        way = QuicCore if self.short[end] else QuicConnection
+        way.receive_datagram(core, data, ADDRS[1 - end], self.now)
         core.acknowledge_soon(1, len(data), self.now)
         while (event := core.next_event()) is not None:
             if isinstance(event, events.StreamDataReceived):
@@ -98,6 +103,8 @@ ACTS = st.lists(
         st.tuples(st.just("arrive"), st.integers(0, 5), st.just(0)),
         st.tuples(st.just("lose"), st.integers(0, 5), st.just(0)),
         st.tuples(st.just("wait"), st.sampled_from([1, 5, 21, 60]), st.just(0)),
+        st.tuples(st.just("way"), st.integers(0, 1), st.integers(0, 1)),
+        st.tuples(st.just("rekey"), st.integers(0, 1), st.just(0)),
         st.tuples(st.just("ping"), st.integers(0, 1), st.just(0)),
         st.tuples(st.just("widen"), st.integers(0, 1), st.just(0)),
         st.tuples(st.just("other"), st.integers(0, 1), st.integers(0, 2)),
@@ -119,6 +126,10 @@ def _act(pair: Pair, act: tuple[str, int, int]) -> None:
         del pair.flying[which % len(pair.flying)]
     elif what == "wait":
         pair.wait(which / 1000)
+    elif what == "way":
+        pair.short[which] = bool(much)
+    elif what == "rekey":
+        pair.cores[which].request_key_update()
     elif what == "ping":
         pair.cores[which].send_ping(0)
     elif what == "widen":
@@ -141,7 +152,8 @@ def _other_stream(core: QuicCore, how: int) -> None:
 @settings(deadline=None, max_examples=60)
 @given(ACTS)
 def test_nothing_is_left_unsaid(acts: list[tuple[str, int, int]]) -> None:
-    """Where it says that nothing may be sent, aioquic sends nothing; its timers are aioquic's; all data arrives."""
+    """Where it says that nothing may be sent, aioquic sends nothing; its timers are aioquic's; all data arrives,
+    whichever way packets go."""
     pair = trio.run(_shaken)
     _act(pair, ("write", 0, 1))
     pair.pass_all()
@@ -172,3 +184,60 @@ def test_small_packets_are_acknowledged_together() -> None:
     pair.wait(ACK_DELAY_S + LEAST_S)
     assert pair.send(1)
     assert _one_way(pair, 10 * pair.cores[0]._max_datagram_size)
+
+
+def _sealed(sender: QuicCore, payload: bytes, first: int = 0x43) -> bytes:
+    """A packet of `sender` that it has not written itself."""
+    crypto, number = sender._cryptos[Epoch.ONE_RTT], sender._packet_number
+    sender._packet_number += 1
+    header = bytes((first | crypto.key_phase << 2,)) + sender._peer_cid.cid + number.to_bytes(4, "big")
+    return crypto.encrypt_packet(header, payload, number)
+
+
+def _takes(pair: Pair, data: bytes, addr: tuple[str, int] = ADDRS[0]) -> list[object]:
+    """What the second end makes of a datagram."""
+    pair.cores[1].receive_datagram(data, addr, pair.now)
+    found: list[object] = []
+    while (event := pair.cores[1].next_event()) is not None:
+        found.append(event)
+    return found
+
+
+STREAM = bytes((0x0A, 0, 1)) + b"x"  # one byte at the start of stream 0
+
+
+def test_a_packet_is_taken_once_and_whole() -> None:
+    """Twice it counts once; what is changed, cut short or sealed by others is nothing."""
+    pair = trio.run(_shaken)
+    data = _sealed(pair.cores[0], STREAM)
+    assert _takes(pair, data[:12]) == []
+    assert _takes(pair, data[:-1] + bytes((data[-1] ^ 1,))) == []
+    assert [type(event) for event in _takes(pair, data)] == [events.StreamDataReceived]
+    assert _takes(pair, data) == []
+    assert pair.cores[1].ended is None
+
+
+@pytest.mark.parametrize(
+    ("payload", "first", "why"),
+    [
+        (STREAM, 0x5B, "Reserved bits must be zero"),
+        (b"", 0x43, "Packet contains no frames"),
+        (b"\x3f", 0x43, "Unknown frame type"),
+        (bytes((0x0A, 0, 9)) + b"x", 0x43, "Failed to parse frame"),
+        (bytes((0x0A, 1, 1)) + b"x", 0x43, "Wrong stream initiator"),
+    ],
+)
+def test_what_no_peer_may_say_ends_the_connection(payload: bytes, first: int, why: str) -> None:
+    """As aioquic has it."""
+    pair = trio.run(_shaken)
+    _takes(pair, _sealed(pair.cores[0], payload, first))
+    assert pair.cores[1].ended == why
+
+
+def test_another_address_is_another_path() -> None:
+    """Which has to be validated before anything else is sent there."""
+    pair = trio.run(_shaken)
+    other = ("192.0.2.9", 9)
+    assert len(_takes(pair, _sealed(pair.cores[0], STREAM), other)) == 1
+    assert [path.addr for path in pair.cores[1]._network_paths] == [other, ADDRS[0]]
+    assert not pair.cores[1]._network_paths[0].is_validated
