@@ -27,8 +27,8 @@ class NodeOptions:
             "--model",
             "-m",
             metavar="MODEL",
-            help="A checkpoint's folder, a GGUF file, org/name of the hub (org/name:Q4_K_M of several files), or a model "
-            "of the swarm by name or first digits, which comes from its nodes. Default: that of the node joined.",
+            help="A checkpoint's folder, a GGUF file, org/name of the hub (org/name:Q4_K_M of several files), or a "
+            "model of the swarm by name or first digits, which its nodes give. Default: that of the node joined.",
             show_default=False,
         ),
     ] = None
@@ -98,7 +98,7 @@ class NodeOptions:
         str,
         typer.Option(
             metavar="SIZE",
-            help="How many bytes of weights go to peers in a second; a sixteenth of that while sessions are computed.",
+            help="Bytes of weights that peers are given in a second; a sixteenth of it while sessions are computed.",
             rich_help_panel=_PEERS,
         ),
     ] = "20M"
