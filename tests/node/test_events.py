@@ -13,6 +13,8 @@ from swarm.cli.node_process import told
 EVERY = [
     events.Opening("tiny"),
     events.Joining(("/one", "/two")),
+    events.Fetching("tiny", "layers 0:4", 3 << 20, 1 << 20, 2),
+    events.Fetched("tiny", "layers 0:4", 3 << 20, 1.5, 1),
     events.Loading("tiny", 8, Span(0, 4), 3 << 20, "f32", "native avx2"),
     events.Serving("tiny", bytes(32), 8, Span(0, 4), "f32", "native avx2", 3 << 20, 100, 6400, 0.25),
     events.Weights("ab" * 16),
