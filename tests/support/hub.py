@@ -17,7 +17,10 @@ REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves the files of a folder as the repository; `sent` counts the bytes of each."""
+    """Serves the files of a folder as the repository; `sent` counts the bytes of each.
+
+    With `most_bytes` it gives no larger parts, whatever is asked for.
+    """
 
     daemon_threads = True
 
@@ -25,6 +28,7 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.folder = folder
         self.sent: Counter[str] = Counter()
+        self.most_bytes: int | None = None
 
     @property
     def environment(self) -> dict[str, str]:
@@ -69,7 +73,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, data, headers, name)
             return
         first, _, last = wanted.removeprefix("bytes=").partition("-")
-        part = data[int(first) : int(last or len(data)) + 1]
+        part = data[int(first) : int(last or len(data)) + 1][: self.server.most_bytes]
         headers["Content-Range"] = f"bytes {first}-{int(first) + len(part) - 1}/{len(data)}"
         self._answer(206, part, headers, name)
 

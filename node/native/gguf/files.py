@@ -16,7 +16,7 @@ from node.engine.files import make_manifest
 from node.engine.shards import StoredTensor
 from node.native.gguf.architectures import GgufTensor, rename
 from node.native.gguf.config import read_config
-from node.native.gguf.header import Entry, Header, parse_header, read_header
+from node.native.gguf.header import HEADER_BYTES, Entry, Header, parse_header, read_header
 from node.native.gguf.places import PART, SUFFIX, Place
 from node.native.gguf.quants import TYPES, widen
 from node.native.gguf.tokenizer import text_files
@@ -31,6 +31,7 @@ _FACTORS: Final = 2048
 # vocabulary, the others have no more to tell than where their tensors lie.
 _FIRST_BYTES: Final = 4 << 20
 _OTHER_BYTES: Final = 256 << 10
+_MORE: Final = 4
 
 
 class GgufFiles:
@@ -139,9 +140,12 @@ def _read(place: Place, size_bytes: int) -> Header:
     if source.has(file) and (path := source.find(file)) is not None:
         return read_header(path)
     where = f"{source.name}/{file}"
-    while (found := parse_header(*source.part(file, 0, size_bytes), where)) is None:
-        size_bytes *= 4
-    return found
+    while size_bytes < _MORE * HEADER_BYTES:
+        found = parse_header(*source.part(file, 0, min(size_bytes, HEADER_BYTES)), where)
+        if found is not None:
+            return found
+        size_bytes *= _MORE
+    raise BadCheckpoint(f"{where}: its header never ends")
 
 
 def _parts(place: Place, first: Header) -> dict[str, Header]:

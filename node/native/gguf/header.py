@@ -21,7 +21,7 @@ from protocol.errors import BadCheckpoint
 _MAGIC: Final = b"GGUF"
 _VERSIONS: Final = (2, 3)
 # The largest vocabularies in use come with 20 MB of tokens and merges.
-_HEADER_BYTES: Final = 128 << 20
+HEADER_BYTES: Final = 128 << 20
 _PAIRS: Final = 1 << 14
 _TENSORS: Final = 1 << 16
 # Strings of all arrays together: as objects they take more memory than in the file.
@@ -74,10 +74,8 @@ def parse_header(beginning: bytes, size_bytes: int, where: str) -> Header | None
     """
     try:
         return _Reader(memoryview(beginning), size_bytes).header()
-    except _CutOff as error:
-        if len(beginning) < min(size_bytes, _HEADER_BYTES):
-            return None
-        raise BadCheckpoint(f"{where}: no GGUF file that can be read: {error}") from error
+    except _GoesOn:
+        return None
     except ValueError as error:
         raise BadCheckpoint(f"{where}: no GGUF file that can be read: {error}") from error
 
@@ -91,8 +89,8 @@ def begins_like_gguf(path: Path) -> bool:
         return False
 
 
-class _CutOff(ValueError):
-    """There is less than there should be."""
+class _GoesOn(ValueError):
+    """The header, behind what there is of the file."""
 
 
 class _Reader:
@@ -101,7 +99,7 @@ class _Reader:
     def __init__(self, view: memoryview, size_bytes: int) -> None:
         self._view = view
         self._size_bytes = size_bytes
-        self._end = min(len(view), _HEADER_BYTES)
+        self._end = min(size_bytes, HEADER_BYTES)
         self._at = 0
         self._strings = 0
 
@@ -186,7 +184,7 @@ class _Reader:
             raise ValueError("a name that cannot be printed")
         return name
 
-    def _string(self, most: int = _HEADER_BYTES) -> str:
+    def _string(self, most: int = HEADER_BYTES) -> str:
         (length,) = self._unpack("<Q")
         if length > most:
             raise ValueError(f"a string of {length} bytes")
@@ -198,6 +196,8 @@ class _Reader:
 
     def _take(self, size: int) -> memoryview:
         if size > self._end - self._at:
-            raise _CutOff("cut off, or a size in it is a lie")
+            raise ValueError("cut off, or a size in it is a lie")
+        if size > len(self._view) - self._at:
+            raise _GoesOn
         self._at += size
         return self._view[self._at - size : self._at]

@@ -20,7 +20,7 @@ from node.config import NodeConfig
 from node.estimate import estimate
 from node.native.checkpoint import NativeCheckpoint
 from node.native.engine import NativeEngine
-from node.native.gguf.header import read_header
+from node.native.gguf.header import parse_header, read_header
 from node.native.gguf.quants import widen
 from node.native.kernel import Kernel
 from node.native.packed import Kind
@@ -273,6 +273,22 @@ def test_no_field_is_taken_for_what_it_is_not(folder: Path, tmp_path: Path, odd:
             errors.append(str(error))
     assert len(errors) > 4
     assert all("\n" not in error and len(error) < 600 for error in errors)
+
+
+def test_a_beginning_says_what_the_whole_says_or_that_it_goes_on(file: Path) -> None:
+    """Wherever it is cut; and a size that no file of this length can hold is told at once."""
+    whole, raw = read_header(file), file.read_bytes()
+    stop = min(entry.start for entry in whole.tensors.values())
+    for cut in (*range(0, stop - 32, 41), *range(stop - 32, stop + 2), len(raw)):
+        found = parse_header(raw[:cut], len(raw), "some.gguf")
+        if found is None:
+            assert cut < stop
+        else:
+            assert cut > stop - 32
+            assert found.tensors == whole.tensors
+            assert found.metadata.keys() == whole.metadata.keys()
+    with pytest.raises(BadCheckpoint, match=r"some\.gguf: .*cut off"):
+        parse_header(raw, stop - 32, "some.gguf")
 
 
 def header(*, pairs: int = 0, tensors: int = 0, rest: bytes = b"") -> bytes:

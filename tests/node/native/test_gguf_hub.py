@@ -209,3 +209,11 @@ def test_a_hub_that_lacks_it_is_told(tmp_path: Path) -> None:
         assert "no config.json" in ask(hub, tmp_path / "home", REPOSITORY)["error"]
         assert ask(hub, tmp_path / "home", f"{REPOSITORY}:Q8_0")["kind"] == "ConfigError"
         assert "is missing" in ask(hub, tmp_path / "home", f"{REPOSITORY}/a.gguf")["error"]
+
+
+def test_a_hub_that_gives_less_than_is_asked_for_is_told(repository: Path, tmp_path: Path) -> None:
+    """It is asked a few times, for more each time."""
+    with serving(repository) as hub:
+        hub.most_bytes = 100
+        assert "its header never ends" in ask(hub, tmp_path / "home", f"{REPOSITORY}:Q8_0")["error"]
+        assert hub.sent["tiny-Q8_0.gguf"] < 1000
