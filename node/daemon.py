@@ -15,8 +15,7 @@ import trio
 
 from node import events
 from node.backend import Backend, Model, OpenBackend
-from node.compute.interfaces import Engine
-from node.compute.kv import buffer_bytes, default_kv_tokens, prefix_bytes
+from node.compute.kv import buffer_bytes, default_kv_tokens, prefix_bytes, token_bytes_at
 from node.compute.measure import measure
 from node.config import NodeConfig
 from node.events import Notify
@@ -37,7 +36,6 @@ from protocol.identity import Identity
 from protocol.model import Span, weights_digest
 from protocol.plain import plain
 from protocol.records import Record
-from protocol.tensors import ITEM_BYTES
 from protocol.transport.base import Transport
 from protocol.weights import parse_pin
 
@@ -256,7 +254,8 @@ class Node:
         speed = await _in_thread(lambda: measure(engine))
         contents = await _in_thread(lambda: {file.name: model.file(file.name) for file in manifest.files})
         left_bytes = max(0, memory_bytes - engine.weight_bytes)
-        tokens = config.kv_tokens or self._kv_tokens(engine, left_bytes)
+        kept_bytes = prefix_bytes(left_bytes) if engine.shares_pages else 0
+        tokens = config.kv_tokens or default_kv_tokens(left_bytes, token_bytes_at(engine), kept_bytes)
         self._budget = Admission(Room(tokens, buffer_bytes(left_bytes)))
         neighbours = Neighbours(self._transport, self._announcer.book.proven)
         hop = HopServer(
@@ -265,7 +264,7 @@ class Node:
             self._budget,
             neighbours=neighbours,
             speed=speed,
-            prefix_bytes=prefix_bytes(left_bytes),
+            prefix_bytes=kept_bytes,
         )
         ModelFiles(manifest, contents).serve(self._transport)
         hop.serve()
@@ -285,10 +284,6 @@ class Node:
                 decode_ms=speed.decode_ms_per_block,
             )
         )
-
-    def _kv_tokens(self, engine: Engine, left_bytes: int) -> int:
-        row_bytes = engine.hidden_size * ITEM_BYTES[engine.dtype]
-        return default_kv_tokens(left_bytes, engine.kv_bytes_per_token(), row_bytes)
 
     def _tell_how_to_join(self) -> None:
         addrs = self._transport.addrs

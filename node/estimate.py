@@ -94,6 +94,7 @@ def _native(name: str, config: Mapping[str, Any], plan: Plan, scheme: Scheme | N
             tuple(sizes.stage_bytes(plan, stage, precision, stored) for stage in stages),
             (shape.kv_row_bytes(precision.kv_bytes),) * shape.blocks,
             4 * shape.hidden,
+            shares_pages=True,
         )
 
     return Estimate(

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import accumulate
 
-from node.compute.kv import default_kv_tokens
+from node.compute.kv import default_kv_tokens, prefix_bytes, token_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,11 +16,13 @@ class Footprint:
     stages    of the weights of each stage alone: the embedding, the blocks, the head
     kv        of the keys and values of one token in each block
     row       of the hidden states of one token between nodes
+    shares_pages   whether sessions may have what is kept of others
     """
 
     stages: tuple[int, ...]
     kv: tuple[int, ...]
     row: int
+    shares_pages: bool = False
 
     @property
     def blocks(self) -> int:
@@ -64,4 +66,5 @@ class Footprint:
         """For how many tokens of all sessions a machine has room by default, with these blocks on it."""
         first, stop = layers
         free_bytes = max(0, memory_bytes - self.weights(layers))
-        return default_kv_tokens(free_bytes, sum(self.kv[first:stop]), self.row)
+        kept_bytes = prefix_bytes(free_bytes) if self.shares_pages else 0
+        return default_kv_tokens(free_bytes, token_bytes(sum(self.kv[first:stop]), self.row), kept_bytes)

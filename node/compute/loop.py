@@ -18,8 +18,9 @@ from typing import Any, Generic, Protocol, TypeVar
 import trio
 
 from node.compute.call import run_apart
+from node.compute.company import Company
 from node.compute.interfaces import Call, Engine, StepResult
-from node.compute.scheduler import Owner, Piece, Scheduler
+from node.compute.scheduler import DECODE_ROWS, Owner, Piece, Scheduler
 from node.compute.sizing import Sizer
 
 T = TypeVar("T")
@@ -135,9 +136,10 @@ _Turn = tuple[Runnable, Piece]
 
 
 class EngineLoop:
-    """Owns the engine: has the executor run the next batch on it as soon as the last is done.
+    """Owns the engine: has the executor run the next batch on it as soon as the last is done, or a moment later where
+    that is better for all (`company`).
 
-    `sizer`, if given, sets the scheduler's budget by what batches take.
+    `sizer`, if given, sets the scheduler's budget, and the patience, by what batches take; without it nobody waits.
     """
 
     def __init__(
@@ -148,10 +150,11 @@ class EngineLoop:
         self.scheduler = scheduler
         self._sizer = sizer
         self._runnables: dict[int, Runnable] = {}
-        self._busy = False
+        self._company = Company()
+        self._busy = False  # a batch runs, or one waits for company
+        self._waiting: trio.CancelScope | None = None
         self._ended_at = float("-inf")
-        if sizer is not None:
-            scheduler.budget = sizer.budget
+        self._measured()
 
     def idle_s(self, now: float) -> float:
         """How long nothing has been computed; `now` as of `time.perf_counter`."""
@@ -160,17 +163,48 @@ class EngineLoop:
     def submit(self, runnable: Runnable, number: int, rows: int) -> None:
         """Run step `number` of `runnable` in its turn."""
         self._runnables[runnable.key] = runnable
-        self.scheduler.add(runnable.key, number, rows, time.perf_counter(), runnable.owner)
+        now = trio.current_time()
+        self.scheduler.add(runnable.key, number, rows, now, runnable.owner)
+        self._company.comes(runnable.key, now)
         if not self._busy:
             self._next()
+        else:
+            self._look_round()
 
     def drop(self, runnable: Runnable) -> None:
         """Forget the steps of `runnable` that have not begun."""
         self.scheduler.drop(runnable.key)
         self._runnables.pop(runnable.key, None)
+        self._company.forget(runnable.key)
+        self._look_round()
 
     def _next(self) -> None:
-        pieces = self.scheduler.take(time.perf_counter())
+        """Begin what waits, once those who are expected are there."""
+        now = trio.current_time()
+        until = self._company.until(now) if self.scheduler.has_room else now
+        if until > now:
+            self._busy = True
+            self._waiting = trio.CancelScope()
+            trio.lowlevel.spawn_system_task(self._wait, self._waiting, until - now)
+        else:
+            self._begin()
+
+    async def _wait(self, scope: trio.CancelScope, seconds: float) -> None:
+        with scope:
+            await trio.sleep(seconds)
+        if self._waiting is scope:
+            self._waiting = None
+            self._begin()
+
+    def _look_round(self) -> None:
+        """Wait no longer if nobody is expected any more."""
+        if self._waiting is not None and not self._company.expected:
+            self._waiting.cancel()
+            self._waiting = None
+            self._begin()
+
+    def _begin(self) -> None:
+        pieces = self.scheduler.take(trio.current_time())
         self._busy = bool(pieces)
         if pieces:
             turns = [(self._runnables[piece.session], piece) for piece in pieces]
@@ -201,6 +235,8 @@ class EngineLoop:
             result = None if isinstance(given, Exception) else given
             runnable.take(piece, Outcome(result, error, batch.started, batch.ended), alone=len(turns) == 1)
             _forget_frames(error)
+            if error is None and self._goes_out(piece):
+                self._company.leaves(piece.session, trio.current_time())
         others_wait = self.scheduler.may_take
         if others_wait:  # the thread is not to stand still
             self._learn_and_go_on(turns, batch)
@@ -213,6 +249,16 @@ class EngineLoop:
         if self._sizer is not None and batch.error is None:
             rows = sum(piece.rows for _, piece in turns)
             self._sizer.observe(rows, (batch.ended - batch.started) * 1e3)
-            self.scheduler.budget = self._sizer.budget
+            self._measured()
         self._ended_at = batch.ended
         self._next()
+
+    def _goes_out(self, piece: Piece) -> bool:
+        """Whether its session decodes, and has nothing else here."""
+        is_short = piece.last and piece.rows <= DECODE_ROWS
+        return is_short and piece.session in self._runnables and not self.scheduler.has(piece.session)
+
+    def _measured(self) -> None:
+        if self._sizer is not None:
+            self.scheduler.budget = self._sizer.budget
+            self._company.patience_s = self._sizer.patience_s

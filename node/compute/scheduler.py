@@ -3,7 +3,7 @@
 A batch takes short steps (decode steps, drafts to check, short questions) up to one number of rows, and of the long
 ones, beside them, pieces of so many rows in all that those who decode hardly wait for them. Where nobody else decodes
 a long step runs whole, or as much of it as may hold up a step that comes meanwhile. Both have room of their own, so
-neither starves. Nothing waits for company: what came while a batch ran is the next.
+neither starves. What came while a batch ran is the next; for whom it waits beside, `company` says.
 
 Origins take turns, then the peers of one origin, then the sessions of one peer, so that whoever has many holds up
 nobody else; who does not fit waits, and nobody goes before him. Inside a session all is in order of arrival, and one
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -57,6 +58,9 @@ class _Turns:
 
     def __bool__(self) -> bool:
         return bool(self._owners)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._owners)
 
     def add(self, session: int, owner: Owner) -> None:
         self._owners[session] = owner
@@ -138,6 +142,16 @@ class Scheduler:
     def may_take(self) -> bool:
         """Whether anything may run now."""
         return bool(self._short or self._long)
+
+    def has(self, session: int) -> bool:
+        """Whether steps of `session` wait."""
+        return session in self._jobs
+
+    @property
+    def has_room(self) -> bool:
+        """Whether something waits, and a token more would run with it."""
+        rows = sum(self._jobs[session][0].left for session in self._short)
+        return bool(self._jobs) and rows < self.budget.short
 
     def add(self, session: int, number: int, rows: int, now: float, owner: Owner = NOBODY) -> None:
         """A step of `session`, which is its `owner`'s, is ready once those before it have run."""

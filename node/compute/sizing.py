@@ -17,6 +17,9 @@ LEAST_BESIDE_MS: Final = 5.0
 # What a batch of short steps may take, in lone decode steps: where rows cost more than weights, nearly all that
 # there is to gain. Others' turns come after no more than that.
 SHORT: Final = 3.0
+# What a batch waits for sessions that are expected: this part of what it takes less, with them in it, than one of
+# their own.
+PATIENCE: Final = 0.25
 # How long a piece of a long step holds up whoever comes meanwhile, where nobody decodes.
 ALONE_MS: Final = 400.0
 
@@ -37,6 +40,11 @@ class Sizer:
         else:
             self._row_ms = blend(self._row_ms, max(compute_ms - self._step_ms, 0.0) / (rows - 1))
         self.budget = self._size()
+
+    @property
+    def patience_s(self) -> float:
+        """How long a batch may wait for company."""
+        return PATIENCE * max(0.0, self._step_ms - self._row_ms) / 1e3
 
     def _size(self) -> Budget:
         step_ms = self._step_ms

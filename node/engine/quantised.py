@@ -1,4 +1,4 @@
-"""Weights of a model's modules in eight and four bits: its linear layers and experts.
+"""Weights of a model's modules packed: of its linear layers and experts.
 
 A family that the kernels do not know whole, or that a graphics card computes, keeps its own modules, but for those in
 which nearly all of its weights are. What multiplies is given: `products` on the CPU, `card` on a graphics card.
@@ -91,7 +91,7 @@ def are_packable_experts(module: Any) -> bool:
 
 
 class PackedLinear(nn.Module):
-    """A linear layer in few bits."""
+    """A linear layer."""
 
     def __init__(self, product: Product, weight: torch.Tensor) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class PackedLinear(nn.Module):
 
 
 class PackedExperts(nn.Module):
-    """The experts of a layer in few bits. Activation and gate are the family's own."""
+    """The experts of a layer. Activation and gate are the family's own."""
 
     def __init__(self, family: Any, first: list[Product], down: list[Product]) -> None:
         super().__init__()

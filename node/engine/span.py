@@ -10,7 +10,7 @@ import torch
 
 from node.compute.inputs import check_context, check_want
 from node.compute.interfaces import Call, StepResult
-from node.compute.kv import default_kv_tokens
+from node.compute.kv import default_kv_tokens, token_bytes
 from node.engine import convert, head
 from node.engine.cache import SpanCache
 from node.engine.checkpoint import Checkpoint
@@ -108,7 +108,7 @@ class SpanEngine:
         """How many pages of keys and values there may be."""
         free = free_bytes(str(self._model.device))
         row_bytes = self.hidden_size * ITEM_BYTES[self.dtype]
-        return -(-default_kv_tokens(free, self._kv_bytes, row_bytes) // PAGE)
+        return -(-default_kv_tokens(free, token_bytes(self._kv_bytes, row_bytes)) // PAGE)
 
     def kv_bytes_per_token(self) -> int:
         """Memory that one position of one session over the whole span takes (recurrent states are not counted)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import nn
@@ -15,14 +15,19 @@ from node.engine.cache import LayerCaches, SpanCache
 from node.engine.forward import Caches, Forward
 from node.engine.gates import Gates
 from node.engine.pool import Pool
+from node.engine.pooled import PoolCaches
 from node.engine.rows import RowAttention, RowCaches
 from node.engine.skeleton import DTYPES, build_skeleton, text_config
+from node.engine.threads import one_thread
 from protocol.errors import BadCheckpoint
 from protocol.model import Span
 
 if TYPE_CHECKING:
     from node.engine.checkpoint import Checkpoint
     from node.engine.quantised import Quantiser
+
+# Of one session: attending to so many with one row takes longer than waking a thread that helps.
+_FEW_POSITIONS: Final = 1024
 
 
 class _Zero(nn.Module):
@@ -59,6 +64,7 @@ class SplitModel:
         self.stages = stages
         self.dtype = DTYPES[dtype]
         self.device = torch.device(device)
+        self._is_packed = quantiser is not None and self.device.type == "cpu"
         if self.device.type == "cuda":
             # It makes a plan for every length of keys that it has not met: a growing session meets one a step.
             torch.backends.cuda.enable_cudnn_sdp(False)
@@ -198,12 +204,20 @@ class SplitModel:
         )
         self._gates.set(layers.start, layers.stop, None if span.start == 0 else inputs)
         caches.begin()
+        threads = one_thread() if self._leaves_little(caches, inputs) else contextlib.nullcontext()
         try:
-            with attending:
+            with attending, threads:
                 yield
         finally:
             self._gates.set(0, 0, None)  # holds on to no states
         caches.advance(inputs.shape[1])
+
+    def _leaves_little(self, caches: Caches, inputs: torch.Tensor) -> bool:
+        """Whether the kernels compute nearly all: torch's threads, which sleep meanwhile, are not worth waking."""
+        if not self._is_packed or inputs.shape[1] > 1 or isinstance(caches, PoolCaches):
+            return False
+        sessions = caches.sessions if isinstance(caches, RowCaches) else (caches,)
+        return all(each.length < _FEW_POSITIONS for each in sessions)
 
     def _offered(self, span: Span, inputs: torch.Tensor) -> torch.Tensor:
         """What the family's forward begins with: the ids, or zeros of the same length that nothing depends on."""

@@ -19,17 +19,26 @@ LOOK_S: Final = 0.25
 
 
 class Growth:
-    """Of all sessions of a node; `give_way` is called with seats that are lost to one that grows."""
+    """Of all sessions of a node.
 
-    def __init__(self, budget: Admission, give_way: Callable[[Seat], None]) -> None:
+    `give_way` is called with seats that are lost to one that grows, `settled` when a seat holds more or nothing.
+    """
+
+    def __init__(
+        self, budget: Admission, give_way: Callable[[Seat], None], settled: Callable[[], None]
+    ) -> None:
         self._budget = budget
         self._give_way = give_way
+        self._settled = settled
         self._changed = trio.Event()
 
     def grow(self, seat: Seat, tokens: int) -> None:
         """Have a seat hold so many tokens. Raises: CacheFull; then `wait`."""
+        before = seat.tokens
         for other in self._budget.grow(seat, tokens, trio.current_time()):
             self._give_way(other)
+        if seat.tokens != before:
+            self._settled()
 
     async def wait(self, seat: Seat, tokens: int) -> None:
         """Return when a seat holds so many tokens. Raises: CacheFull, when it has to go."""
@@ -51,6 +60,7 @@ class Growth:
     def release(self, seat: Seat) -> None:
         """Give a seat back."""
         self._budget.release(seat)
+        self._settled()
         self._wake()
 
     def _wake(self) -> None:

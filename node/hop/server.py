@@ -10,7 +10,7 @@ from contextlib import suppress
 import trio
 
 from node.compute.interfaces import Engine, KvPage
-from node.compute.kv import room_for
+from node.compute.kv import room_for, token_bytes_at
 from node.compute.loop import EngineLoop, Executor, WorkerThread
 from node.compute.measure import Speed
 from node.compute.meter import Meter
@@ -53,8 +53,8 @@ class HopServer:
 
     `neighbours` opens the streams to next hops (without: to nodes that are connected already); `speed` is the
     engine's, by which batches are sized at first (without: as large as may be); `executor` runs the engine (a thread
-    of its own, unless given). Of what sessions compute, `prefix_bytes` are kept for those that begin alike, where the
-    engine's caches share pages.
+    of its own, unless given). Of what sessions compute, up to `prefix_bytes` are kept for those that begin alike,
+    where the engine's caches share pages: of what `budget` has for sessions, as long as these do not need it.
     """
 
     def __init__(
@@ -74,10 +74,12 @@ class HopServer:
         sizer = None if speed is None else Sizer(speed, len(engine.span))
         loop = EngineLoop(engine, executor, self.scheduler, sizer)
         neighbours = neighbours or Neighbours(transport)
-        growth = Growth(budget, self._give_way)
+        growth = Growth(budget, self._give_way, self._fit_prefixes)
         prefixes = _prefixes(prefix_bytes, executor) if engine.shares_pages and prefix_bytes else None
         self._machine = Machine(engine, loop, neighbours, growth, self.meter, prefixes)
         self._budget = budget
+        self._prefix_bytes = prefix_bytes
+        self._token_bytes = token_bytes_at(engine)
         self._transport = transport
         self._digest = engine.manifest.digest
         self._sessions: dict[bytes, HopSession] = {}
@@ -226,7 +228,13 @@ class HopServer:
                 return refused
         for other in gone:
             self._give_way(other)
+        self._fit_prefixes()
         return seat
+
+    def _fit_prefixes(self) -> None:
+        """What is kept has what no seat holds: who computes comes before who may come."""
+        if self.prefixes is not None:
+            self.prefixes.shrink(min(self._prefix_bytes, self._budget.free * self._token_bytes))
 
     def _give_way(self, seat: Seat) -> None:
         if seat in self._seated:

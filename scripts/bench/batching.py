@@ -256,13 +256,12 @@ def load_native(folder: Path, threads: int) -> Engine:
 
 def load_torch(folder: Path, threads: int) -> Engine:
     """The whole model in fp32."""
-    from node.engine.checkpoint import Checkpoint
-    from node.engine.span import SpanEngine
+    from node.engine.backend import TorchBackend
     from node.engine.threads import configure_threads
 
     configure_threads(threads)
-    checkpoint = Checkpoint.open(str(folder))
-    return SpanEngine.load(checkpoint, Span(0, checkpoint.stages), dtype="f32")
+    backend = TorchBackend.open(str(folder), cache_dir=None, dtype="f32", device="cpu", threads=threads)
+    return backend.load(Span(0, backend.model.stages))
 
 
 def limit_of(engine: Engine) -> float:

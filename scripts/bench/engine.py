@@ -30,8 +30,7 @@ from transformers.utils import logging
 
 from node.compute.call import run_alone
 from node.compute.interfaces import Engine
-from node.engine.checkpoint import Checkpoint
-from node.engine.span import SpanEngine
+from node.engine.backend import TorchBackend
 from node.engine.threads import configure_threads
 from node.native.checkpoint import NativeCheckpoint
 from node.native.engine import NativeEngine
@@ -59,11 +58,12 @@ class Chain:
 
     @classmethod
     def of_torch(cls, folder: Path, parts: int) -> Chain:
-        """In so many spans, by `node.engine`."""
-        checkpoint = Checkpoint.open(str(folder))
-        cuts = [round(n * checkpoint.stages / parts) for n in range(parts + 1)]
-        spans = [Span(start, stop) for start, stop in itertools.pairwise(cuts)]
-        return cls([SpanEngine.load(checkpoint, span, dtype="f32") for span in spans])
+        """In so many spans, by `node.engine`, as a node has it."""
+        backend = TorchBackend.open(
+            str(folder), cache_dir=None, dtype="f32", device="cpu", threads=torch.get_num_threads()
+        )
+        cuts = [round(n * backend.model.stages / parts) for n in range(parts + 1)]
+        return cls([backend.load(Span(start, stop)) for start, stop in itertools.pairwise(cuts)])
 
     def greedy(self, prompt: Tensor, tokens: int) -> list[int]:
         """Continue the prompt by so many tokens."""

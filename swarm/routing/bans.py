@@ -108,6 +108,11 @@ class Bans:
         pause_s = FIRST_BAN_S if peer in self._others else PAUSE_S
         return None if known.down else max(0.0, known.failed_at + pause_s - now, known.busy_try_at - now)
 
+    def is_down(self, peer: str, now: float) -> bool:
+        """Whether `peer` has not answered since it failed."""
+        known = self._find(peer, now)
+        return known is not None and known.down
+
     def is_hopeless(self, peer: str, now: float) -> bool:
         """Whether `peer` has failed even when it was tried again though banned."""
         known = self._find(peer, now)

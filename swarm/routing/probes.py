@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -19,6 +20,8 @@ from swarm.routing.bans import Bans
 PROBES_AT_ONCE: Final = 32
 # How long a round of probes may hold up its caller; who answers later is noted in the background.
 PROBE_ROUND_S: Final = 1.0
+# An answer is no longer remembered as one of late.
+HEARD_LATELY_S: Final = 10.0
 
 
 class Probes:
@@ -33,16 +36,26 @@ class Probes:
         self._bans = bans
         self._limiter = trio.CapacityLimiter(PROBES_AT_ONCE)
         self._asking: dict[str, float] = {}  # peer -> since when
+        self._heard_at: dict[str, float] = {}  # of those that answered lately
         self._answer = trio.Event()  # when one of them has answered, or failed to
 
     def now(self) -> float:
         """What time it is in the swarm, in seconds since the Unix epoch."""
         return time.time() + self.clock.offset_s
 
-    async def round(self, peers: Sequence[PeerAddrs], enough: Callable[[], bool] = lambda: False) -> None:
-        """Ask these peers, and wait for whoever is asked now, until there is `enough`."""
+    async def round(
+        self, peers: Sequence[PeerAddrs], enough: Callable[[], bool] = lambda: False, lately_s: float = 0.0
+    ) -> None:
+        """Ask these peers, and wait for whoever is asked now, until there is `enough`.
+
+        Not those that have answered within `lately_s`, and failed in nothing since.
+        """
         began = trio.current_time()
         for peer in peers:
+            if self._heard_at.get(peer.peer, -math.inf) > began - lately_s and not self._bans.is_down(
+                peer.peer, began
+            ):
+                continue
             asked_at = self._asking.get(peer.peer, float("-inf"))
             # One that was silent for a whole round may have come back meanwhile: its old dial would not notice.
             if peer.peer != self._transport.peer and asked_at <= began - PROBE_ROUND_S:
@@ -75,6 +88,8 @@ class Probes:
         if issued is not None:
             self.clock.heard(met.peer, issued, time.time())
         now = trio.current_time()
+        self._heard_at = {known: at for known, at in self._heard_at.items() if at > now - HEARD_LATELY_S}
+        self._heard_at[peer.peer] = now
         for record in await take_records(self._book, met.records, met.source, self.now):
             self._bans.renewed(record.peer, now - (self.now() - record.announcement.issued), now)
         self._book.prove(met.peer, *met.places)

@@ -119,8 +119,11 @@ class View:
                 raise error
         raise Unreachable("no node answers: " + "; ".join(str(error) for error in failures))
 
-    async def refresh(self, enough: Callable[[], bool] = lambda: False) -> None:
-        """Ask who is known for their maps, in parallel, and meet strangers; waits at most PROBE_ROUND_S for them."""
+    async def refresh(self, enough: Callable[[], bool] = lambda: False, *, lately_s: float = 0.0) -> None:
+        """Ask who is known for their maps, in parallel, and meet strangers; waits at most PROBE_ROUND_S for them.
+
+        Who has answered within `lately_s`, and failed in nothing since, is not asked again.
+        """
         self.book.expire(self.now())
         for peer in [peer for peer in self.rtt_ms if self.book.get(peer) is None]:
             del self.rtt_ms[peer]
@@ -128,7 +131,7 @@ class View:
         chosen = [peer for peer in known.values() if peer.peer not in self._doors]
         chosen = self._rng.sample(chosen, min(len(chosen), PROBES - len(self._doors)))
         strangers = self.book.claim(self.now(), PROBES - len(chosen))
-        await self._probes.round([*self._doors.values(), *chosen, *strangers], enough)
+        await self._probes.round([*self._doors.values(), *chosen, *strangers], enough, lately_s)
 
     async def measure(self, digest: bytes, wanted: Span) -> None:
         """Meet nodes of a model until those that answered cover `wanted`, or a round is over; and some to spare.

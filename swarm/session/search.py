@@ -20,6 +20,9 @@ from swarm.session.hop_stream import HopStream, open_hop
 
 # Between looks at the map while nobody serves some stages.
 RETRY_EVERY_S: Final = 0.5
+# What a node said so lately is not asked again, whichever session it was said to: a node hands out a map a second to
+# each client, and is taken for dead where it hands out none.
+SHARED_S: Final = 1.0
 # The last resort before a session fails; the user waits for it.
 DHT_SEARCH_S: Final = 4.0
 # Nodes whose reasons are in one error's line.
@@ -83,7 +86,7 @@ class Search:
     async def look_further(self, stages: Span) -> None:
         """Ask the whole swarm again. Raises: NoRoute, if there is still no route and no time to wait."""
         spec, view, tried = self._spec, self._view, self._tried()
-        await view.refresh(lambda: self._no_route(stages, tried) is None)
+        await view.refresh(lambda: self._no_route(stages, tried) is None, lately_s=SHARED_S)
         error = self._no_route(stages, tried)
         if error is None:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from dataclasses import replace
@@ -50,7 +51,7 @@ def test_what_the_kernels_know_they_compute(quant: str | None) -> None:
 def test_torch_computes_where_it_is_asked_for(changed: dict[str, Any]) -> None:
     """By name, or by what it alone has."""
     opened = open_backend(replace(ASKED, **changed))
-    assert opened.kernels() == "torch on cpu: as asked"
+    assert re.fullmatch(r"torch on cpu(, linear layers by \w+)?: as asked", opened.kernels())
     assert opened.dtype() == changed.get("dtype", "f32")
 
 
@@ -61,10 +62,23 @@ def test_a_device_that_is_not_there_is_said_in_one_line(device: str) -> None:
         open_backend(replace(ASKED, device=device))
 
 
+@pytest.mark.parametrize(("isa", "how"), [("avx2", ", linear layers by avx2"), ("plain", "")])
+def test_torch_leaves_products_in_fp32_to_the_kernels_where_they_are_faster(
+    isa: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plain ones are not. In bf16 torch's own are."""
+    if usable_object(isa, build.BUILT) is None:
+        pytest.skip(f"this processor does not run {isa}")
+    monkeypatch.setenv(ISA_VARIABLE, isa)
+    assert open_backend(replace(ASKED, dtype="f32")).kernels() == f"torch on cpu{how}: as asked"
+    assert open_backend(replace(ASKED, dtype="bf16")).kernels() == "torch on cpu: as asked"
+
+
 def test_torch_computes_what_the_kernels_do_not_know(strange: NodeConfig) -> None:
     """And the field that they do not know is named."""
     kernels = open_backend(strange).kernels()
-    assert kernels == "torch on cpu: config.json has new_trick, which the native kernels do not know"
+    assert kernels.startswith("torch on cpu")
+    assert kernels.endswith(": config.json has new_trick, which the native kernels do not know")
 
 
 def test_torch_computes_where_there_are_no_kernels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -79,7 +93,7 @@ def test_who_insists_on_the_kernels_gets_no_other(strange: NodeConfig) -> None:
     """One line with the reason; fewer bits alone insist on nothing."""
     with pytest.raises(ConfigError, match=r"cannot be served .*new_trick"):
         open_backend(replace(strange, engine="native"))
-    assert open_backend(replace(strange, quant="int8")).kernels().startswith("torch on cpu: config.json has")
+    assert open_backend(replace(strange, quant="int8")).kernels().startswith("torch on cpu")
 
 
 def test_without_torch_a_line_says_what_is_missing(

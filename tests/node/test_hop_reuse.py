@@ -14,6 +14,7 @@ import pytest
 import trio
 import trio.testing
 
+from node.compute.kv import token_bytes_at
 from node.compute.prefix import GRAIN, PrefixIndex
 from node.compute.scheduler import Budget
 from protocol.candidates import HIDDEN, NOTHING, Want
@@ -72,6 +73,7 @@ def words(seed: int, count: int) -> list[int]:
 
 
 PROMPT = words(1, 600)
+PROMPT_PAGES = 3
 
 
 def index_of(node: Node) -> PrefixIndex:
@@ -488,3 +490,26 @@ async def test_in_the_end_nothing_is_held(swarm: Swarm, monkeypatch: pytest.Monk
     assert made
     assert all(page.released == 1 for page in made)
     assert index_of(node).nbytes == 0
+
+
+async def test_what_is_kept_gives_way_to_sessions(swarm: Swarm) -> None:
+    """It has no more than the memory of the tokens that no seat holds; with room again, more is kept."""
+    node = await swarm.node(WHOLE, kv_tokens=1024, prefix_bytes=ROOM)
+    index, token = index_of(node), token_bytes_at(node.engine)
+    client = await opened(await swarm.client(node), WHOLE, max_tokens=MOST)
+    await ask(client, client, PROMPT)
+    await leave(node, client)
+    kept = len(index)
+    assert kept >= PROMPT_PAGES
+    sizes, clients = [index.nbytes], []
+    while node.budget.free:
+        clients.append(await opened(await swarm.client(node), WHOLE, max_tokens=256))
+        sizes.append(index.nbytes)
+        assert index.nbytes <= node.budget.free * token
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] == 0
+    await leave(node, *clients)
+    client = await opened(await swarm.client(node), WHOLE, max_tokens=MOST)
+    await ask(client, client, PROMPT)
+    await leave(node, client)
+    assert len(index) == kept

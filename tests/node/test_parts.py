@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from node.compute.casting import cast_hidden
 from node.compute.interfaces import StepResult
-from node.compute.kv import ENTRY_BYTES, MOST_DEFAULT_TOKENS, buffer_bytes, default_kv_tokens
+from node.compute.kv import ENTRY_BYTES, MOST_DEFAULT_TOKENS, buffer_bytes, default_kv_tokens, token_bytes
 from node.compute.measure import Speed
 from node.compute.meter import QUIET_S, Meter, StepTime
 from node.config import NodeConfig
@@ -26,10 +26,13 @@ ADDR = "/ip4/127.0.0.1/udp/4001/quic-v1"
 
 
 def test_the_default_budget() -> None:
-    """A quarter of what is free, never nothing, never without end."""
-    assert default_kv_tokens(4 * 100 * (10 + ENTRY_BYTES), 8, 2) == 100
-    assert default_kv_tokens(0, 8, 2) == 1
-    assert default_kv_tokens(1 << 50, 8, 2) == MOST_DEFAULT_TOKENS
+    """A quarter of what is free, and what is kept of sessions, never nothing, never without end."""
+    token = token_bytes(8, 2)
+    assert token == 10 + ENTRY_BYTES
+    assert default_kv_tokens(4 * 100 * token, token) == 100
+    assert default_kv_tokens(4 * 100 * token, token, 50 * token) == 150
+    assert default_kv_tokens(0, token) == 1
+    assert default_kv_tokens(1 << 50, token) == MOST_DEFAULT_TOKENS
     assert buffer_bytes(0) == limits.BUFFER_BYTES_LEAST
     assert buffer_bytes(16 * limits.BUFFER_BYTES_LEAST) == 2 * limits.BUFFER_BYTES_LEAST
     assert buffer_bytes(1 << 50) == limits.BUFFER_BYTES_MOST

@@ -102,6 +102,20 @@ def test_a_dropped_session_leaves_nothing() -> None:
     assert (scheduler.take(0.0), len(scheduler)) == ([], 0)
 
 
+def test_what_waits_leaves_room_or_not() -> None:
+    """For a token more: as long as short steps do not fill a batch. With nothing there is nothing to join."""
+    scheduler = Scheduler(BUDGET)
+    assert not scheduler.has_room
+    scheduler.add(0, 0, 100, 0.0)
+    assert scheduler.has(0)
+    assert scheduler.has_room
+    for session in range(1, 5):
+        scheduler.add(session, 0, DECODE_ROWS, 0.0)
+        assert scheduler.has_room == (session < 4)
+    drain(scheduler)
+    assert not any(scheduler.has(session) for session in range(5))
+
+
 def test_many_sessions_of_one_peer_hold_up_nobody_else() -> None:
     """Where not all fit, a step goes with the first, behind sixty sessions of another peer, or of many peers."""
     scheduler = Scheduler(Budget(short=32, beside=8, alone=8))

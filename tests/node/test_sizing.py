@@ -40,6 +40,21 @@ def test_it_follows_the_machine(step_ms: float, share: float, measured_ms: float
         assert rows == limits.STEP_TOKENS or row_ms * (rows + 1) >= 0.95 * ms
 
 
+@given(MS, st.floats(0.001, 3.0), st.integers(2, 64), st.floats(0.0, 1.0))
+def test_who_waits_as_long_as_may_be_gains_by_it(
+    step_ms: float, share: float, sessions: int, of_patience: float
+) -> None:
+    """Two groups, of which one is computed while the other is on its way, take longer for a turn than one that waits
+    for the last of its own each time: the trips of all, and the pass over the weights that it saves."""
+    sizer = Sizer(Speed(step_ms, step_ms * share, 0.0), blocks=1)
+    trip_ms = 1e3 * sizer.patience_s * of_patience
+    half = sessions // 2
+    row_ms = step_ms * share
+    apart = batch_ms(step_ms, row_ms, half) + batch_ms(step_ms, row_ms, sessions - half)
+    together = batch_ms(step_ms, row_ms, sessions) + trip_ms
+    assert together <= apart * (1 + 1e-9) if share < 1.0 else trip_ms == 0.0
+
+
 @given(st.lists(st.tuples(st.integers(1, 600), st.floats(0, 1e7)), max_size=50), MS)
 def test_a_budget_is_always_one(batches: list[tuple[int, float]], measured_ms: float) -> None:
     """Bursts of other work, clocks that stand still: rows stay between a draft's and a step's."""
@@ -50,6 +65,7 @@ def test_a_budget_is_always_one(batches: list[tuple[int, float]], measured_ms: f
         assert 1 <= budget.beside <= limits.STEP_TOKENS
         assert DECODE_ROWS <= budget.alone <= limits.STEP_TOKENS
         assert DECODE_ROWS <= budget.short <= limits.STEP_TOKENS
+        assert sizer.patience_s >= 0.0
 
 
 @pytest.mark.parametrize(

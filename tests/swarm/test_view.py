@@ -50,6 +50,7 @@ class Stage:
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self.network = Network(rng=random.Random(5), latency_s=0.01)
+        self.asked = 0
         self._nursery = nursery
 
     async def node(self, *others: bytes, off_s: float = 0.0, **changes: object) -> tuple[str, bytes]:
@@ -64,6 +65,7 @@ class Stage:
                     return sign_record(me, said_by(me, transport.addrs, time.time() - off_s, **changes)).data
 
                 async def serve_map(stream: Stream) -> None:
+                    self.asked += 1
                     async with Channel(stream) as channel:
                         await channel.expect(MapRequest, limits.CONTROL_TIMEOUT_S)
                         await channel.send(MapReply((own(), *others)))
@@ -127,6 +129,35 @@ async def test_who_is_being_asked_already_is_waited_for(autojump_clock: MockCloc
         assert len(view.nodes(HONEST)) == 1
         await view.refresh()
         assert len(view.nodes(HONEST)) == 2
+
+
+async def test_regression_sessions_that_wait_share_what_nodes_say(
+    autojump_clock: MockClock, stage: Stage
+) -> None:
+    """A node is asked once in the while that they state, however many look; but anew if it has failed since.
+
+    Dozens that waited for the same node asked it so often that it answered none, and so none of them came to it.
+    """
+    door, _ = await stage.node()
+    async with stage.view(door) as view:
+        await trio.sleep(1.0)
+        stage.asked = 0
+
+        async def look() -> None:
+            for _ in range(6):
+                await view.refresh(lately_s=1.0)
+                await trio.sleep(0.5)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(look)
+                await trio.sleep(0.01)
+        assert 2 <= stage.asked <= 4
+        [node] = view.nodes(HONEST)
+        view.bans.ban(node.peer, trio.current_time(), honest=True)
+        assert not view.nodes(HONEST)
+        await view.refresh(lately_s=1.0)
+        assert view.nodes(HONEST)
 
 
 async def test_dead_records_do_not_hold_a_client_up(

@@ -1,4 +1,4 @@
-"""Families that keep their own modules, with their weights in eight and four bits."""
+"""Families that keep their own modules, with their weights packed: as they are, in eight and four bits."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from node.engine.checkpoint import Checkpoint
 from node.engine.products import KernelProduct, Product, on_kernels
 from node.engine.quantised import PackedExperts, PackedLinear, Quantiser
 from node.engine.skeleton import build_skeleton, trace
+from node.engine.span import SpanEngine
 from node.native.load import load_kernel
 from node.native.packed import Kind
-from node.native.precision import PRECISIONS
+from node.native.precision import F32, PRECISIONS
 from protocol.candidates import Candidates, Want
 from protocol.errors import BadCheckpoint
 from protocol.model import Span
@@ -60,6 +61,20 @@ def test_fewer_bits_are_close_and_small(
     assert 0 < np.linalg.norm(ours - theirs) < error * np.linalg.norm(theirs)
     assert packed.weight_bytes < share * exact.weight_bytes
     assert packed.dtype == "f32"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fp32_is_packed_as_it_is(family: str, tiny: Tiny) -> None:
+    """By the kernels with the same numbers: the sums are in another order."""
+    checkpoint = Checkpoint.open(str(tiny(family)))
+    plain = SpanEngine.load(checkpoint, WHOLE, dtype="f32")
+    packed = SpanEngine.load(
+        checkpoint, WHOLE, dtype="f32", quantiser=Quantiser(on_kernels(load_kernel(1)), F32)
+    )
+    np.testing.assert_allclose(logits(packed), logits(plain), rtol=1e-4, atol=1e-5)
+    modules = packed._model._model.modules()
+    assert {kind_of(m.product) for m in modules if isinstance(m, PackedLinear)} == {Kind.F32}
+    assert str(packed.numerics) == str(plain.numerics) == "f32"
 
 
 @pytest.mark.parametrize("family", ["llama", "mixtral", "gpt2"])
