@@ -60,7 +60,7 @@ def main() -> None:
     options = parser.parse_args()
     extra = ["--threads", "2", *(["--quant", options.quant] if options.quant else [])]
     shape = replace(HALF_BILLION, layers=6) if options.quick else HALF_BILLION
-    turns, tokens = (2, 16) if options.quick else (5, 32)
+    turns, tokens = (2, 16) if options.quick else (3, 24)
     rows, summary = [], {}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         random = Path(folder) / "random"

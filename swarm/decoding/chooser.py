@@ -44,15 +44,21 @@ class Chooser:
         self._rng = np.random.Generator(
             np.random.PCG64(seed if not stream or seed is None else [seed, stream])
         )
+        self._drawn: list[float] = []  # by the number of tokens before, for whoever comes to a place again
         self._flat = False  # the last distribution was too flat for the usual number of candidates
 
     def place(self, tokens: Sequence[int]) -> Place:
-        """The place after `tokens`. Raises: ConfigError, where nothing may follow them."""
+        """The place after `tokens`, the same each time. Raises: ConfigError, where nothing may follow them."""
         task, sampling = self._task, self._sampling
         edits = edits_of(sampling, tokens, len(task.prompt), task.eos)
         width = 0 if self._flat else usual_width(sampling, task.top_logprobs)
-        u = 0.0 if sampling.greedy else float(self._rng.random())
+        u = 0.0 if sampling.greedy else self._draw(len(tokens) - len(task.prompt))
         return Place(edits, want_row(edits, width, sampling.divisor, task.vocab_size), u)
+
+    def _draw(self, number: int) -> float:
+        while len(self._drawn) <= number:
+            self._drawn.append(float(self._rng.random()))
+        return self._drawn[number]
 
     def again(self, place: Place) -> Place:
         """The same place and draw, with everything asked for."""

@@ -6,14 +6,12 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import trio
-
 from protocol.errors import LocalProtocolError, PeerUnavailable, RemoteProtocolError, SwarmError
 from protocol.journal import Journal
 from protocol.messages import Fork, NextHop, Open
 from protocol.transport.base import Transport
 from swarm.session.chain import Chain
-from swarm.session.hop_stream import HopStream, NotForked, open_hop
+from swarm.session.hop_stream import HopStream, NotForked, open_each, open_hop
 
 
 @dataclass(slots=True)
@@ -63,9 +61,7 @@ async def open_beside(
         except (PeerUnavailable, RemoteProtocolError) as error:
             note_failure(plan.old, error)
 
-    async with trio.open_nursery() as nursery:
-        for index in range(len(plans)):
-            nursery.start_soon(open_one, index)
+    await open_each(open_one, opened)
     beside = Beside()
     for plan, hop in zip(plans, opened, strict=True):
         if hop is not None:

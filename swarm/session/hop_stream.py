@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -315,6 +316,19 @@ async def open_hop(transport: Transport, planned: Hop, request: Open, hidden_siz
         stream.reset()
         raise TimedOut(f"no answer within {answer_s:g} s")
     raise TimedOut(f"no session within {within_s:g} s")
+
+
+async def open_each(open_one: Callable[[int], Awaitable[None]], opened: Sequence[HopStream | None]) -> None:
+    """Call `open_one` with each place in `opened`, all at once; where that is given up, so is what it put there."""
+    try:
+        async with trio.open_nursery() as nursery:
+            for index in range(len(opened)):
+                nursery.start_soon(open_one, index)
+    except BaseException:
+        for hop in opened:
+            if hop is not None:
+                hop.fail("not needed")
+        raise
 
 
 def _check_opened(reply: Message | None, planned: Hop, *, is_fork: bool) -> Opened:

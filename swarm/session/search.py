@@ -16,7 +16,7 @@ from swarm.routing.bans import PAUSE_S
 from swarm.routing.route import Hop, Need, Route, serve_command
 from swarm.routing.view import View
 from swarm.session.chain import Chain
-from swarm.session.hop_stream import HopStream, open_hop
+from swarm.session.hop_stream import HopStream, open_each, open_hop
 
 # Between looks at the map while nobody serves some stages.
 RETRY_EVERY_S: Final = 0.5
@@ -73,9 +73,7 @@ class Search:
             except (PeerUnavailable, RemoteProtocolError) as error:
                 self._note_refusal(hop, error)
 
-        async with trio.open_nursery() as nursery:
-            for index in range(len(hops)):
-                nursery.start_soon(open_one, index)
+        await open_each(open_one, opened)
         found = [hop for hop in opened if hop is not None]
         if len(found) == len(hops):
             return found

@@ -77,6 +77,25 @@ async def test_many_forks_are_not_turned_away(clock: trio.testing.MockClock) -> 
         assert await goes_on(session, 7)
 
 
+@pytest.mark.parametrize("slow", range(3))
+@pytest.mark.parametrize("milliseconds", range(5, 70, 10))
+async def test_a_fork_that_is_given_up_leaves_nothing(
+    milliseconds: int, slow: int, clock: trio.testing.MockClock
+) -> None:
+    """Wherever it was, with one hop slower than the others; nor does a session that is given up while it opens."""
+    async with swarm_of((0, 3), (3, 6), (6, 8)) as world:
+        session = await world.session()
+        await session.step(PROMPT)
+        world.network.pause(world.nodes[slow].peer)
+        with trio.move_on_after(milliseconds / 1000):
+            await (await session.fork()).aclose()
+        with trio.move_on_after(milliseconds / 1000):
+            await (await world.session()).aclose()
+        await session.aclose()
+        await trio.sleep(1)
+        assert [len(node.hop) for node in world.nodes if node is not world.nodes[slow]] == [0, 0]
+
+
 async def test_going_back_in_one_leaves_the_others(clock: trio.testing.MockClock) -> None:
     """Whoever goes back, and however far."""
     async with swarm_of((0, 4), (4, 8)) as world:

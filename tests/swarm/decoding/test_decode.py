@@ -14,6 +14,7 @@ from protocol import limits
 from protocol.candidates import Want
 from protocol.errors import ConfigError, LocalProtocolError
 from swarm.decoding import Ask, BeamSearch, BestOf, Greedy, Sample, Sampling, Strategy, Task, choose_strategy
+from swarm.decoding.chooser import Chooser
 from tests.swarm.decoding.reference import Logits, Run, make_model, probabilities, processed, run
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -65,6 +66,18 @@ def test_the_seed_decides_the_text(sampling: Sampling) -> None:
 
     assert text(5) == text(5)
     assert text(5) != text(6)
+
+
+def test_a_place_that_is_come_to_again_has_the_same_draw() -> None:
+    """What is drawn there follows from the seed and from how many tokens were chosen before."""
+    task = Task([1, 2], 50, 9, Sampling(1.0, seed=3))
+    chooser, other = Chooser(task), Chooser(task)
+    draws = [chooser.place([1, 2, *range(length)]).u for length in (0, 1, 2, 5, 1)]
+    assert draws[1] == draws[4]
+    assert [other.place([1, 2, *range(length)]).u for length in (5, 2, 1, 0)] == [
+        draws[i] for i in (3, 2, 1, 0)
+    ]
+    assert len({*draws}) == 4
 
 
 def test_a_flat_distribution_costs_one_ask_twice_then_one_each() -> None:
