@@ -205,7 +205,7 @@ Before anything is served, and in one line.
 |---|---|
 {refused}
 
-Also refused: checkpoints that are quantised already, and models whose code comes with the checkpoint.
+Also refused: models whose code comes with the checkpoint, and some ways to quantise one: see `formats.md`.
 """
 
 

@@ -26,7 +26,7 @@ Columns = NDArray[np.intp] | None
 class Groups:
     """Rows in groups of 32 that share a step: a number is (code - zero) * step. Exact, nothing was rounded."""
 
-    codes: NDArray[np.int16]  # [rows, groups, 32]
+    codes: NDArray[np.uint8] | NDArray[np.int8]  # [rows, groups, 32]
     zeros: NDArray[np.int16]  # [rows, groups]
     steps: Floats  # [rows, groups]
 
@@ -111,7 +111,7 @@ class Integers(Form):
         count, zeros = self.shape[1] // GROUP, self._zeros(which, scales)
         times = count // scales.shape[1]
         return Groups(
-            codes.astype(np.int16).reshape(len(codes), count, GROUP),
+            codes.reshape(len(codes), count, GROUP),
             np.repeat(zeros, times, axis=1),
             np.repeat(scales, times, axis=1),
         )

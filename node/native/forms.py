@@ -81,7 +81,7 @@ class FormRows(StoredRows):
         if order is not None and (absent := order < 0).any():
             steps = np.where(absent[:, None], np.float32(0), steps)
         if kind is Kind.INT4:
-            return groups.codes.astype(np.uint8), steps, -(groups.zeros * steps)
+            return groups.codes, steps, -(groups.zeros * steps)
         return (groups.codes - groups.zeros[..., None]).astype(np.int8), steps, None
 
     def _some(self, first: int, stop: int) -> NDArray[np.float32]:

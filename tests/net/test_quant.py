@@ -18,6 +18,7 @@ from protocol.candidates import Candidates, Want
 from protocol.model import Span
 from protocol.tensors import from_numpy
 from tests.support.inprocess import running_nodes
+from tests.support.quantised import METHODS, quantise
 
 pytestmark = pytest.mark.net
 
@@ -33,9 +34,9 @@ def built() -> None:
         pytest.skip("there is no C compiler here, so there are no native kernels to test")
 
 
-def continued(ids: list[int], quant: str, tokens: int) -> list[int]:
+def continued(ids: list[int], quant: str, tokens: int, model: Path = TINY) -> list[int]:
     """What one engine makes of the whole model."""
-    checkpoint = NativeCheckpoint.open(str(TINY), PRECISIONS[quant])
+    checkpoint = NativeCheckpoint.open(str(model), PRECISIONS[quant])
     whole = Span(0, checkpoint.manifest.stages)
     engine = NativeEngine.load(checkpoint, whole, load_kernel(1))
     cache, given, found = engine.new_cache(whole), np.array(ids, np.int32), list[int]()
@@ -63,3 +64,22 @@ async def test_two_nodes_say_what_one_engine_says(quant: str) -> None:
         tokens = list(generation.answer.tokens)
     assert len(tokens) > 1
     assert tokens == continued(ids, quant, NEW_TOKENS)[: len(tokens)]
+
+
+@pytest.mark.parametrize("name", ["gptq", "whole numbers", "nf4"])
+async def test_a_checkpoint_that_is_quantised_is_served_like_any_other(name: str, tmp_path: Path) -> None:
+    """To a client that has no more than its small files from the nodes; its weights have a digest of their own."""
+    model = quantise(TINY, tmp_path, METHODS[name])[0]
+    async with (
+        running_nodes(model, [(0, 3), (3, 8)], quant="int8") as addrs,
+        swarm.connect(addrs[-1]) as client,
+    ):
+        ids = await client.text.encode(PROMPT)
+        generation = client.generate(ids, max_new_tokens=NEW_TOKENS)
+        async for _ in generation:
+            pass
+        assert generation.answer is not None
+        assert len(generation.answer.route.hops) == 2
+        tokens = list(generation.answer.tokens)
+    assert len(tokens) > 1
+    assert tokens == continued(ids, "int8", NEW_TOKENS, model)[: len(tokens)]

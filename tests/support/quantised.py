@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 Tensors = dict[str, torch.Tensor]
 # From a weight [outs, ins] to its tensors, by what takes the place of ".weight", and the weight they stand for.
 Writer = Callable[[torch.Tensor], tuple[Tensors, torch.Tensor]]
+LINEAR = ("_proj.weight", "_proj_with_mqa.weight", ".w1.weight", ".w2.weight", ".w3.weight")
 AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
 NF4 = [-1.0, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.091050036, 0.0]
 NF4 += [0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0]
@@ -331,7 +332,8 @@ def quantise(folder: Path, into: Path, method: Method) -> tuple[Path, Path]:
     tensors = load_file(folder / "model.safetensors")
     wide = dict(tensors)
     for name, weight in list(tensors.items()):
-        if not name.endswith("_proj.weight") and not (method.head and name == "lm_head.weight"):
+        linear = name.endswith(LINEAR)
+        if not linear and not (method.head and name == "lm_head.weight"):
             continue
         del tensors[name]
         parts, wide[name] = method.write(weight)

@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from node.engine.checkpoint import Checkpoint
 from node.engine.span import SpanEngine
@@ -47,6 +49,16 @@ def test_a_cached_repository_is_the_folder_it_was_made_from(tiny: Tiny, tmp_path
 def test_a_single_file_is_read_from_the_cache(tiny: Tiny, tmp_path: Path) -> None:
     """Names of tensors come from its header."""
     cache = cache_of(tiny("llama", False), tmp_path)
+    checkpoint = Checkpoint.open("someone/tiny", span=Span(0, 6), cache_dir=os.fspath(cache))
+    assert checkpoint.digest == Checkpoint.open(str(tiny("llama"))).digest
+
+
+def test_what_torch_saved_is_read_from_the_cache(tiny: Tiny, tmp_path: Path) -> None:
+    """In a repository without safetensors."""
+    cache = cache_of(tiny("llama", False), tmp_path)
+    file = cache / "models--someone--tiny" / "snapshots" / REVISION / "model.safetensors"
+    torch.save(load_file(file), file.with_name("pytorch_model.bin"))
+    file.unlink()
     checkpoint = Checkpoint.open("someone/tiny", span=Span(0, 6), cache_dir=os.fspath(cache))
     assert checkpoint.digest == Checkpoint.open(str(tiny("llama"))).digest
 

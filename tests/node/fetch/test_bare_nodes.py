@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import trio
+from safetensors.torch import load_file
 
 from node.backend import Backend, open_backend
 from node.compute.call import run_alone
@@ -32,6 +34,7 @@ from protocol.tensors import from_numpy
 from protocol.transport.memory import Network
 from tests.support.gguf import as_q8_0, convert
 from tests.support.models import make_model
+from tests.support.quantised import METHODS, quantise
 from tests.support.waiting import eventually
 
 LAYERS = 4
@@ -278,6 +281,29 @@ async def test_what_was_fetched_computes_the_same(village: Village, model: Path,
     bare = await village.node(None, join=origin.addrs, engine=engine)
     assert bare.fetched.fetched_bytes
     assert best(bare.backends[-1].load(WHOLE)) == best(origin.backends[-1].load(WHOLE))
+
+
+@pytest.mark.parametrize(
+    ("form", "engine"),
+    [("gptq", "native"), ("fp8, blocks", "torch"), ("nf4", "native"), ("bin", "native"), ("bin", "torch")],
+)
+async def test_weights_in_other_forms(village: Village, tmp_path: Path, form: str, engine: str) -> None:
+    """As they are stored, part by part; what they stand for is made of them where they are computed."""
+    sizes: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 256}
+    folder = make_model("llama", tmp_path / "made", seed=3, layers=LAYERS, **sizes)
+    if form == "bin":
+        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+    else:
+        folder, _ = quantise(folder, tmp_path, METHODS[form])
+    origin = await village.node(folder)
+    bare = await village.node(None, join=origin.addrs, engine=engine)
+    assert bare.error is None
+    # What many layers have in common, such as tables and orders of columns, is fetched once.
+    assert 0.95 * span_bytes(folder, WHOLE) < bare.fetched.fetched_bytes <= span_bytes(folder, WHOLE)
+    assert bare.said("weights ") == origin.said("weights ")
+    answers = [best(node.backends[-1].load(WHOLE)) for node in (origin, bare)]
+    assert answers[0] == answers[1]
 
 
 async def test_a_model_of_the_hub(village: Village, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

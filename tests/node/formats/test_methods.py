@@ -109,6 +109,46 @@ def test_tokens_are_those_of_the_plain_weights(name: str, make: Make, kernel: Ke
     assert np.allclose(other, logits, rtol=1e-3, atol=1e-3)
 
 
+LATENTS = {
+    "q_lora_rank": 64,
+    "kv_lora_rank": 64,
+    "qk_nope_head_dim": 24,
+    "v_head_dim": 32,
+    "moe_intermediate_size": 64,
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "more"),
+    [
+        ("deepseek_v3", "fp8, blocks", LATENTS),
+        ("deepseek_v3", "packed, 4 bits", LATENTS),
+        ("qwen3_moe", "gptq", {"head_dim": 32, "moe_intermediate_size": 64}),
+        ("mixtral", "nf4", {}),
+    ],
+)
+def test_experts_and_latents_are_quantised_too(
+    family: str, name: str, more: dict[str, Any], tmp_path: Path, kernel: Kernel
+) -> None:
+    """As DeepSeek-V3 is published, and others with experts: by the kernels, by torch, as the plain weights say."""
+    sizes: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 256, **more}
+    folder = make_model(family, tmp_path / "made", seed=3, layers=2, **sizes)
+    quantised, plain = quantise(folder, tmp_path, METHODS[name])
+    engine = native(quantised, kernel)
+    tokens, logits = answer(engine)
+    expected, wanted = answer(native(plain, kernel))
+    assert tokens == expected
+    assert np.allclose(logits, wanted, rtol=1e-4, atol=1e-4)
+    by_torch, other = answer(SpanEngine.load(Checkpoint.open(str(quantised)), WHOLE, dtype="f32"))
+    assert by_torch == expected
+    assert np.allclose(other, logits, rtol=1e-3, atol=1e-3)
+    one, another = NativeCheckpoint.open(str(quantised), F32), Checkpoint.open(str(quantised))
+    assert one.stage_digests(WHOLE) == another.stage_digests(WHOLE)
+    assert [one.stage_bytes(stage, "f32") for stage in WHOLE] == list(
+        estimate(str(quantised)).footprints["f32"].stages
+    )
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_groups_that_are_ours_stay_as_they_are(name: str, make: Make, kernel: Kernel) -> None:
     """In four bits and in eight: nothing is rounded but scales and minima, to 16 bits."""

@@ -13,6 +13,8 @@ from safetensors.numpy import load_file, save_file
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from node.compute.call import run_alone
+from node.engine.checkpoint import Checkpoint
+from node.engine.span import SpanEngine
 from node.native.checkpoint import NativeCheckpoint
 from node.native.engine import NativeEngine
 from node.native.kernel import Kernel
@@ -73,6 +75,18 @@ def test_the_bits_are_those_of_plain_floats(
         engine = NativeEngine.load(checkpoint, whole, kernel)
         ids = from_numpy(np.arange(3, 40, dtype=np.int32))
         answer = run_alone(engine, engine.new_cache(whole), 0, ids, Want(top=0, every=True))
+        assert isinstance(answer, Candidates)
+        found.append(answer.logits)
+    assert np.array_equal(found[0], found[1])
+
+
+def test_torch_reads_the_same_floats(folders: tuple[Path, Path]) -> None:
+    """As a graphics card would have them: experts with their columns as rows."""
+    found = []
+    for folder in folders:
+        engine = SpanEngine.load(Checkpoint.open(str(folder)), Span(0, 4), dtype="f32")
+        ids = from_numpy(np.arange(3, 40, dtype=np.int32))
+        answer = run_alone(engine, engine.new_cache(engine.span), 0, ids, Want(top=0, every=True))
         assert isinstance(answer, Candidates)
         found.append(answer.logits)
     assert np.array_equal(found[0], found[1])
