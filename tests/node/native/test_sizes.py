@@ -132,3 +132,23 @@ def test_the_estimate_is_what_loading_takes_in_any_size(
     fields["num_attention_heads"] = share * fields["num_key_value_heads"]
     with TemporaryDirectory() as folder:
         agree(Path(folder), dtype, kernel, "llama", tie_word_embeddings=tied, **fields)
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    num_attention_heads=st.integers(1, 5),
+    kv_lora_rank=st.integers(1, 3).map(lambda n: 32 * n),
+    q_lora_rank=st.sampled_from([None, 32, 64]),
+    qk_nope_head_dim=st.integers(1, 70),
+    qk_rope_head_dim=st.integers(1, 20).map(lambda n: 2 * n),
+    v_head_dim=st.integers(1, 70),
+    attention_bias=st.booleans(),
+)
+def test_the_estimate_is_what_loading_takes_of_latents(
+    kernel: Kernel, dtype: torch.dtype, num_attention_heads: int, **fields: Any
+) -> None:
+    """Every part of a head that has to be padded."""
+    heads = {"num_attention_heads": num_attention_heads, "num_key_value_heads": num_attention_heads}
+    with TemporaryDirectory() as folder:
+        agree(Path(folder), dtype, kernel, "youtu", **heads, **fields)
