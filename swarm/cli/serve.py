@@ -71,6 +71,15 @@ AllowOrigin = Annotated[
 ]
 
 
+Parallel = Annotated[
+    int, typer.Option(min=1, max=64, help="Answers that are computed at once.", rich_help_panel=API)
+]
+Queue = Annotated[
+    int,
+    typer.Option(min=0, max=1024, help="Requests that wait; who comes then gets 429.", rich_help_panel=API),
+]
+
+
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
     """What `swarm serve` takes."""
@@ -85,6 +94,8 @@ class ServeOptions:
     port: Port = 8080
     key_file: KeyFile = None
     no_key: NoKey = False
+    parallel: Parallel = 16
+    queue: Queue = 32
     allow_host: AllowHost = None
     allow_origin: AllowOrigin = None
     verbose: Verbose = 0
@@ -164,6 +175,8 @@ def _settings(options: ServeOptions) -> Settings:
         options.no_key,
         parse_names(options.allow_host or ()),
         frozenset(origin.lower().rstrip("/") for origin in options.allow_origin or ()),
+        options.parallel,
+        options.queue,
     )
 
 

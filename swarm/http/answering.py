@@ -75,7 +75,12 @@ class Ended:
     hops: tuple[HopTime, ...]
 
 
-Said = Begun | Text | Happened | Ended
+@dataclass(frozen=True, slots=True)
+class Over:
+    """All answers are whole."""
+
+
+Said = Begun | Text | Happened | Ended | Over
 Send = Callable[[Said], Awaitable[None]]
 
 
@@ -110,15 +115,18 @@ class Answering:
         self._tally = tally
 
     async def answer(self, asks: Sequence[Ask], send: Send) -> None:
-        """Send all that comes of them: `Begun` before anything else of an ask, at last an `Ended` of each answer.
+        """Send all that comes of them: `Begun` before anything else of an ask, an `Ended` of each answer, `Over`.
 
         Cancelled, it ends its sessions: nodes stop where they are. Raises: ApiError; what a session raises.
         """
+        if sum(ask.count for ask in asks) > self._line.places:
+            raise bad_request(f"at most {self._line.places} answers to one request are computed here")
         async with trio.open_nursery() as nursery:
             first = 0
             for ask in asks:
                 nursery.start_soon(self._answer, ask, first, send)
                 first += ask.count
+        await send(Over())
 
     async def _answer(self, ask: Ask, first: int, send: Send) -> None:
         async with self._line.place(ask.count):

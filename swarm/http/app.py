@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from swarm.http.dialects.chat import ChatFields, ChatWriter
+from swarm.http.dialects.completions import CompletionFields, CompletionWriter
 from swarm.http.dialects.fields import check_model
 from swarm.http.errors import ApiError, bad_request
 from swarm.http.forms import error_response
@@ -39,6 +40,13 @@ def application(service: Service, settings: Settings) -> ASGIApp:
         return await reply(
             request, service.ask(fields.ask()), ChatWriter(model, fields), stream=fields.stream
         )
+
+    @app.post("/v1/completions")
+    async def completions(request: Request, fields: CompletionFields) -> Response:
+        model = service.model()
+        check_model(fields.model, model)
+        writer = CompletionWriter(model, fields)
+        return await reply(request, service.ask(*fields.asks()), writer, stream=fields.stream)
 
     return Guard(app, settings)
 

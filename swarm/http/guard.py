@@ -38,6 +38,7 @@ class Head:
     method: str
     path: str
     fields: Mapping[str, str]
+    size: int = 0  # bytes
 
     @property
     def key(self) -> str | None:
@@ -49,6 +50,12 @@ class Head:
 def refusal(head: Head, settings: Settings) -> ApiError | None:
     """Why a request is not taken, if it is not: decided by its head alone."""
     fields = head.fields
+    if head.size > limits.HEAD_BYTES:  # the parser sees to it only where it comes in parts
+        return ApiError(
+            HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+            f"the head of a request has at most {limits.HEAD_BYTES} bytes",
+            "too_large",
+        )
     host, origin = fields.get("host", ""), fields.get("origin")
     if not settings.serves_host(host):
         hint = "reach it by its address or as localhost, or serve with --allow-host NAME"
@@ -104,7 +111,7 @@ class Guard:
         if scope["type"] != "http":
             return
         fields = Headers(scope=scope)
-        head = Head(scope["method"], scope["path"], fields)
+        head = Head(scope["method"], scope["path"], fields, _size(scope))
         guarded = _responding(send, self._shared(fields))
         if error := refusal(head, self._settings):
             await error_response(scope["path"], error)(scope, receive, guarded)
@@ -150,6 +157,11 @@ def _responding(send: Send, shared: Mapping[str, str]) -> Send:
         await send(message)
 
     return responding
+
+
+def _size(scope: Scope) -> int:
+    fields = sum(len(name) + len(value) for name, value in scope["headers"])
+    return fields + len(scope["raw_path"]) + len(scope["query_string"])
 
 
 class Bodies:

@@ -28,7 +28,7 @@ class _Waiter:
 class Line:
     """First come, first served; a request for several answers takes as many places at once."""
 
-    def __init__(self, places: int = limits.PARALLEL, waiting: int = limits.QUEUED) -> None:
+    def __init__(self, places: int, waiting: int) -> None:
         self.places = places
         self._free = places
         self._most_waiting = waiting

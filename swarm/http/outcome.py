@@ -36,11 +36,6 @@ class Outcome:
         return next(begun for begun in self.begun if begun.index <= index < begun.index + begun.count)
 
     @property
-    def complete(self) -> bool:
-        """Whether every answer that has begun is whole."""
-        return len(self.ended) == sum(begun.count for begun in self.begun)
-
-    @property
     def prompt_tokens(self) -> int:
         """Tokens of all prompts."""
         return sum(begun.prompt_tokens for begun in self.begun)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from swarm.http.app import application
 from swarm.http.bridge import Bridge
+from swarm.http.line import Line
 from swarm.http.metrics import Metrics
 from swarm.http.place import Enter
 from swarm.http.server import bind, serving
@@ -32,7 +33,7 @@ def serve(portal: Portal, enter: Enter, settings: Settings) -> Iterator[Serving]
     """Listen at once, and enter the swarm meanwhile. Raises: ConfigError, where it cannot be listened."""
     bound = bind(settings.host, settings.port)
     metrics = Metrics()
-    service = Service(Bridge(portal), enter, metrics)
+    service = Service(Bridge(portal), enter, Line(settings.places, settings.queued), metrics)
     metrics.watch(service.line, service.pool)
     job = portal.start(service.run)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import threading
 from collections.abc import Iterator
@@ -59,6 +60,8 @@ def serving(app: ASGIApp, bound: socket.socket) -> Iterator[None]:
         timeout_keep_alive=limits.KEEP_ALIVE_S,
         timeout_graceful_shutdown=GRACE_S,
     )
+    # Every malformed request is a warning of its own, and strangers write as many as they like.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     server = _Server(config)
     thread = threading.Thread(target=server.run, args=([bound],), name="http", daemon=True)
     thread.start()

@@ -19,10 +19,10 @@ from swarm.http.pool import Pool
 class Service:
     """Lives in the trio loop while `run` runs; `ask` and `model` are for the other one."""
 
-    def __init__(self, bridge: Bridge, enter: Enter, tally: Tally) -> None:
+    def __init__(self, bridge: Bridge, enter: Enter, line: Line, tally: Tally) -> None:
         self.bridge = bridge
         self.place = Place(enter, self._heard)
-        self.line = Line()
+        self.line = line
         self.pool = Pool()
         self._answering = Answering(self.place, self.line, self.pool, tally)
 

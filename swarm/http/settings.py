@@ -11,6 +11,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from protocol.errors import ConfigError
+from swarm.http import limits
 
 # Shorter ones are guessed: 16 characters of a random key are 80 bits or more.
 KEY_CHARS: Final = 16
@@ -25,6 +26,8 @@ class Settings:
     open     whether an address that others reach is meant to be without a key
     names    names under which others reach this, beside addresses and localhost
     origins  sites whose pages may ask, as "https://chat.example"
+    places   answers that are computed at once
+    queued   requests that wait for a place
 
     Raises: ConfigError.
     """
@@ -35,6 +38,8 @@ class Settings:
     open: bool = False
     names: frozenset[str] = frozenset()
     origins: frozenset[str] = frozenset()
+    places: int = limits.PARALLEL
+    queued: int = limits.QUEUED
 
     def __post_init__(self) -> None:
         for key in self.keys:

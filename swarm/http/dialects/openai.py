@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import secrets
 import time
-from typing import Any, Final
+from collections.abc import Iterable
+from typing import Any, ClassVar, Final
 
 from pydantic import Field
 
+from swarm.http.answering import Begun, Ended, Happened, Over, Said, Text
 from swarm.http.dialects.fields import Fields, SamplingFields
-from swarm.http.outcome import Outcome
+from swarm.http.errors import ApiError
+from swarm.http.forms import DONE, SSE, data, error_fields
+from swarm.http.outcome import Outcome, event_fields, how, route_fields, timings
 
 FINISH: Final = {"eos": "stop", "stop": "stop", "length": "length"}
 
@@ -49,3 +53,92 @@ def usage(outcome: Outcome) -> dict[str, Any]:
         "total_tokens": outcome.prompt_tokens + outcome.new_tokens,
         "prompt_tokens_details": {"cached_tokens": outcome.held},
     }
+
+
+class OpenAiWriter:
+    """A completion, whole or in chunks. What a choice is called and holds is its children's."""
+
+    media_type = SSE
+    kind: ClassVar[str]  # of ids
+    whole_object: ClassVar[str]
+    chunk_object: ClassVar[str]
+
+    def __init__(self, model: str, fields: OpenAiFields) -> None:
+        self._outcome = Outcome()
+        self._head = {"id": new_id(self.kind), "created": now(), "model": model}
+        self._include_usage = fields.stream_options.include_usage
+        self._events = fields.swarm.events
+
+    def opening(self) -> dict[str, Any]:
+        """What a choice holds before its first text."""
+        raise NotImplementedError
+
+    def piece(self, text: str) -> dict[str, Any]:
+        """What it holds of a text; of an empty one at the end."""
+        raise NotImplementedError
+
+    def message(self, text: str) -> dict[str, Any]:
+        """What it holds where it is whole."""
+        raise NotImplementedError
+
+    def whole(self, outcome: Outcome) -> dict[str, Any]:
+        """See `Writer`."""
+        first = outcome.ended[0]
+        return {
+            **self._head,
+            "object": self.whole_object,
+            "choices": [
+                _choice(ended.index, self.message(ended.answer.text), FINISH[ended.answer.finish_reason])
+                for ended in outcome.ended
+            ],
+            "usage": usage(outcome),
+            "timings": timings(outcome.begun_of(0), first.answer),
+            "swarm": how(outcome.begun_of(0), first),
+        }
+
+    def frames(self, said: Said) -> Iterable[str]:
+        """See `Writer`."""
+        self._outcome.note(said)
+        match said:
+            case Begun():
+                route = self._if_asked({"route": route_fields(said.route)})
+                for index in range(said.index, said.index + said.count):
+                    yield self._chunk(index, self.opening(), more=route)
+            case Text():
+                yield self._chunk(said.index, self.piece(said.text))
+            case Happened():
+                if self._events:
+                    blocks = self._outcome.begun_of(said.index).route.blocks
+                    event = self._if_asked({"event": event_fields(said.event, blocks)})
+                    yield self._chunk(said.index, self.piece(""), more=event)
+            case Ended():
+                begun = self._outcome.begun_of(said.index)
+                more = {"timings": timings(begun, said.answer), **self._if_asked(how(begun, said))}
+                yield self._chunk(said.index, self.piece(""), FINISH[said.answer.finish_reason], more)
+            case Over():
+                if self._include_usage:
+                    yield self._data({"choices": [], "usage": usage(self._outcome)})
+                yield DONE
+
+    def broken(self, error: ApiError) -> str:
+        """See `Writer`."""
+        return data(error_fields(error))
+
+    def _if_asked(self, fields: dict[str, Any]) -> dict[str, Any]:
+        return {"swarm": fields} if self._events else {}
+
+    def _chunk(
+        self,
+        index: int,
+        held: dict[str, Any],
+        finish: str | None = None,
+        more: dict[str, Any] | None = None,
+    ) -> str:
+        return self._data({"choices": [_choice(index, held, finish)], **(more or {})})
+
+    def _data(self, fields: dict[str, Any]) -> str:
+        return data({**self._head, "object": self.chunk_object, **fields})
+
+
+def _choice(index: int, held: dict[str, Any], finish: str | None) -> dict[str, Any]:
+    return {"index": index, **held, "logprobs": None, "finish_reason": finish}
