@@ -15,13 +15,16 @@ import trio
 
 from protocol.errors import NoRoute, unwrapped
 from protocol.model import Span
+from swarm.answer import Answer
 from swarm.client import Client
+from swarm.decoding import Token
 from swarm.events import Event
-from swarm.generation import Answer, Generation
+from swarm.generation import Generation
 from swarm.http import limits
 from swarm.http.asking import Ask, Conversation, Ids
 from swarm.http.errors import bad_request, full
 from swarm.http.line import Line
+from swarm.http.maps import no_route
 from swarm.http.place import Place
 from swarm.http.pool import Pool, common_prefix
 from swarm.routing.route import Route
@@ -40,12 +43,21 @@ class Begun:
 
 
 @dataclass(frozen=True, slots=True)
+class Named:
+    """A token as text; `best` are the likeliest at its place."""
+
+    text: str
+    logprob: float
+    best: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Text:
-    """The next text of an answer, and its tokens up to here."""
+    """The next text of an answer, and its tokens if those were asked for."""
 
     index: int
     text: str
-    tokens: int
+    tokens: tuple[Named, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,15 +148,17 @@ class Answering:
                 await self._over_session(job, send)
             except (NoRoute, ExceptionGroup) as raised:
                 error = unwrapped(raised)
-                if isinstance(error, NoRoute) and await self._is_served(client):
+                if not isinstance(error, NoRoute):
+                    raise
+                if await self._is_served(client):
                     raise full(str(error), self._line.retry_after_s) from error
-                raise
+                raise no_route(error, client) from error
             except trio.Cancelled:
                 self._tally.left()
                 raise
 
     async def _job(self, client: Client, ask: Ask, first: int) -> _Job:
-        prompt = await encode(client, ask)
+        prompt = await encode(client, ask.prompt)
         context = client.model.context
         if not prompt:
             raise bad_request("the prompt is empty: there is nothing to continue")
@@ -216,6 +230,7 @@ class _Answer:
 
     def __init__(self, job: _Job, session: Session, index: int, held: int, send: Send) -> None:
         self.generation = _generate(job, session, index)
+        self._job = job
         self._session = session
         self._index = job.first + index
         self._send = send
@@ -235,7 +250,9 @@ class _Answer:
             self._over = True
         await self._tell_events()
         if not self._over:
-            await self._send(Text(self._index, piece.text, len(self.generation.answer.tokens)))
+            named = await self._named(piece.tokens) if self._job.ask.logprobs else ()
+            if piece.text or named:
+                await self._send(Text(self._index, piece.text, named))
         return not self._over
 
     async def end(self) -> Ended:
@@ -243,6 +260,15 @@ class _Answer:
         ended = Ended(self._index, self.generation.answer, self._held, self._hop_times())
         await self._send(ended)
         return ended
+
+    async def _named(self, tokens: Sequence[Token]) -> tuple[Named, ...]:
+        """Those that are text: what ends an answer is not told."""
+        text, shown = self._job.client.text, []
+        for token in tokens:
+            if token.id not in text.eos:
+                best = [(await text.decode([id]), logprob) for id, logprob in token.best]
+                shown.append(Named(await text.decode([token.id]), token.logprob, tuple(best)))
+        return tuple(shown)
 
     async def _tell_events(self) -> None:
         events = self.generation.events
@@ -261,21 +287,15 @@ class _Answer:
 
 def _generate(job: _Job, session: Session, index: int) -> Generation:
     """How a client is asked for it."""
-    sampling = job.ask.sampling
-    if sampling.seed is not None and index:
-        sampling = replace(sampling, seed=sampling.seed + index)
-    return job.client.generate(
-        job.prompt,
-        max_new_tokens=job.max_new_tokens,
-        sampling=sampling,
-        stop=job.ask.stop,
-        session=session,
-    )
+    request = replace(job.ask.request, max_new_tokens=job.max_new_tokens)
+    if request.settings.seed is not None and index:
+        request = replace(request, sampling=replace(request.settings, seed=request.settings.seed + index))
+    return job.client.generate(job.prompt, request=request, session=session)
 
 
-async def encode(client: Client, ask: Ask) -> list[int]:
+async def encode(client: Client, prompt: str | Ids | Conversation) -> list[int]:
     """The ids of a prompt. Raises: ApiError, 400; Malformed or TooLarge, a node's fault."""
-    match ask.prompt:
+    match prompt:
         case Conversation(messages=messages):
             return await client.text.encode_chat(messages)
         case Ids(tokens=tokens):

@@ -12,43 +12,30 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from swarm.http.dialects.chat import ChatFields, ChatWriter
-from swarm.http.dialects.completions import CompletionFields, CompletionWriter
-from swarm.http.dialects.fields import check_model
+from protocol.errors import SwarmError
+from swarm.http import openai_paths, other_paths, state_paths
 from swarm.http.errors import ApiError, bad_request
 from swarm.http.forms import error_response
 from swarm.http.guard import Guard
-from swarm.http.replies import Gone, reply
+from swarm.http.metrics import Metrics
+from swarm.http.replies import Gone, as_api_error
 from swarm.http.service import Service
 from swarm.http.settings import Settings
 
 
-def application(service: Service, settings: Settings) -> ASGIApp:
+def application(service: Service, settings: Settings, metrics: Metrics) -> ASGIApp:
     """The whole of it, behind its guard."""
     app = FastAPI(
         title="swarm",
-        docs_url=None,  # its pages load scripts from elsewhere
+        docs_url=None,  # their pages load scripts from elsewhere
         redoc_url=None,
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     _answer_errors(app)
-
-    @app.post("/v1/chat/completions")
-    async def chat_completions(request: Request, fields: ChatFields) -> Response:
-        model = service.model()
-        check_model(fields.model, model)
-        return await reply(
-            request, service.ask(fields.ask()), ChatWriter(model, fields), stream=fields.stream
-        )
-
-    @app.post("/v1/completions")
-    async def completions(request: Request, fields: CompletionFields) -> Response:
-        model = service.model()
-        check_model(fields.model, model)
-        writer = CompletionWriter(model, fields)
-        return await reply(request, service.ask(*fields.asks()), writer, stream=fields.stream)
-
-    return Guard(app, settings)
+    app.include_router(openai_paths.router(service))
+    app.include_router(other_paths.router(service))
+    app.include_router(state_paths.router(service, metrics))
+    return Guard(app, settings, metrics)
 
 
 def _answer_errors(app: FastAPI) -> None:
@@ -67,17 +54,18 @@ def _answer_errors(app: FastAPI) -> None:
     async def gone(request: Request, error: Exception) -> Response:
         return Response(status_code=499)  # nobody reads it
 
-    async def bug(request: Request, error: Exception) -> Response:
-        return error_response(
-            request.url.path, ApiError(500, "a bug of ours; the server's log has more", "bug")
-        )
+    async def other(request: Request, error: Exception) -> Response:
+        found = as_api_error(error)
+        assert isinstance(found, ApiError)
+        return error_response(request.url.path, found)
 
     for kind, handler in (
         (ApiError, refused),
         (RequestValidationError, invalid),
         (HTTPException, not_there),
         (Gone, gone),
-        (Exception, bug),
+        (SwarmError, other),
+        (Exception, other),
     ):
         app.add_exception_handler(kind, handler)
 

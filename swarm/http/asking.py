@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from swarm.decoding import Sampling
 from swarm.http import limits
 from swarm.http.errors import bad_request
+from swarm.request import Request
 
 Message = Mapping[str, Any]
 
@@ -31,14 +31,16 @@ class Conversation:
 class Ask:
     """`count` answers to one prompt: text or token ids to continue, or a conversation.
 
-    max_new_tokens: None is what fits, at most `limits.NEW_TOKENS`
+    request         how tokens are chosen, and when an answer ends; its most tokens are said here
+    max_new_tokens  None is what fits, at most `limits.NEW_TOKENS`
+    logprobs        whether each token is told, with its log-probability and those of the request's `top_logprobs`
     """
 
     prompt: str | Ids | Conversation
-    sampling: Sampling = field(default_factory=Sampling)
+    request: Request
     max_new_tokens: int | None = None
-    stop: tuple[str, ...] = ()
     count: int = 1
+    logprobs: bool = False
 
 
 def checked_stop(value: str | Sequence[str] | None, param: str = "stop") -> tuple[str, ...]:

@@ -28,13 +28,15 @@ class Connection(H11Protocol):
         super().connection_made(transport)
         self.since = self.loop.time()
         if len(self.connections) > limits.CONNECTIONS:
-            idle = [each for each in self.connections if isinstance(each, Connection) and each.idle]
+            idle = [each for each in self.connections if isinstance(each, Connection) and each.may_give_way]
             min(idle, key=lambda each: each.since, default=self).transport.abort()
         self._await_head()
 
     @property
-    def idle(self) -> bool:
-        """Whether no request is being answered."""
+    def may_give_way(self) -> bool:
+        """Whether no request is being answered, and nobody has ended it yet."""
+        if self.transport.is_closing():
+            return False
         return self.cycle is None or self.cycle.response_complete  # type: ignore[redundant-expr]  # not at first
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from swarm.http import limits
 from swarm.http.errors import ApiError, full
 from swarm.http.forms import error_response
+from swarm.http.metrics import Metrics
 from swarm.http.settings import Settings
 
 # Asked by health checks and by pages before they have a key; these tell nothing that a key protects.
@@ -101,8 +102,9 @@ def _too_large() -> ApiError:
 class Guard:
     """Refuses what may not come in, bounds the bodies of the rest, and puts on every response what protects pages."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
         self._app = app
+        self._metrics = metrics
         self._settings = settings
         self._bodies = Bodies()
 
@@ -112,7 +114,7 @@ class Guard:
             return
         fields = Headers(scope=scope)
         head = Head(scope["method"], scope["path"], fields, _size(scope))
-        guarded = _responding(send, self._shared(fields))
+        guarded = self._responding(scope, send, self._shared(fields))
         if error := refusal(head, self._settings):
             await error_response(scope["path"], error)(scope, receive, guarded)
             return
@@ -148,15 +150,17 @@ class Guard:
             "vary": "origin",
         }
 
+    def _responding(self, scope: Scope, send: Send, shared: Mapping[str, str]) -> Send:
+        async def responding(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers.update({**_EVERYWHERE, **shared})
+                # Of paths only those of the application are told: anybody may ask for any other.
+                path = getattr(scope.get("route"), "path", "other")
+                self._metrics.responded(path, message["status"])
+            await send(message)
 
-def _responding(send: Send, shared: Mapping[str, str]) -> Send:
-    async def responding(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            headers = MutableHeaders(scope=message)
-            headers.update({**_EVERYWHERE, **shared})
-        await send(message)
-
-    return responding
+        return responding
 
 
 def _size(scope: Scope) -> int:

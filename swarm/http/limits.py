@@ -34,6 +34,8 @@ CHOICES: Final = 8
 PROMPTS: Final = 16
 # The longest answer where a request does not say; what is asked for may be longer.
 NEW_TOKENS: Final = 2048
+# Tokens whose logits are changed: each is asked for by name, at every token.
+BIASES: Final = 1024
 STOPS: Final = 16
 STOP_CHARS: Final = 256
 # A conversation has two messages a turn; templates take a time that grows with them.

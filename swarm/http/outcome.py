@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from protocol.model import describe_stages
+from swarm.answer import Answer
 from swarm.events import Altered, Bridged, Event, Noticed, Rerouted, Waiting
-from swarm.generation import Answer
-from swarm.http.answering import Begun, Ended, Happened, HopTime, Said
+from swarm.http.answering import Begun, Ended, Happened, HopTime, Named, Said, Text
 from swarm.routing.route import Hop, Route
 
 
@@ -20,9 +20,10 @@ class Outcome:
     begun: list[Begun] = field(default_factory=list)
     ended: list[Ended] = field(default_factory=list)
     happened: list[Happened] = field(default_factory=list)
+    tokens: dict[int, list[Named]] = field(default_factory=dict)  # by answer, where they were asked for
 
     def note(self, said: Said) -> None:
-        """Take up what is said, but for text: that is in the answer too."""
+        """Take up what is said; the text is in the answer too."""
         match said:
             case Begun():
                 self.begun.append(said)
@@ -30,6 +31,8 @@ class Outcome:
                 self.ended.append(said)
             case Happened():
                 self.happened.append(said)
+            case Text():
+                self.tokens.setdefault(said.index, []).extend(said.tokens)
 
     def begun_of(self, index: int) -> Begun:
         """How an answer began."""

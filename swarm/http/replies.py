@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from http import HTTPStatus
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -23,8 +23,10 @@ from swarm.http.forms import SSE, json_response
 from swarm.http.outcome import Outcome, route_header
 
 T = TypeVar("T")
+T_contra = TypeVar("T_contra", contravariant=True)
 
 _log: Final = logging.getLogger(__name__)
+NO_HEADERS: Final[Mapping[str, str]] = {}
 _PING: Final = b": ping\n\n"
 
 
@@ -32,19 +34,23 @@ class Gone(Exception):
     """Whoever asked has hung up."""
 
 
-class Writer(Protocol):
-    """A dialect's words for an answer. Used for one, and from one task."""
+class Frames(Protocol[T_contra]):
+    """What a stream says."""
 
     media_type: str
 
-    def whole(self, outcome: Outcome) -> dict[str, Any]:
-        """The body of a response that does not stream; the answers are in order."""
-
-    def frames(self, said: Said) -> Iterable[str]:
-        """What a stream says when this has happened; after the last answer what ends it."""
+    def frames(self, said: T_contra) -> Iterable[str]:
+        """When this has happened."""
 
     def broken(self, error: ApiError) -> str:
-        """What a stream says last when it went wrong."""
+        """At last, when it went wrong."""
+
+
+class Writer(Frames[Said], Protocol):
+    """A dialect's words for an answer. Used for one, and from one task."""
+
+    def whole(self, outcome: Outcome) -> dict[str, Any]:
+        """The body of a response that does not stream; the answers are in order."""
 
 
 async def until_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -72,7 +78,8 @@ async def reply(request: Request, said: Stream[Said], writer: Writer, *, stream:
     except BaseException as raised:
         said.close()
         raise as_api_error(raised) from raised
-    return Streamed(said, early, writer)
+    hops = next((each.route.hops for each in early if isinstance(each, Begun)), ())
+    return Streamed(said, early, writer, route_header(hops))
 
 
 def as_api_error(raised: BaseException) -> BaseException:
@@ -112,16 +119,16 @@ async def _first(stream: Stream[Said]) -> list[Said]:
     return early
 
 
-class Streamed(Response):
-    """An answer as it comes. It ends when whoever reads hangs up."""
+class Streamed(Response, Generic[T]):
+    """What is said, as it comes: what came early first. It ends when whoever reads hangs up."""
 
-    def __init__(self, said: Stream[Said], early: list[Said], writer: Writer) -> None:
+    def __init__(
+        self, said: Stream[T], early: Sequence[T], writer: Frames[T], headers: Mapping[str, str] = NO_HEADERS
+    ) -> None:
         self._said = said
         self._early = early
         self._writer = writer
-        hops = next((said.route.hops for said in early if isinstance(said, Begun)), ())
-        headers = {"cache-control": "no-store", **route_header(hops)}
-        super().__init__(media_type=writer.media_type, headers=headers)
+        super().__init__(media_type=writer.media_type, headers={"cache-control": "no-store", **headers})
         del self.headers["content-length"]
 
     async def __call__(self, scope: Scope, receive: Receive, send: AsgiSend) -> None:
@@ -150,7 +157,7 @@ class Streamed(Response):
             await _put(send, self._writer.broken(error).encode(errors="replace"))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _take(self, send: AsgiSend) -> list[Said]:
+    async def _take(self, send: AsgiSend) -> list[T]:
         """What was said next; a stream of events is kept awake meanwhile."""
         while True:
             with suppress(TimeoutError):
@@ -159,7 +166,7 @@ class Streamed(Response):
             if self.media_type == SSE:
                 await _put(send, _PING)
 
-    async def _write(self, send: AsgiSend, taken: Iterable[Said]) -> None:
+    async def _write(self, send: AsgiSend, taken: Iterable[T]) -> None:
         frames = [frame for said in taken for frame in self._writer.frames(said)]
         if frames:
             await _put(send, "".join(frames).encode(errors="replace"))

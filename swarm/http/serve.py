@@ -37,7 +37,7 @@ def serve(portal: Portal, enter: Enter, settings: Settings) -> Iterator[Serving]
     metrics.watch(service.line, service.pool)
     job = portal.start(service.run)
     try:
-        with serving(application(service, settings), bound):
+        with serving(application(service, settings, metrics), bound):
             yield Serving(_url(bound), service, job.outcome)
     finally:
         job.cancel()

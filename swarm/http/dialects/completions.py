@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any, ClassVar, Final
+
+from pydantic import Field
 
 from swarm.http import limits
+from swarm.http.answering import Named
 from swarm.http.asking import Ask, Ids, checked_count, checked_stop
-from swarm.http.dialects.fields import cleaned
-from swarm.http.dialects.openai import OpenAiFields, OpenAiWriter
+from swarm.http.dialects.fields import cleaned, request_of
+from swarm.http.dialects.openai import LEAST_LOGPROB, OpenAiFields, OpenAiWriter
 from swarm.http.errors import bad_request
+
+# As OpenAI has it, where a request does not say.
+USUAL_TOKENS: Final = 16
 
 
 class CompletionFields(OpenAiFields):
@@ -18,36 +26,28 @@ class CompletionFields(OpenAiFields):
         "echo": (False,),
         "suffix": ("",),
         "best_of": (1,),
-        "logprobs": (0, False),
-        "logit_bias": ({},),
-        "presence_penalty": (0,),
-        "frequency_penalty": (0,),
-        "min_p": (0,),
     }
     prompt: str | list[int] | list[str] | list[list[int]]
+    logprobs: int | None = Field(None, ge=0)
 
     def asks(self) -> list[Ask]:
         """The same as any dialect asks it, for each prompt. Raises: ApiError, 400."""
-        prompts = prompts_of(self.prompt)
-        sampling, stop, count = self.sampling(), checked_stop(self.stop), checked_count(self.n)
-        return [Ask(prompt, sampling, self.max_tokens or 16, stop, count) for prompt in prompts]
+        request = request_of(self.sampling(), checked_stop(self.stop), top_logprobs=self.logprobs or 0)
+        most, count, told = self.max_tokens or USUAL_TOKENS, checked_count(self.n), self.logprobs is not None
+        return [Ask(prompt, request, most, count, told) for prompt in prompts_of(self.prompt)]
 
 
-def prompts_of(given: str | list[int] | list[str] | list[list[int]]) -> list[str | Ids]:
+def prompts_of(given: str | Sequence[Any]) -> list[str | Ids]:
     """One prompt or several, each a text or ids. Raises: ApiError, 400."""
     if isinstance(given, str):
         return [cleaned(given)]
-    if not len(given) >= 1:
+    if not given:
         raise bad_request("prompt: it is empty", "prompt")
     if isinstance(given[0], int):
-        return [Ids(tuple(token for token in given if isinstance(token, int)))]
+        return [Ids(tuple(map(int, given)))]
     if len(given) > limits.PROMPTS:
         raise bad_request(f"prompt: at most {limits.PROMPTS} at once", "prompt")
-    return [
-        cleaned(each) if isinstance(each, str) else Ids(tuple(each))
-        for each in given
-        if not isinstance(each, int)
-    ]
+    return [cleaned(each) if isinstance(each, str) else Ids(tuple(each)) for each in given]
 
 
 class CompletionWriter(OpenAiWriter):
@@ -67,3 +67,15 @@ class CompletionWriter(OpenAiWriter):
     def message(self, text: str) -> dict[str, Any]:
         """See `OpenAiWriter`."""
         return {"text": text}
+
+    def logprobs(self, tokens: Sequence[Named]) -> dict[str, Any]:
+        """See `OpenAiWriter`."""
+        offsets = [0, *accumulate(len(named.text) for named in tokens)]
+        return {
+            "tokens": [named.text for named in tokens],
+            "token_logprobs": [max(named.logprob, LEAST_LOGPROB) for named in tokens],
+            "top_logprobs": [
+                {text: max(logprob, LEAST_LOGPROB) for text, logprob in named.best} for named in tokens
+            ],
+            "text_offset": offsets[: len(tokens)],
+        }

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Final
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, ClassVar, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -12,6 +12,9 @@ from swarm.decoding import Sampling
 from swarm.http import limits
 from swarm.http.asking import Conversation, Message
 from swarm.http.errors import ApiError, bad_request, unsupported
+from swarm.request import Request as AnswerRequest
+
+T = TypeVar("T")
 
 # Below this a temperature is meant as none: clients divide by it, and send something for zero.
 COLDEST: Final = 0.001
@@ -51,36 +54,50 @@ class SamplingFields(Fields):
     temperature: float | None = Field(None, ge=0, le=1000, allow_inf_nan=False)
     top_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
     top_k: int | None = Field(None, ge=-1)
-    repetition_penalty: float | None = Field(None, gt=0, le=100, allow_inf_nan=False)
+    min_p: float | None = None
+    typical_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    no_repeat_ngram: int | None = None
+    logit_bias: dict[int, float] | None = Field(None, max_length=limits.BIASES)
+    min_new_tokens: int | None = None
     seed: int | None = None
     swarm: SwarmFields = SwarmFields()
 
     def sampling(self) -> Sampling:
         """The same as the client takes it. Raises: ApiError, 400."""
-        return sampling_of(
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            repetition_penalty=self.repetition_penalty,
-            seed=self.seed,
-        )
+        return sampling_of(self.model_dump(include=set(SAMPLING), exclude_none=True))
 
 
-def sampling_of(**given: Any) -> Sampling:
-    """Settings of which those that are None are as usual: drawn at temperature 1. Raises: ApiError, 400."""
-    settings = {name: value for name, value in given.items() if value is not None}
-    temperature = settings.get("temperature", 1.0)
-    settings["temperature"] = 0.0 if temperature < COLDEST else temperature
-    if settings.get("top_p") == 0:  # the best token alone
-        settings["temperature"], settings["top_p"] = 0.0, 1.0
-    settings["top_k"] = max(0, settings.get("top_k", 0))
-    if "seed" in settings:
-        settings["seed"] %= 2**63
+SAMPLING: Final = tuple(name for name in SamplingFields.model_fields if name != "swarm")
+
+
+def sampling_of(settings: Mapping[str, Any]) -> Sampling:
+    """Settings of which those that are absent are as usual: drawn at temperature 1. Raises: ApiError, 400."""
+    found = {"temperature": 1.0, **settings}
+    if found["temperature"] < COLDEST or found.get("top_p") == 0:  # the best token alone
+        found["temperature"] = 0.0
+        for name in ("top_p", "top_k", "min_p", "typical_p"):  # clients send them all the same
+            found.pop(name, None)
+    found["top_k"] = max(0, found.get("top_k", 0))
+    if "seed" in found:
+        found["seed"] %= 2**63
+    return blamed(lambda: Sampling(**found), found)
+
+
+def request_of(sampling: Sampling, stop: tuple[str, ...] = (), **more: Any) -> AnswerRequest:
+    """How to answer. Raises: ApiError, 400."""
+    return blamed(lambda: AnswerRequest(sampling=sampling, stop=stop, **more), more)
+
+
+def blamed(make: Callable[[], T], names: Collection[str]) -> T:
+    """What is made; a value that cannot be is 400, and blamed on the field that the error names first."""
     try:
-        return Sampling(**settings)
+        return make()
     except ConfigError as error:
-        name = str(error).partition(" ")[0]
-        raise bad_request(str(error), name if name in settings else None) from error
+        name = str(error).split(" ", 1)[0].rstrip(":")
+        raise bad_request(str(error), name if name in names else None) from error
 
 
 def text_of(content: object, param: str) -> str:

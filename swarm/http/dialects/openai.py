@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Final
 
 from pydantic import Field
 
-from swarm.http.answering import Begun, Ended, Happened, Over, Said, Text
+from swarm.http.answering import Begun, Ended, Happened, Named, Over, Said, Text
 from swarm.http.dialects.fields import Fields, SamplingFields
 from swarm.http.errors import ApiError
 from swarm.http.forms import DONE, SSE, data, error_fields
 from swarm.http.outcome import Outcome, event_fields, how, route_fields, timings
 
-FINISH: Final = {"eos": "stop", "stop": "stop", "length": "length"}
+FINISH: Final = {"eos": "stop", "stop": "stop", "until": "stop", "length": "length", "time": "length"}
+# What OpenAI says of tokens that are as good as impossible; JSON has no infinity.
+LEAST_LOGPROB: Final = -9999.0
 
 
 class StreamOptions(Fields):
@@ -81,6 +83,10 @@ class OpenAiWriter:
         """What it holds where it is whole."""
         raise NotImplementedError
 
+    def logprobs(self, tokens: Sequence[Named]) -> dict[str, Any]:
+        """What it tells of its tokens."""
+        raise NotImplementedError
+
     def whole(self, outcome: Outcome) -> dict[str, Any]:
         """See `Writer`."""
         first = outcome.ended[0]
@@ -88,8 +94,7 @@ class OpenAiWriter:
             **self._head,
             "object": self.whole_object,
             "choices": [
-                _choice(ended.index, self.message(ended.answer.text), FINISH[ended.answer.finish_reason])
-                for ended in outcome.ended
+                self._whole_choice(ended, outcome.tokens.get(ended.index)) for ended in outcome.ended
             ],
             "usage": usage(outcome),
             "timings": timings(outcome.begun_of(0), first.answer),
@@ -105,7 +110,8 @@ class OpenAiWriter:
                 for index in range(said.index, said.index + said.count):
                     yield self._chunk(index, self.opening(), more=route)
             case Text():
-                yield self._chunk(said.index, self.piece(said.text))
+                logprobs = self.logprobs(said.tokens) if said.tokens else None
+                yield self._chunk(said.index, {**self.piece(said.text), "logprobs": logprobs})
             case Happened():
                 if self._events:
                     blocks = self._outcome.begun_of(said.index).route.blocks
@@ -124,6 +130,10 @@ class OpenAiWriter:
         """See `Writer`."""
         return data(error_fields(error))
 
+    def _whole_choice(self, ended: Ended, tokens: Sequence[Named] | None) -> dict[str, Any]:
+        held = {**self.message(ended.answer.text), "logprobs": self.logprobs(tokens) if tokens else None}
+        return _choice(ended.index, held, FINISH[ended.answer.finish_reason])
+
     def _if_asked(self, fields: dict[str, Any]) -> dict[str, Any]:
         return {"swarm": fields} if self._events else {}
 
@@ -141,4 +151,4 @@ class OpenAiWriter:
 
 
 def _choice(index: int, held: dict[str, Any], finish: str | None) -> dict[str, Any]:
-    return {"index": index, **held, "logprobs": None, "finish_reason": finish}
+    return {"index": index, "logprobs": None, **held, "finish_reason": finish}
