@@ -123,7 +123,7 @@ ROOMS = [
     ),
     Room(
         "swarm.http",
-        ("protocol.", "swarm.", "swarm.decoding", "swarm.routing", "swarm.session"),
+        ("protocol.", "swarm.", "swarm.decoding", "swarm.routing", "swarm.session", "swarm.text"),
     ),
     Room("swarm.cli", ("node", "protocol", "swarm")),
     Room("swarm.__main__", ("swarm.cli",)),
