@@ -70,6 +70,8 @@ def serving(app: ASGIApp, bound: socket.socket) -> Iterator[None]:
             raise LocalProtocolError("the HTTP server did not start")
         yield
     finally:
+        # Whose answers are cut off is known, and each would be told as an exception.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         server.should_exit = True
         thread.join(_ENDED_S)
         with contextlib.suppress(OSError):

@@ -80,9 +80,10 @@ class Service:
         return await self._bridge.call(look, self.place)
 
     async def _keep_map(self) -> None:
+        """Ask for the map as often as somebody looks at it; a node that does not answer holds nobody else up."""
         while True:
-            await trio.sleep(limits.MAP_S)
-            await self.place.refresh(limits.MAP_S)
+            await trio.sleep(limits.STATUS_S)
+            await self.place.refresh(limits.STATUS_S if self._state.watched else limits.MAP_S)
 
     def _heard(self, event: Event) -> None:
         client = self.place.joined

@@ -39,6 +39,11 @@ class State:
         self._watchers: set[trio.MemorySendChannel[News]] = set()
         self._number = 0  # of the events so far
 
+    @property
+    def watched(self) -> bool:
+        """Whether anybody is told what changes."""
+        return bool(self._watchers)
+
     def heard(self, said: Event, blocks: int) -> None:
         """Tell it to all watchers; one that lags behind loses it."""
         self._number += 1
@@ -91,7 +96,6 @@ class State:
         try:
             last: dict[str, Any] = {}
             while True:
-                await place.refresh(limits.STATUS_S)
                 found = await self.status(place)
                 if found != last:
                     await send(News("status", found))

@@ -96,7 +96,7 @@ def api(
                 slow=slow,
                 prefix_bytes=prefix_bytes,
             ) as world,
-            client_in(world) as client,
+            client_in(world, on_event=on_event) as client,
         ):
             worlds.append(world)
             yield client
