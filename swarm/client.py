@@ -93,6 +93,10 @@ class Client:
         """What the nodes say that answered this client, whatever model they serve."""
         return self._view.answered()
 
+    def silent(self, most: int) -> list[Announcement]:
+        """What others say of nodes of the models known here that do not answer; at most so many."""
+        return self._view.silent(most)
+
     @property
     def rtt_ms(self) -> dict[str, float]:
         """Measured round-trip times by peer; who did not answer is not in it."""
@@ -125,7 +129,7 @@ class Client:
         return Span(1, self.model.stages - 1) if self._ends is not None else Span(0, self.model.stages)
 
     @property
-    def _usual_tokens(self) -> int:
+    def usual_tokens(self) -> int:
         """The length of a session of which nothing else is said."""
         return min(self.model.context, DEFAULT_SESSION_TOKENS)
 
@@ -147,11 +151,15 @@ class Client:
         `max_tokens` bounds its length and is reserved at every hop (default: the model's context, at most
         DEFAULT_SESSION_TOKENS). Raises: NoRoute; ConfigError.
         """
-        async with aclosing(self._new_session(max_tokens or self._usual_tokens)) as session:
+        async with aclosing(self.new_session(max_tokens or self.usual_tokens)) as session:
             await session.open(route)
             yield session
 
-    def _new_session(self, max_tokens: int) -> Session:
+    def new_session(self, max_tokens: int) -> Session:
+        """A session of at most `max_tokens` that is not open yet; whoever asks for it closes it.
+
+        Raises: ConfigError, for more than the model's context.
+        """
         if max_tokens > self.model.context:
             raise ConfigError(
                 f"{max_tokens} tokens are more than the model's context of {self.model.context}"
@@ -202,7 +210,7 @@ class Client:
             yield Start(session, ids)
             return
         check_length(ids, self.model.context)
-        async with aclosing(self._new_session(min(len(ids) + max_new_tokens, self.model.context))) as own:
+        async with aclosing(self.new_session(min(len(ids) + max_new_tokens, self.model.context))) as own:
             yield Start(own, ids)
 
     def conversation(
@@ -212,7 +220,7 @@ class Client:
 
         Its `request`, or the fields of one, say how each turn is answered.
         """
-        new_session = partial(self._new_session, self._usual_tokens)
+        new_session = partial(self.new_session, self.usual_tokens)
         return Conversation(self.text, new_session, system, self._fitting(replace(request, **asking)))
 
     def _fitting(self, request: Request) -> Request:

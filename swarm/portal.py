@@ -31,14 +31,15 @@ class Closable(Protocol[T_co]):
 _NOTICE_S: Final = 0.5
 
 
-class _Job(Generic[T]):
-    """One coroutine that runs in the loop, and its outcome."""
+class Job(Generic[T]):
+    """One coroutine that runs in the loop, and its outcome, which nobody but the loop settles."""
 
     def __init__(self, token: trio.lowlevel.TrioToken, work: Callable[[], Awaitable[T]]) -> None:
         self._token = token
         self._work = work
         self._scope = trio.CancelScope()
         self.outcome: Future[T] = Future()
+        self.outcome.set_running_or_notify_cancel()
 
     async def run(self) -> None:
         try:
@@ -62,9 +63,16 @@ class _Job(Generic[T]):
 
     def cancel(self) -> None:
         """Cancel the work and wait until it has cleaned up. Safe when it is over."""
-        with contextlib.suppress(trio.RunFinishedError):
-            self._token.run_sync_soon(self._scope.cancel)
+        if self.cancel_nowait():
             self.outcome.exception()
+
+    def cancel_nowait(self) -> bool:
+        """Cancel the work, and leave it to clean up; whether there is still a loop for it to do so in."""
+        try:
+            self._token.run_sync_soon(self._scope.cancel)
+        except trio.RunFinishedError:
+            return False
+        return True
 
 
 class Portal:
@@ -88,7 +96,7 @@ class Portal:
 
     def call(self, function: Callable[..., Awaitable[T]], *args: Any) -> T:
         """`await function(*args)` in the loop."""
-        return self._start(lambda: function(*args)).result()
+        return self.start(lambda: function(*args)).result()
 
     def iterate(self, make: Callable[[], Closable[T]]) -> Generator[T, None, None]:
         """The values of an async generator (or its like) as they come; leaving the loop early closes it."""
@@ -103,7 +111,7 @@ class Portal:
             finally:
                 values.put(None)
 
-        job = self._start(pump)
+        job = self.start(pump)
         try:
             while (value := _next(values)) is not None:
                 yield value[0]
@@ -130,7 +138,7 @@ class Portal:
                 if not entered.done():
                     entered.set_exception(LocalProtocolError("the work was cancelled"))
 
-        job = self._start(hold)
+        job = self.start(hold)
         try:
             yield entered.result()
             with contextlib.suppress(trio.RunFinishedError):
@@ -139,8 +147,13 @@ class Portal:
         finally:
             job.cancel()
 
-    def _start(self, work: Callable[[], Awaitable[T]]) -> _Job[T]:
-        job = _Job(self._token, work)
+    def soon(self, function: Callable[[], object]) -> None:
+        """Call an ordinary function in the loop soon. Raises: trio.RunFinishedError, when there is none any more."""
+        self._token.run_sync_soon(function)
+
+    def start(self, work: Callable[[], Awaitable[T]]) -> Job[T]:
+        """Run `work` in the loop, without waiting for it."""
+        job = Job(self._token, work)
         self._token.run_sync_soon(self._nursery.start_soon, job.run)
         return job
 

@@ -17,6 +17,7 @@ DAEMON = frozenset({"trio", "numpy", "msgpack", "cryptography", "base58", "platf
 ENGINE = frozenset({"torch", "transformers", "safetensors", "huggingface_hub", "tokenizers"})
 CLIENT = frozenset({"trio", "typer", "rich", "numpy", "tokenizers", "jinja2", "platformdirs", "msgpack"})
 CLI = CLIENT | {"prompt_toolkit"}
+HTTP = frozenset({"trio", "fastapi", "starlette", "pydantic", "uvicorn", "h11", "prometheus_client"})
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ RULES = [
     Rule(PurePosixPath("node/formats"), frozenset({"numpy", "protocol", "node"})),
     Rule(PurePosixPath("node/engine"), DAEMON | ENGINE | {"protocol", "node"}),
     Rule(PurePosixPath("swarm"), CLIENT | {"protocol", "swarm"}),
+    Rule(PurePosixPath("swarm/http"), HTTP | {"protocol", "swarm"}),
     Rule(PurePosixPath("swarm/cli"), CLI | {"protocol", "swarm"}),
     # The one bridge: it starts the daemon and the ends that run on the client's own machine.
     Rule(PurePosixPath("swarm/cli/local.py"), CLI | {"protocol", "swarm", "node"}),
@@ -118,6 +120,10 @@ ROOMS = [
     Room("swarm.routing", ("swarm.events", "protocol.", "protocol.talk", "protocol.transport")),
     Room(
         "swarm.session", ("swarm.events", "swarm.routing", "protocol.", "protocol.talk", "protocol.transport")
+    ),
+    Room(
+        "swarm.http",
+        ("protocol.", "swarm.", "swarm.decoding", "swarm.routing", "swarm.session", "swarm.text"),
     ),
     Room("swarm.cli", ("node", "protocol", "swarm")),
     Room("swarm.__main__", ("swarm.cli",)),
@@ -243,6 +249,8 @@ def test_packages_import_only_what_they_may(package: str) -> None:
         ("node/native/engine.py", "import torch"),
         ("swarm/routing/route.py", "import node"),
         ("swarm/portal.py", "import prompt_toolkit"),
+        ("swarm/portal.py", "import fastapi"),
+        ("swarm/http/serve.py", "import rich.text"),
         ("swarm/cli/chat.py", "from node import daemon"),
         ("swarm/session/session.py", "import importlib\nimportlib.import_module('node.daemon')"),
     ],
@@ -294,6 +302,8 @@ def test_the_rooms_keep_to_themselves() -> None:
         ("swarm.routing.view", "swarm.session.session", False),
         ("swarm.text.text", "swarm.events", False),
         ("swarm.client", "swarm.cli.words", False),
+        ("swarm.http.serve", "swarm.cli.words", False),
+        ("swarm.client", "swarm.http.pool", False),
     ],
 )
 def test_a_room_is_told_from_its_neighbours(module: str, other: str, may: bool) -> None:

@@ -15,7 +15,7 @@ from swarm.cli.streams import OutputLost, own_streams
 from swarm.cli.terminal import open_terminal
 
 # Each is a function in the module of its name.
-COMMANDS: Final = ("chat", "demo", "generate", "models", "node", "plan", "route", "status")
+COMMANDS: Final = ("chat", "demo", "generate", "models", "node", "plan", "route", "serve", "status")
 
 
 def app_of(*commands: str) -> typer.Typer:

@@ -15,7 +15,7 @@ from protocol.plain import plain
 from swarm.blocking import Client, Conversation
 from swarm.cli.answering import DEFAULT, AnswerOptions, MaxNewTokens, set_option, settings_of
 from swarm.cli.connection import a_door, copyable, open_amateur, open_client
-from swarm.cli.coverage import by_model, render
+from swarm.cli.coverage import render
 from swarm.cli.lines import Lines
 from swarm.cli.options import ANSWER, Verbose, readable, taking
 from swarm.cli.reading import open_lines
@@ -23,6 +23,7 @@ from swarm.cli.route import route_table
 from swarm.cli.screen import Screen
 from swarm.cli.terminal import open_terminal
 from swarm.cli.words import count, describe_answer
+from swarm.coverage import by_model
 
 _HELP: Final = (
     "/route   the hops that answer",

@@ -26,7 +26,7 @@ from swarm.cli import demo_nodes as swarm_demo
 from swarm.cli import local, real_model
 from swarm.cli.chat import converse
 from swarm.cli.connection import working
-from swarm.cli.coverage import by_model, render
+from swarm.cli.coverage import render
 from swarm.cli.demo_layout import AUTO, Layout, choose_layout
 from swarm.cli.demo_nodes import READ_BYTES_S, READY_WITHIN_S, Demo, DemoNode
 from swarm.cli.interrupts import leave
@@ -34,6 +34,7 @@ from swarm.cli.options import Verbose, readable, taking
 from swarm.cli.screen import Screen
 from swarm.cli.terminal import Terminal, open_terminal
 from swarm.cli.words import count, describe_answer, describe_size
+from swarm.coverage import by_model
 
 # The node is killed when this much of the count is on the screen.
 KILL_AFTER: Final = 10

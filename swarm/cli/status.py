@@ -16,10 +16,11 @@ from rich.text import Text
 from protocol.plain import one_line
 from swarm.cli import joined
 from swarm.cli.connection import working
-from swarm.cli.coverage import by_model, coverage_fields, render
+from swarm.cli.coverage import render
 from swarm.cli.options import OUTPUT, Join, Json, Precision, Verbose
 from swarm.cli.survey import Survey, enter
 from swarm.cli.terminal import Terminal, open_terminal
+from swarm.coverage import by_model, coverage_fields
 from swarm.routing.precision import Precisions, parse_precisions
 
 WATCH_EVERY_S = 2.0

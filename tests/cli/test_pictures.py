@@ -14,9 +14,10 @@ from protocol.model import Span
 from protocol.numerics import Numerics
 from protocol.records import Announcement
 from swarm.answer import Answer
-from swarm.cli.coverage import by_model, coverage_fields, render
+from swarm.cli.coverage import render
 from swarm.cli.terminal import Terminal
 from swarm.cli.words import News, answer_fields, describe_answer, describe_event
+from swarm.coverage import by_model, coverage_fields
 from swarm.decoding import Token
 from swarm.events import Altered, Bridged, Event, Noticed, Rerouted, Waiting
 from swarm.routing.precision import ANYTHING, Precisions, parse_precisions

@@ -13,7 +13,7 @@ from protocol.errors import LocalProtocolError
 from protocol.model import Span
 from protocol.transport.background import background_tasks
 from swarm.client import Client, Model
-from swarm.events import Waiting
+from swarm.events import OnEvent, Waiting
 from swarm.generation import Generation
 from swarm.routing.route import Hop, Route
 from swarm.text.process import TextProcess
@@ -36,15 +36,24 @@ def prompt_without_end(first: int) -> list[int]:
 
 
 @asynccontextmanager
-async def client_in(world: World, wait_s: float = 0.0) -> AsyncIterator[Client]:
-    """The world's client, with a tokenizer."""
+async def client_in(
+    world: World, wait_s: float = 0.0, on_event: OnEvent | None = None
+) -> AsyncIterator[Client]:
+    """The world's client, with a tokenizer; what happens is told to the world if not to somebody else."""
     async with background_tasks() as nursery:
         texts = TextProcess()
         nursery.start_soon(texts.run)
         text = await load_text(texts, model_files(tokenizer_config={"chat_template": CHAT}))
         model = Model("fake", MANIFEST.digest, MANIFEST)
         yield Client(
-            world.view, model, text, None, world.events.append, wait_s=wait_s, direct=True, reuse=True
+            world.view,
+            model,
+            text,
+            None,
+            on_event or world.events.append,
+            wait_s=wait_s,
+            direct=True,
+            reuse=True,
         )
 
 

@@ -1,0 +1,14 @@
+# needs: langchain-openai
+"""LangChain over OpenAI's API: whole, as a stream, and several at once."""
+
+import sys
+
+from langchain_openai import ChatOpenAI
+
+url, model, question, expected = sys.argv[1:]
+chat = ChatOpenAI(base_url=f"{url}/v1", api_key="none", model=model, temperature=0, max_tokens=100)
+whole = chat.invoke(question)
+assert expected in whole.content
+assert whole.usage_metadata["output_tokens"] > 0
+assert "".join(piece.content for piece in chat.stream(question)) == whole.content
+assert [each.content for each in chat.batch([question, question])] == [whole.content] * 2

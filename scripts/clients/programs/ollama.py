@@ -1,0 +1,18 @@
+# needs: ollama
+"""Ollama's own client: chat and prompts, whole and as streams, models."""
+
+import sys
+
+from ollama import Client
+
+url, model, question, expected = sys.argv[1:]
+client = Client(host=url)
+cold = {"temperature": 0}
+said = [{"role": "user", "content": question}]
+assert client.list().models[0].model == model
+assert client.show(model).modelinfo["swarm.context_length"] > 0
+whole = client.chat(model=model, messages=said, options=cold).message.content
+assert expected in whole
+pieces = client.chat(model=model, messages=said, options=cold, stream=True)
+assert "".join(piece.message.content for piece in pieces) == whole
+assert client.generate(model=model, prompt=question, options=cold).response == whole

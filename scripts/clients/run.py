@@ -1,0 +1,99 @@
+"""Real clients, unmodified, each in an environment of its own, against a real swarm behind `swarm serve`.
+
+    python scripts/clients/run.py FOLDER [NAME...]
+
+FOLDER keeps the environments. Prints each client with the version that was tried, and what went wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from swarm.cli.demo_nodes import shipped_model  # noqa: E402
+from tests.support.local_swarm import LocalSwarm  # noqa: E402
+from tests.support.processes import Processes  # noqa: E402
+
+PROGRAMS = Path(__file__).with_name("programs")
+ASKED, EXPECTED = "What is the capital of France?", "Paris"
+
+
+@contextmanager
+def served() -> Iterator[str]:
+    """Three nodes of the shipped model behind an API; its address."""
+    with tempfile.TemporaryDirectory() as folder, Processes() as processes:
+        nodes = LocalSwarm(processes, shipped_model(), Path(folder), extra=["--kv-tokens", "8192"])
+        nodes.start("0:3", "3:6", "6:8")
+        command = [sys.executable, "-m", "swarm", "serve", "--join", nodes.join, "--port", "0"]
+        server = processes.start(command, env={"SWARM_HOME": folder}, name="serve")
+        url = server.wait_for(address_in, "its address", 30)
+        subprocess.run(
+            ["curl", "-sf", "--retry", "20", "--retry-all-errors", f"{url}/ready"],
+            check=True,
+            capture_output=True,
+        )
+        yield url
+
+
+def address_in(line: str) -> str | None:
+    """The address in what a server says of itself."""
+    return line.split()[2] if line.startswith("listening at ") else None
+
+
+def environment(folder: Path, needs: str) -> Path:
+    """The Python of an environment that has a client."""
+    python = folder / needs / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", python.parents[1]], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", needs], check=True)
+    return python
+
+
+def version_of(python: Path, needs: str) -> str:
+    """Which version of it."""
+    told = subprocess.run(
+        [python, "-m", "pip", "inspect", "--local"], check=True, capture_output=True, text=True
+    ).stdout
+    installed = {
+        each["metadata"]["name"].lower(): each["metadata"]["version"]
+        for each in json.loads(told)["installed"]
+    }
+    return installed[needs]
+
+
+def main() -> int:
+    """Try them; how many failed."""
+    folder, names = Path(sys.argv[1]).resolve(), sys.argv[2:]
+    programs = [path for path in sorted(PROGRAMS.glob("*.py")) if not names or path.stem in names]
+    failed = 0
+    with served() as url:
+        for path in programs:
+            needs = path.read_text().splitlines()[0].removeprefix("# needs: ")
+            python = environment(folder, needs)
+            done = subprocess.run(
+                [python, "-P", path.resolve(), url, "tiny", ASKED, EXPECTED],
+                capture_output=True,
+                text=True,
+                check=False,
+                cwd=folder,
+            )
+            failed += done.returncode != 0
+            print(
+                f"{needs} {version_of(python, needs)}: {'works' if done.returncode == 0 else 'fails'}",
+                flush=True,
+            )
+            if done.returncode:
+                print(done.stderr)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,309 @@
+"""Answers to asks over one client: their turn, a session, and what comes of it. In the trio loop.
+
+The only place that knows how an answer is asked of the client: what a dialect says becomes arguments of
+`Client.generate` here, and what comes of it becomes `Said`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import trio
+
+from protocol.errors import NoRoute, unwrapped
+from protocol.model import Span
+from swarm.answer import Answer
+from swarm.client import Client
+from swarm.decoding import Token
+from swarm.events import Event
+from swarm.generation import Generation
+from swarm.http import limits
+from swarm.http.asking import Ask, Conversation, Ids
+from swarm.http.errors import bad_request, full
+from swarm.http.line import Line
+from swarm.http.maps import no_route
+from swarm.http.place import Place
+from swarm.http.pool import Pool, common_prefix
+from swarm.routing.route import Route
+from swarm.session.session import PREFILL_CHUNK, Session
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The session of `count` answers from `index` on is open; `held` tokens of the prompt were in it already."""
+
+    index: int
+    count: int
+    prompt_tokens: int
+    held: int
+    route: Route
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A token as text; `best` are the likeliest at its place."""
+
+    text: str
+    logprob: float
+    best: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """The next text of an answer, and its tokens if those were asked for."""
+
+    index: int
+    text: str
+    tokens: tuple[Named, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Happened:
+    """Something befell the session of an answer."""
+
+    index: int
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class HopTime:
+    """What a hop took for a token, on average; None, where it computed none of this answer."""
+
+    peer: str
+    span: Span
+    ms: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """An answer is whole; `held` tokens of its prompt were there already."""
+
+    index: int
+    answer: Answer
+    held: int
+    hops: tuple[HopTime, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Over:
+    """All answers are whole."""
+
+
+Said = Begun | Text | Happened | Ended | Over
+Send = Callable[[Said], Awaitable[None]]
+
+
+class Tally(Protocol):
+    """Is told of each answer, to count it."""
+
+    def answered(self, said: Ended) -> None:
+        """One is whole."""
+
+    def left(self) -> None:
+        """One was given up by whoever asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """An ask with all that it needs."""
+
+    client: Client
+    ask: Ask
+    prompt: Sequence[int]
+    max_new_tokens: int
+    first: int  # index of the first of its answers
+
+
+class Answering:
+    """Takes asks. The place, the line and the pool are the caller's."""
+
+    def __init__(self, place: Place, line: Line, pool: Pool, tally: Tally) -> None:
+        self._place = place
+        self._line = line
+        self._pool = pool
+        self._tally = tally
+
+    async def answer(self, asks: Sequence[Ask], send: Send) -> None:
+        """Send all that comes of them: `Begun` before anything else of an ask, an `Ended` of each answer, `Over`.
+
+        Cancelled, it ends its sessions: nodes stop where they are. Raises: ApiError; what a session raises.
+        """
+        if sum(ask.count for ask in asks) > self._line.places:
+            raise bad_request(f"at most {self._line.places} answers to one request are computed here")
+        async with trio.open_nursery() as nursery:
+            first = 0
+            for ask in asks:
+                nursery.start_soon(self._answer, ask, first, send)
+                first += ask.count
+        await send(Over())
+
+    async def _answer(self, ask: Ask, first: int, send: Send) -> None:
+        async with self._line.place(ask.count):
+            client = self._place.client
+            job = await self._job(client, ask, first)
+            try:
+                await self._over_session(job, send)
+            except (NoRoute, ExceptionGroup) as raised:
+                error = unwrapped(raised)
+                if not isinstance(error, NoRoute):
+                    raise
+                if await self._is_served(client):
+                    raise full(str(error), self._line.retry_after_s) from error
+                raise no_route(error, client) from error
+            except trio.Cancelled:
+                self._tally.left()
+                raise
+
+    async def _job(self, client: Client, ask: Ask, first: int) -> _Job:
+        prompt = await encode(client, ask.prompt)
+        context = client.model.context
+        if not prompt:
+            raise bad_request("the prompt is empty: there is nothing to continue")
+        if len(prompt) + (ask.max_new_tokens or 1) > context:
+            wanted = f" and the answer may have {ask.max_new_tokens}" if ask.max_new_tokens else ""
+            raise bad_request(
+                f"the prompt has {len(prompt)} tokens{wanted}; the model takes {context} in all",
+                code="context_length_exceeded",
+            )
+        most = ask.max_new_tokens or min(limits.NEW_TOKENS, context - len(prompt))
+        return _Job(client, ask, prompt, most, first)
+
+    async def _over_session(self, job: _Job, send: Send) -> None:
+        # With room for the next turns of a conversation: what is not used is not reserved.
+        room = max(len(job.prompt) + job.max_new_tokens, job.client.usual_tokens)
+        session = self._pool.take(job.prompt, room, job.client.new_session)
+        whole = False
+        try:
+            held = common_prefix(session.tokens, job.prompt)
+            await session.open()
+            await send(Begun(job.first, job.ask.count, len(job.prompt), held, session.route))
+            await self._answers(job, session, held, send)
+            whole = True
+        finally:
+            if whole:
+                await self._pool.leave(session)
+            else:
+                with trio.CancelScope(shield=True):  # bounded by the session itself
+                    await session.aclose()
+
+    async def _answers(self, job: _Job, session: Session, held: int, send: Send) -> None:
+        """All answers: the others begin with what the first has computed of the prompt."""
+        first = _Answer(job, session, 0, held, send)
+        async with aclosing(first.generation):
+            await first.step()
+            forks: list[Session] = []
+            try:
+                for _ in range(1, job.ask.count):
+                    forks.append(await session.fork(len(job.prompt) - 1))
+                others = [
+                    _Answer(job, fork, index, len(job.prompt) - 1, send)
+                    for index, fork in enumerate(forks, 1)
+                ]
+                async with trio.open_nursery() as nursery:
+                    for answer in (first, *others):
+                        nursery.start_soon(self._finish, answer)
+            finally:
+                with trio.CancelScope(shield=True):
+                    for fork in forks:
+                        await fork.aclose()
+
+    async def _finish(self, answer: _Answer) -> None:
+        async with aclosing(answer.generation):
+            while await answer.step():
+                pass
+        self._tally.answered(await answer.end())
+
+    async def _is_served(self, client: Client) -> bool:
+        """Whether it is but room that is missing."""
+        try:
+            await client.plan_route(1)
+        except NoRoute:
+            return False
+        return True
+
+
+class _Answer:
+    """One of the answers to an ask, over a session of its own."""
+
+    def __init__(self, job: _Job, session: Session, index: int, held: int, send: Send) -> None:
+        self.generation = _generate(job, session, index)
+        self._job = job
+        self._session = session
+        self._index = job.first + index
+        self._send = send
+        self._held = held
+        self._told = 0  # events
+        self._over = False
+        # The steps of the prompt are no measure of a token's.
+        self._first_step = session.steps + -(-(len(job.prompt) - held) // PREFILL_CHUNK)
+
+    async def step(self) -> bool:
+        """Send the next piece and what happened before it; whether there was one."""
+        if self._over:
+            return False
+        try:
+            piece = await self.generation.__anext__()
+        except StopAsyncIteration:
+            self._over = True
+        await self._tell_events()
+        if not self._over:
+            named = await self._named(piece.tokens) if self._job.ask.logprobs else ()
+            if piece.text or named:
+                await self._send(Text(self._index, piece.text, named))
+        return not self._over
+
+    async def end(self) -> Ended:
+        """Send and return the whole of it."""
+        ended = Ended(self._index, self.generation.answer, self._held, self._hop_times())
+        await self._send(ended)
+        return ended
+
+    async def _named(self, tokens: Sequence[Token]) -> tuple[Named, ...]:
+        """Those that are text: what ends an answer is not told."""
+        text, shown = self._job.client.text, []
+        for token in tokens:
+            if token.id not in text.eos:
+                best = [(await text.decode([id]), logprob) for id, logprob in token.best]
+                shown.append(Named(await text.decode([token.id]), token.logprob, tuple(best)))
+        return tuple(shown)
+
+    async def _tell_events(self) -> None:
+        events = self.generation.events
+        for event in events[self._told :]:
+            await self._send(Happened(self._index, event))
+        self._told = len(events)
+
+    def _hop_times(self) -> tuple[HopTime, ...]:
+        times = []
+        for hop in self._session.hops:
+            took = [cost.compute_ms for cost in hop.costs if cost.number >= self._first_step]
+            mean = sum(took) / len(took) if took else None
+            times.append(HopTime(hop.peer, hop.planned.span, mean))
+        return tuple(times)
+
+
+def _generate(job: _Job, session: Session, index: int) -> Generation:
+    """How a client is asked for it."""
+    request = replace(job.ask.request, max_new_tokens=job.max_new_tokens)
+    if request.settings.seed is not None and index:
+        request = replace(request, sampling=replace(request.settings, seed=request.settings.seed + index))
+    return job.client.generate(job.prompt, request=request, session=session)
+
+
+async def encode(client: Client, prompt: str | Ids | Conversation) -> list[int]:
+    """The ids of a prompt. Raises: ApiError, 400; Malformed or TooLarge, a node's fault."""
+    match prompt:
+        case Conversation(messages=messages):
+            return await client.text.encode_chat(messages)
+        case Ids(tokens=tokens):
+            size = client.model.manifest.vocab_size
+            if tokens and not 0 <= min(tokens) <= max(tokens) < size:
+                raise bad_request(
+                    f"the prompt has a token outside the model's vocabulary of {size}", "prompt"
+                )
+            return list(tokens)
+        case text:
+            return await client.text.encode(text)

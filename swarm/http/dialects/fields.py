@@ -1,0 +1,153 @@
+"""Fields that dialects have in common; and of the others, what is known and cannot be honoured is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, ClassVar, Final, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from protocol.errors import ConfigError
+from swarm.decoding import Sampling
+from swarm.http import limits
+from swarm.http.asking import Conversation, Message
+from swarm.http.errors import ApiError, bad_request, unsupported
+from swarm.request import Request as AnswerRequest
+
+T = TypeVar("T")
+
+# Below this a temperature is meant as none: clients divide by it, and send something for zero.
+COLDEST: Final = 0.001
+_ROLES: Final = {"developer": "system", "system": "system", "user": "user", "assistant": "assistant"}
+
+
+class Fields(BaseModel):
+    """The body of a request. A field that is null is absent; those that nobody knows are ignored.
+
+    `refused` names fields that are known and cannot be honoured, with the values that ask for nothing.
+    """
+
+    model_config = ConfigDict(extra="ignore", protected_namespaces=())
+    refused: ClassVar[Mapping[str, tuple[object, ...]]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, body: object) -> object:
+        if not isinstance(body, dict):
+            return body
+        given = {name: value for name, value in body.items() if value is not None}
+        for name, harmless in cls.refused.items():
+            if name in given and given[name] not in harmless:
+                raise unsupported(name, "this server cannot do that")
+        return given
+
+
+class SwarmFields(Fields):
+    """Our own additions: `events` asks a stream for the route, and for what befalls it."""
+
+    events: bool = False
+
+
+class SamplingFields(Fields):
+    """How tokens are chosen, in the words that most dialects share."""
+
+    temperature: float | None = Field(None, ge=0, le=1000, allow_inf_nan=False)
+    top_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
+    top_k: int | None = Field(None, ge=-1)
+    min_p: float | None = None
+    typical_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    no_repeat_ngram: int | None = None
+    logit_bias: dict[int, float] | None = Field(None, max_length=limits.BIASES)
+    min_new_tokens: int | None = None
+    seed: int | None = None
+    swarm: SwarmFields = SwarmFields()
+
+    def sampling(self) -> Sampling:
+        """The same as the client takes it. Raises: ApiError, 400."""
+        return sampling_of(self.model_dump(include=set(SAMPLING), exclude_none=True))
+
+
+SAMPLING: Final = tuple(name for name in SamplingFields.model_fields if name != "swarm")
+
+
+def sampling_of(settings: Mapping[str, Any]) -> Sampling:
+    """Settings of which those that are absent are as usual: drawn at temperature 1. Raises: ApiError, 400."""
+    found = {"temperature": 1.0, **settings}
+    if found["temperature"] < COLDEST or found.get("top_p") == 0:  # the best token alone
+        found["temperature"] = 0.0
+        for name in ("top_p", "top_k", "min_p", "typical_p"):  # clients send them all the same
+            found.pop(name, None)
+    found["top_k"] = max(0, found.get("top_k", 0))
+    if "seed" in found:
+        found["seed"] %= 2**63
+    return blamed(lambda: Sampling(**found), found)
+
+
+def request_of(sampling: Sampling, stop: tuple[str, ...] = (), **more: Any) -> AnswerRequest:
+    """How to answer. Raises: ApiError, 400."""
+    return blamed(lambda: AnswerRequest(sampling=sampling, stop=stop, **more), more)
+
+
+def blamed(make: Callable[[], T], names: Collection[str]) -> T:
+    """What is made; a value that cannot be is 400, and blamed on the field that the error names first."""
+    try:
+        return make()
+    except ConfigError as error:
+        name = str(error).split(" ", 1)[0].rstrip(":")
+        raise bad_request(str(error), name if name in names else None) from error
+
+
+def text_of(content: object, param: str) -> str:
+    """What a message says: a text, or parts that are texts. Raises: ApiError, 400."""
+    if isinstance(content, str):
+        return cleaned(content)
+    if not isinstance(content, list):
+        raise bad_request(f"{param}: a text, or a list of parts", param)
+    texts = []
+    for index, part in enumerate(content):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind not in ("text", "input_text", "output_text"):
+            raise unsupported(f"{param}[{index}]", "parts are texts: {type: text, text: ...}")
+        if not isinstance(part.get("text"), str):
+            raise bad_request(f"{param}[{index}].text: a text", f"{param}[{index}].text")
+        texts.append(cleaned(part["text"]))
+    return "\n".join(texts)
+
+
+def cleaned(text: str) -> str:
+    """Without lone surrogates, which JSON can spell and no tokenizer takes."""
+    return text if text.isascii() else text.encode(errors="replace").decode()
+
+
+def messages_of(messages: Sequence[object], param: str = "messages") -> Conversation:
+    """A conversation as chat templates take it. Raises: ApiError, 400."""
+    if not 1 <= len(messages) <= limits.MESSAGES:
+        raise bad_request(f"{param}: from 1 to {limits.MESSAGES} messages", param)
+    return Conversation(tuple(_message(said, f"{param}[{index}]") for index, said in enumerate(messages)))
+
+
+def _message(message: object, param: str) -> Message:
+    if not isinstance(message, dict):
+        raise bad_request(f"{param}: a message is an object with role and content", param)
+    role = message.get("role")
+    if not isinstance(role, str) or role not in _ROLES:
+        raise unsupported(f"{param}.role", f"one of {', '.join(_ROLES)}")
+    for name in ("tool_calls", "function_call"):
+        if message.get(name):
+            raise unsupported(f"{param}.{name}", "this server calls no tools")
+    return {"role": _ROLES[role], "content": text_of(message.get("content"), f"{param}.content")}
+
+
+def check_model(asked: str | None, served: str) -> None:
+    """See that the model asked for is the one that is served. Raises: ApiError, 404."""
+    if asked in (None, "", "default", served, f"{served}:latest"):
+        return
+    raise ApiError(
+        404,
+        f"the model {asked[:100]!r} is not served here; there is {served!r}",
+        "model_not_found",
+        param="model",
+    )
