@@ -9,7 +9,17 @@ if TYPE_CHECKING:
     from swarm.answer import Alternative, Answer, Piece
     from swarm.client import Client
     from swarm.conversation import Conversation
-    from swarm.decoding import BeamSearch, BestOf, Contrastive, Greedy, Sample, Sampling, Strategy, Token
+    from swarm.decoding import (
+        BeamSearch,
+        BestOf,
+        Contrastive,
+        Greedy,
+        Sample,
+        Sampling,
+        Speculative,
+        Strategy,
+        Token,
+    )
     from swarm.entry import connect
     from swarm.events import Event
     from swarm.generation import Generation
@@ -36,6 +46,7 @@ __all__ = [
     "Sample",
     "Sampling",
     "Session",
+    "Speculative",
     "Strategy",
     "SwarmError",
     "Token",
@@ -61,6 +72,7 @@ _PLACES = {
     "Route": "swarm.routing.route",
     "Sample": "swarm.decoding",
     "Sampling": "swarm.decoding",
+    "Speculative": "swarm.decoding",
     "Session": "swarm.session.session",
     "Strategy": "swarm.decoding",
     "SwarmError": "protocol.errors",

@@ -226,7 +226,7 @@ class Client:
     def _fitting(self, request: Request) -> Request:
         """Raises: ConfigError, if an amateur is lacking, or not wanted, or if its ids are not this model's."""
         strategy = request.chosen_strategy()
-        if strategy.needs_amateur != (request.amateur is not None):
+        if strategy.needs_amateur not in (None, request.amateur is not None):
             needs = "needs" if strategy.needs_amateur else "has no use for"
             raise ConfigError(f"{strategy.name} {needs} an amateur, a second model with the same tokenizer")
         if request.amateur is not None and request.amateur.tokenizer != self.tokenizer:

@@ -17,6 +17,7 @@ from swarm.decoding.best_of import BestOf
 from swarm.decoding.contrastive import Contrastive
 from swarm.decoding.sampling import Sampling
 from swarm.decoding.single import Greedy, Sample
+from swarm.decoding.speculative import Speculative
 from swarm.decoding.table import AUTO, STRATEGIES, choose_strategy, parse_strategy
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "OutOfTime",
     "Sample",
     "Sampling",
+    "Speculative",
     "Strategy",
     "Task",
     "Together",

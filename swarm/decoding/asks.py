@@ -6,7 +6,8 @@ caches of its own at whoever answers. Branch 0 is there from the beginning; any 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+import time
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Protocol
 
@@ -24,7 +25,8 @@ AMATEUR: Final = -1
 class Ask:
     """Run `tokens` at `position` of a branch; answered by the candidates after the last of them (or after each).
 
-    The position may be one before the end of what was asked already: the same place again, with another want.
+    The position may be before the end of what was asked already: what stands there is forgotten, as a draft that was
+    wrong, or asked again with another want.
     parent: the branch is new, and begins with the first `position` tokens of this one, which nobody computes again
     """
 
@@ -94,6 +96,7 @@ class Task:
     eos           ids that end an answer; they are part of it
     top_logprobs  how many of the best ids each token tells of
     amateur_vocab the vocabulary of the model on the branch AMATEUR, if there is one
+    clock         seconds, for strategies that go by what answers cost
 
     Raises: ConfigError, for a prompt that is empty or not of this vocabulary, and for settings that name other ids.
     """
@@ -106,6 +109,7 @@ class Task:
     cached: int = 0
     top_logprobs: int = 0
     amateur_vocab: int | None = None
+    clock: Callable[[], float] = time.perf_counter
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -124,7 +128,7 @@ class Strategy(Protocol):
     """A way to decode: a frozen dataclass of its own parameters. `swarm.decoding.table` names all there are."""
 
     name: ClassVar[str]
-    needs_amateur: ClassVar[bool]  # whether the branch AMATEUR is used
+    needs_amateur: ClassVar[bool | None]  # whether the branch AMATEUR is used; None: if it is there
 
     def check(self, sampling: Sampling) -> None:
         """Raises: ConfigError, where these settings do not go with it."""

@@ -37,7 +37,7 @@ class BeamSearch:
     """
 
     name: ClassVar[str] = "beam_search"
-    needs_amateur: ClassVar[bool] = False
+    needs_amateur: ClassVar[bool | None] = False
 
     beams: int = 4
     length_penalty: float = 1.0

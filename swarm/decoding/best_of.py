@@ -25,7 +25,7 @@ class BestOf:
     """
 
     name: ClassVar[str] = "best_of"
-    needs_amateur: ClassVar[bool] = False
+    needs_amateur: ClassVar[bool | None] = False
 
     answers: int = 4
 

@@ -38,7 +38,7 @@ class Contrastive:
     """
 
     name: ClassVar[str] = "contrastive"
-    needs_amateur: ClassVar[bool] = True
+    needs_amateur: ClassVar[bool | None] = True
 
     alpha: float = 0.1
     head_parameter: int = 0

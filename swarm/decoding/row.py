@@ -78,7 +78,7 @@ def read_row(
         scores = edits.apply(ids, plain) / (np.float32(1) if normalised else divisor)
     scores = np.minimum(scores, np.finfo(np.float32).max)
     # Processors disturb the order of the answer. Of equal scores the lower id is first.
-    order = np.lexsort((ids, -scores)) if len(edits.named) else np.arange(len(ids))
+    order = np.lexsort((ids, -scores)) if len(edits.named) or want.ids else np.arange(len(ids))
     best = float(scores[order[0]])
     if best == -math.inf:
         raise ConfigError("no token is left to go on with: allowed, banned and the like exclude all")

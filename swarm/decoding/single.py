@@ -16,7 +16,7 @@ class Greedy:
     """Takes the best token each time."""
 
     name: ClassVar[str] = "greedy"
-    needs_amateur: ClassVar[bool] = False
+    needs_amateur: ClassVar[bool | None] = False
 
     def check(self, sampling: Sampling) -> None:
         """See `Strategy`."""
@@ -32,7 +32,7 @@ class Sample:
     """Draws each token from what the settings leave of the model's distribution."""
 
     name: ClassVar[str] = "sample"
-    needs_amateur: ClassVar[bool] = False
+    needs_amateur: ClassVar[bool | None] = False
 
     def check(self, sampling: Sampling) -> None:
         """See `Strategy`."""

@@ -13,9 +13,10 @@ from swarm.decoding.best_of import BestOf
 from swarm.decoding.contrastive import Contrastive
 from swarm.decoding.sampling import Sampling
 from swarm.decoding.single import Greedy, Sample
+from swarm.decoding.speculative import Speculative
 
 STRATEGIES: Final[Mapping[str, type[Strategy]]] = {
-    kind.name: kind for kind in (Greedy, Sample, BeamSearch, BestOf, Contrastive)
+    kind.name: kind for kind in (Greedy, Sample, Speculative, BeamSearch, BestOf, Contrastive)
 }
 # The name for whichever of Greedy and Sample the temperature says.
 AUTO: Final = "auto"

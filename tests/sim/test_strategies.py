@@ -20,7 +20,17 @@ from protocol.model import ManifestFile
 from swarm.answer import Alternative, Answer
 from swarm.branches import Branches
 from swarm.client import Client
-from swarm.decoding import BeamSearch, BestOf, Contrastive, Sampling, Strategy, Task, Token, choose_strategy
+from swarm.decoding import (
+    BeamSearch,
+    BestOf,
+    Contrastive,
+    Sampling,
+    Speculative,
+    Strategy,
+    Task,
+    Token,
+    choose_strategy,
+)
 from swarm.events import Rerouted
 from swarm.generation import Generation
 from swarm.request import Asking, Request
@@ -61,6 +71,8 @@ DRAWN = Sampling(0.9, top_p=0.9, frequency_penalty=0.3, min_new_tokens=4, seed=1
 CASES = {
     "greedy": Case("greedy", SHAPED),
     "sample": Case("sample", DRAWN),
+    "drafts": Case(Speculative(drafts=1, run=2), Sampling()),
+    "drafts, drawn": Case(Speculative(run=2), DRAWN),
     "beams": Case(BeamSearch(4, 0.8, False, 3), SHAPED),
     "early": Case(BeamSearch(2, early_stopping=True), Sampling()),
     "best": Case(BestOf(3), DRAWN),

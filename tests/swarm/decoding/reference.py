@@ -25,7 +25,7 @@ from transformers.generation.logits_process import (
     TypicalLogitsWarper,
 )
 
-from protocol.candidates import Candidates, Want
+from protocol.candidates import Candidates, Want, join_candidates
 from swarm.decoding import AMATEUR, Ask, Decoding, Ending, Sampling, Together, Token
 
 Logits = NDArray[np.float32]
@@ -83,7 +83,12 @@ def run(strategy: Decoding, model: Model, prompt: Sequence[int], amateur: Model 
         cache[said.position :] = said.tokens
         done.asked.append(said)
         asked = model if said.branch != AMATEUR or amateur is None else amateur
-        return answer(asked(cache), said.want)
+        if not said.want.every:
+            return answer(asked(cache), said.want)
+        rows = [answer(asked(cache[: said.position + n]), said.want) for n in range(1, len(said.tokens) + 1)]
+        joined = join_candidates(rows)
+        assert joined is not None
+        return joined
 
     told: Any = None
     while True:

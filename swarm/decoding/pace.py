@@ -1,0 +1,82 @@
+"""How many tokens to draft for one trip, by what trips cost and how much of the drafts held. Pure.
+
+Leviathan et al. 2023 (arXiv 2211.17192), section 3: where each of k drafted tokens holds with probability p, a trip
+gives 1 + p + … + p^k tokens. It costs what one row costs, and a part of that for each row more: both are learnt.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+# Drafting has to promise so much more than a trip without: what is learnt is noisy, and nobody is to lose by it.
+_GAIN: Final = 1.05
+# Weight of what is newest, in means of times and of what holds.
+_NEWEST: Final = 0.2
+# Trips without drafts that are timed before the first with.
+_TIMED: Final = 2
+# Where drafting does not pay, one short draft in so many trips looks whether that has changed.
+_PROBE_EVERY: Final = 32
+_PROBE: Final = 2
+# Before anything is known.
+_FIRST: Final = 4
+_HOLDS: Final = 0.7
+
+
+@dataclass(slots=True)
+class Pace:
+    """Of one source of drafts; `most` tokens are drafted at most."""
+
+    most: int
+    holds: float = _HOLDS  # how likely a drafted token is what the model says, if those before it were
+    one_s: float = 0.0  # a trip with a single row
+    row_s: float = 0.0  # each row more
+    draft_s: float = 0.0  # each drafted token
+    _timed: int = 0
+    _verified: int = 0
+    _idle: int = 0
+
+    def length(self) -> int:
+        """How many tokens to draft now."""
+        if self._timed < _TIMED:
+            return 0
+        if not self._verified:
+            return min(_FIRST, self.most)
+        best = max(range(self.most + 1), key=self._rate)
+        if best and self._rate(best) >= _GAIN * self._rate(0):
+            self._idle = 0
+            return best
+        self._idle += 1
+        if self._idle < _PROBE_EVERY:
+            return 0
+        self._idle = 0
+        return min(_PROBE, self.most)
+
+    def took(self, drafted: int, seconds: float) -> None:
+        """A trip with so many drafted tokens, and one that is not, took so long."""
+        if not drafted:
+            self.one_s = self._mean(self.one_s, seconds) if self._timed else seconds
+            self._timed += 1
+            return
+        each = max(0.0, seconds - self.one_s) / drafted
+        self.row_s = self._mean(self.row_s, each) if self._verified else each
+        self._verified += 1
+
+    def drafting_took(self, drafted: int, seconds: float) -> None:
+        """So many tokens were drafted in that time."""
+        each = seconds / drafted
+        self.draft_s = self._mean(self.draft_s, each) if self.draft_s else each
+
+    def held(self, drafted: int, kept: int) -> None:
+        """Of so many drafted tokens the first `kept` were what the model said."""
+        for held in (*(1.0,) * kept, *(0.0,) * (kept < drafted)):
+            self.holds = self._mean(self.holds, held)
+
+    def _rate(self, drafted: int) -> float:
+        """Tokens in a second."""
+        given = sum(self.holds**each for each in range(drafted + 1))
+        return given / max(1e-9, self.one_s + drafted * (self.row_s + self.draft_s))
+
+    @staticmethod
+    def _mean(before: float, new: float) -> float:
+        return before + _NEWEST * (new - before)
