@@ -1,6 +1,6 @@
-"""How many tokens to draft for one trip, by what trips cost and how much of the drafts held. Pure.
+"""How many tokens to draft for one step, by what steps cost and how much of the drafts held. Pure.
 
-Leviathan et al. 2023 (arXiv 2211.17192), section 3: where each of k drafted tokens holds with probability p, a trip
+Leviathan et al. 2023 (arXiv 2211.17192), section 3: where each of k drafted tokens holds with probability p, a step
 gives 1 + p + … + p^k tokens. It costs what one row costs, and a part of that for each row more: both are learnt.
 """
 
@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-# Drafting has to promise so much more than a trip without: what is learnt is noisy, and nobody is to lose by it.
+# Drafting has to promise so much more than a step without: what is learnt is noisy, and nobody is to lose by it.
 _GAIN: Final = 1.05
 # Weight of what is newest, in means of times and of what holds.
 _NEWEST: Final = 0.2
-# Trips without drafts that are timed before the first with.
+# Steps without drafts that are timed before the first with.
 _TIMED: Final = 2
-# Where drafting does not pay, one short draft in so many trips looks whether that has changed.
+# Where drafting does not pay, one short draft in so many steps looks whether that has changed.
 _PROBE_EVERY: Final = 32
 _PROBE: Final = 2
 # Before anything is known.
@@ -29,7 +29,7 @@ class Pace:
 
     most: int
     holds: float = _HOLDS  # how likely a drafted token is what the model says, if those before it were
-    one_s: float = 0.0  # a trip with a single row
+    one_s: float = 0.0  # a step with a single row
     row_s: float = 0.0  # each row more
     draft_s: float = 0.0  # each drafted token
     _timed: int = 0
@@ -53,7 +53,7 @@ class Pace:
         return min(_PROBE, self.most)
 
     def took(self, drafted: int, seconds: float) -> None:
-        """A trip with so many drafted tokens, and one that is not, took so long."""
+        """A step with so many drafted tokens, and one that is not, took so long."""
         if not drafted:
             self.one_s = self._mean(self.one_s, seconds) if self._timed else seconds
             self._timed += 1

@@ -1,4 +1,4 @@
-"""Several tokens for each trip: what is likely to follow is drafted, and checked by the model all at once.
+"""Several tokens for each step: what is likely to follow is drafted, and checked by the model all at once.
 
 The tokens are those that come without: at each place the model's own row and the number drawn for that place decide,
 and a drafted token holds if it is the one. So an answer depends on seed and logits alone, whatever was drafted.
@@ -28,7 +28,7 @@ RUN: Final = 8
 class Speculative:
     """Drafts what comes next, from runs that came before and from an amateur if there is one; greedy or drawn.
 
-    drafts  the most tokens that are drafted for one trip; how many it is follows from what holds, and what trips cost
+    drafts  the most tokens that are drafted for one step; how many it is follows from what holds, and what steps cost
     run     the most tokens of a run that is looked up; 0: only the amateur drafts
     """
 
@@ -70,7 +70,7 @@ class _Drafter:
         self._amateur_has = 0  # so many tokens of the answer's sequence, from the first
 
     def took(self, draft: _Draft | None, seconds: float) -> None:
-        """A trip took so long: all learn from one without a draft."""
+        """A step took so long: all learn from one without a draft."""
         if draft is not None:
             draft.pace.took(len(draft.tokens), seconds)
             return

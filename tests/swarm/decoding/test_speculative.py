@@ -1,4 +1,4 @@
-"""Several tokens for each trip: the very tokens that come without, in fewer trips, and never in more than pay."""
+"""Several tokens for each step: the very tokens that come without, in fewer steps, and never in more than pay."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SETTINGS = st.builds(
 )
 
 
-def trips_that_cost_the_same() -> Callable[[], float]:
+def steps_that_cost_the_same() -> Callable[[], float]:
     """Whatever is asked takes a second, so drafts are worth a lot."""
     seconds = count()
     return lambda: float(next(seconds))
@@ -43,7 +43,7 @@ def tokens_of(strategy: str | Speculative, sampling: Sampling, model: Model, **h
     """Thirty tokens after a prompt that repeats itself."""
     prompt = [5, 6, 7, 8, 5, 6, 7, 8, 5, 6]
     amateur: Model | None = how.pop("amateur", None)
-    task = Task(prompt, VOCAB, 30, sampling, frozenset({1}), clock=trips_that_cost_the_same(), **how)
+    task = Task(prompt, VOCAB, 30, sampling, frozenset({1}), clock=steps_that_cost_the_same(), **how)
     return run(choose_strategy(strategy, sampling).decode(task), model, prompt, amateur)
 
 
@@ -72,9 +72,9 @@ def test_an_amateur_drafts_and_decides_nothing(seed: int, other: bool, sampling:
     plain = tokens_of("auto", sampling, model)
     found = tokens_of(Speculative(), sampling, model, amateur=amateur, amateur_vocab=VOCAB)
     assert found.ids == plain.ids
-    trips = [ask for ask in found.asked if ask.branch != AMATEUR]
+    steps = [ask for ask in found.asked if ask.branch != AMATEUR]
     if sampling == Sampling(seed=7) and not other and len(plain.ids) > 20:
-        assert len(trips) < len(plain.ids) / 2
+        assert len(steps) < len(plain.ids) / 2
 
 
 def test_what_repeats_takes_few_trips() -> None:
@@ -129,10 +129,10 @@ def test_a_run_is_followed_by_what_followed_it_last(tokens: list[int], longest: 
     assert found == expected
 
 
-def paced(holds: float, row_s: float, draft_s: float = 0.0, trips: int = 400) -> list[int]:
-    """The lengths that are chosen where a trip takes a second, and rows and drafts what they take."""
+def paced(holds: float, row_s: float, draft_s: float = 0.0, steps: int = 400) -> list[int]:
+    """The lengths that are chosen where a step takes a second, and rows and drafts what they take."""
     pace, rng, lengths = Pace(16), np.random.default_rng(5), []
-    for _ in range(trips):
+    for _ in range(steps):
         length = pace.length()
         lengths.append(length)
         if length:
@@ -145,7 +145,7 @@ def paced(holds: float, row_s: float, draft_s: float = 0.0, trips: int = 400) ->
 
 @pytest.mark.parametrize("holds", [0.0, 0.5, 0.95])
 def test_nothing_is_drafted_where_it_does_not_pay(holds: float) -> None:
-    """Where each row costs as much as a trip; but now and then, to see whether that is still so."""
+    """Where each row costs as much as a step; but now and then, to see whether that is still so."""
     lengths = paced(holds, 1.0)
     assert sum(lengths[20:]) <= 2 * (len(lengths) - 20) / 32 + 2
 
@@ -162,10 +162,10 @@ def test_drafts_are_as_long_as_they_pay() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(0, 10), st.floats(0, 10), st.integers(0, 8)), max_size=40))
-def test_a_pace_stays_within_its_bounds(trips: list[tuple[float, float, int]]) -> None:
+def test_a_pace_stays_within_its_bounds(steps: list[tuple[float, float, int]]) -> None:
     """Whatever times are measured."""
     pace = Pace(8)
-    for seconds, drafting_s, kept in trips:
+    for seconds, drafting_s, kept in steps:
         length = pace.length()
         assert 0 <= length <= 8
         pace.took(length, seconds)
