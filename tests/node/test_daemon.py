@@ -201,7 +201,7 @@ async def test_two_nodes_serve_a_model_together(house: House) -> None:
     (serving,) = first.said("serving")
     assert re.sub(r"\d+\.\d\d ms", "… ms", serving) == (
         f"serving embedding + layers 0:3 of fake ({MANIFEST.digest.hex()[:12]}); weights 1000 B (f32, fake), "
-        "room for 222 tokens (13.9 KiB), … ms per block and token"
+        "room for 333 tokens (20.8 KiB), … ms per block and token"
     )
     me = await house.client()
     records, _ = await exchange_maps(me, first.transport.peer, first.transport.addrs)
