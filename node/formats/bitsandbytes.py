@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from node.formats.form import Form, Integers
 from node.formats.raw import Floats, Raw, Which
+from node.formats.scales import matrix_shape
 from node.formats.scheme import is_linear, names
 from node.native.fields import Fields
 from protocol.errors import BadCheckpoint, UnsupportedModel
@@ -180,9 +181,7 @@ class BitsAndBytes8Scheme:
     def form(self, name: str, parts: Mapping[str, Raw]) -> Form:
         """See `Scheme`."""
         weight = parts["weight"].require(("I8",))
-        if len(weight.shape) != 2:
-            raise BadCheckpoint(f"{name} has the shape {list(weight.shape)}, which is no matrix")
-        outs, ins = weight.shape
+        outs, ins = matrix_shape(weight)
         scales, layout = parts["scales"].require(("F32",), (outs,)), parts.get("layout")
         if layout is not None and layout.bytes().any():
             raise BadCheckpoint(f"{layout.name}: a layout of other than rows is not read")

@@ -48,7 +48,7 @@ class Fp8Scheme:
         if len(weight.shape) != 3:
             return eight_bit_floats(weight, scale, self.block)
         count, outs, ins = weight.shape
-        if not scale.shape or scale.shape[0] != count:
+        if not all(weight.shape) or not scale.shape or scale.shape[0] != count:
             raise BadCheckpoint(
                 f"{scale.name} has the shape {list(scale.shape)}, not one for each of {count}"
             )

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from node.formats.form import GROUP, IN_FOURS, Form, Integers
 from node.formats.raw import FLOATS, Raw, Which, floats_of, unpack
-from node.formats.scales import columns_of
+from node.formats.scales import columns_of, matrix_shape
 from node.formats.scheme import is_linear, names, need_columns
 from node.native.fields import Fields
-from protocol.errors import BadCheckpoint, UnsupportedModel
+from protocol.errors import UnsupportedModel
 
 _WORDS: Final = ("I32", "U32")
 _WORD: Final = 32
@@ -68,10 +68,9 @@ class WordScheme:
         """See `Scheme`."""
         per, most = _WORD // self.bits, (1 << self.bits) - 1
         words, scales = parts["qweight"].require(_WORDS), parts["scales"].require(FLOATS)
-        if len(words.shape) != 2 or len(scales.shape) != 2:
-            raise BadCheckpoint(f"{words.name} and {scales.name} are not both matrices")
-        ins, outs = (1 if self.awq else per) * words.shape[0], (per if self.awq else 1) * words.shape[1]
-        groups = scales.shape[0]
+        down, across = matrix_shape(words)
+        ins, outs = (1 if self.awq else per) * down, (per if self.awq else 1) * across
+        groups, _ = matrix_shape(scales)
         need_columns(name, ins, groups)
         scales.require(FLOATS, (groups, outs))
         zeros = parts["qzeros"].require(_WORDS, (groups, -(-outs // per)))

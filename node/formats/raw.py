@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any, Final
 
@@ -84,7 +85,7 @@ class Raw:
         self.shape = tensor.shape
         found = _NUMPY.get(tensor.dtype)
         dtype = None if found is None else np.dtype(found)
-        count = int(np.prod(tensor.shape))
+        count = math.prod(tensor.shape)
         if dtype is None or tensor.stop - tensor.start != dtype.itemsize * count:
             raise BadCheckpoint(f"{path}: {name} is stored as {tensor.dtype}, which is not read")
         try:
