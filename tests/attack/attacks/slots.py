@@ -16,11 +16,17 @@ from protocol.messages import (
     MAP_PROTOCOL,
     MODEL_PROTOCOL,
     SESSION_PROTOCOL,
+    WEIGHTS_PROTOCOL,
     FileRequest,
+    HoldingsReply,
+    HoldingsRequest,
     ManifestRequest,
+    ParcelRequest,
     Ping,
 )
 from protocol.records import Announcement
+from protocol.talk.channel import Channel
+from protocol.talk.weights import ask_inventory, next_parcel
 from protocol.transport.quic.connection import Connection
 from protocol.transport.quic.endpoint import Endpoint, open_endpoint
 from tests.attack import wire
@@ -96,6 +102,40 @@ async def unread_files(field: Field) -> None:
         await stream.send(asked)
         await trio.sleep(4.0)
         stream.reset()
+
+    await crowd(field, 12, act)
+
+
+async def unread_weights(field: Field) -> None:
+    """Parcels that are asked for by the thousand and not read, and inventories."""
+
+    async def act(who: Stranger, node: Announcement) -> None:
+        stream = await who.stream(node, WEIGHTS_PROTOCOL)
+        async with Channel(stream) as channel:
+            await channel.send(HoldingsRequest(node.digest))
+            held = await channel.expect(HoldingsReply, 5.0)
+            digest = next(digest for digest in held.stages if digest is not None)
+            inventory = await ask_inventory(channel, digest)
+            parcels = [ParcelRequest(parcel.hash) for parcel in inventory.parcels()]
+            await channel.send(*(parcels * 1000)[:1000])
+            await trio.sleep(4.0)
+
+    await crowd(field, 12, act)
+
+
+async def thirsty_for_weights(field: Field) -> None:
+    """Everything that a node gives, over and over, by many at once."""
+
+    async def act(who: Stranger, node: Announcement) -> None:
+        stream = await who.stream(node, WEIGHTS_PROTOCOL)
+        async with Channel(stream) as channel:
+            await channel.send(HoldingsRequest(node.digest))
+            held = await channel.expect(HoldingsReply, 5.0)
+            while True:
+                for digest in filter(None, held.stages):
+                    for parcel in (await ask_inventory(channel, digest)).parcels():
+                        await channel.send(ParcelRequest(parcel.hash))
+                        await next_parcel(channel, parcel.size)
 
     await crowd(field, 12, act)
 
@@ -290,6 +330,8 @@ ATTACKS = (
     silent_maps,
     idle_model_conversations,
     unread_files,
+    unread_weights,
+    thirsty_for_weights,
     many_sessions,
     hoarded_cache,
     hoarded_cache_in_use,

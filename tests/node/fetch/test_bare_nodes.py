@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import trio
+from safetensors.torch import load_file
 
 from node.backend import Backend, open_backend
 from node.compute.call import run_alone
@@ -32,6 +35,7 @@ from protocol.tensors import from_numpy
 from protocol.transport.memory import Network
 from tests.support.gguf import as_q8_0, convert
 from tests.support.models import make_model
+from tests.support.quantised import METHODS, quantise
 from tests.support.waiting import eventually
 
 LAYERS = 4
@@ -294,3 +298,35 @@ async def test_a_model_of_the_hub(village: Village, model: Path, monkeypatch: py
     other = await village.node("org/other", join=origin.addrs)
     assert isinstance(other.error, ConfigError)
     assert "the hub cannot be reached" in str(other.error)
+
+
+@pytest.mark.parametrize("method", ["gptq, zeros", "fp8, blocks", "packed, 8 bits, head"])
+async def test_quantised_weights(village: Village, tmp_path: Path, method: str) -> None:
+    """They are fetched as they are stored, parts and all, each parcel once, and stand for the same."""
+    sizes: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 256}
+    plain = make_model("llama", tmp_path / "llama", seed=3, layers=LAYERS, **sizes)
+    quantised, _ = quantise(plain, tmp_path, METHODS[method])
+    origin = await village.node(quantised)
+    bare = await village.node(None, join=origin.addrs)
+    assert bare.said("weights ") == origin.said("weights ")
+    assert bare.fetched.fetched_bytes <= span_bytes(quantised, WHOLE)
+    assert best(bare.backends[-1].load(WHOLE)) == best(origin.backends[-1].load(WHOLE))
+
+
+def as_torch_saves(model: Path, folder: Path) -> Path:
+    """The same checkpoint with its weights in a pickle."""
+    shutil.copytree(model, folder, ignore=shutil.ignore_patterns("*.safetensors*"))
+    files = sorted(model.glob("*.safetensors"))
+    torch.save({n: t for file in files for n, t in load_file(file).items()}, folder / "pytorch_model.bin")
+    return folder
+
+
+async def test_what_torch_saved_is_the_same_weights(village: Village, model: Path, tmp_path: Path) -> None:
+    """Whoever fetches cannot tell a .bin from a safetensors file, and fetches from both at once."""
+    folder = as_torch_saves(model, tmp_path / "tied")
+    origin = await village.node(model)
+    other = await village.node(folder, join=origin.addrs)
+    assert other.said("weights ") == origin.said("weights ")
+    bare = await village.node(None, join=other.addrs)
+    assert bare.said("weights ") == origin.said("weights ")
+    assert not bare.said("warning")
