@@ -43,6 +43,7 @@ from protocol.messages import (
     MAP_PROTOCOL,
     MODEL_PROTOCOL,
     SESSION_PROTOCOL,
+    WEIGHTS_PROTOCOL,
     MapReply,
     Message,
     Open,
@@ -69,6 +70,8 @@ QUESTIONS: Final = ("What is 12 plus 30?", "Which is larger, 41 or 14?")
 ODD_FRAMES: Final = 48  # of a stream, at most; the wild one ends it
 STREAMS_AT_ONCE: Final = 8
 STREAMS_OF_ONE: Final = 400  # then another identity goes on: allowances are per peer
+# What is spoken beside sessions, by the state that a stream of it is in.
+OTHERS: Final = {"map": MAP_PROTOCOL, "model": MODEL_PROTOCOL, "weights": WEIGHTS_PROTOCOL}
 ANSWER_S: Final = 0.5
 LIARS: Final = 4
 NONCES: Final = tuple(
@@ -130,7 +133,7 @@ class Fuzzer:
     async def stream(self, who: Stranger) -> tuple[str, int, int]:
         """One stream to its end: the state it was in, frames sent, wild ones among them."""
         rng = self._rng
-        state = rng.choice(["idle", "opening", "open", "open", "open", "attached", "map", "model"])
+        state = rng.choice(["idle", "opening", "open", "open", "open", "attached", *OTHERS])
         self._span = Span(self._node.span.start + rng.randrange(2), self._node.span.stop)
         self._session = secrets.token_bytes(16)
         client: Stream | None = None
@@ -143,8 +146,7 @@ class Fuzzer:
         if client is not None and state == "open":
             stream = client
         else:
-            protocol = {"map": MAP_PROTOCOL, "model": MODEL_PROTOCOL}.get(state, SESSION_PROTOCOL)
-            stream = await who.stream(self._node, protocol)
+            stream = await who.stream(self._node, OTHERS.get(state, SESSION_PROTOCOL))
         with contextlib.suppress(SwarmError), trio.move_on_after(ANSWER_S):
             await stream.send(b"".join(frames))
             await stream.finish()
@@ -169,6 +171,14 @@ class Fuzzer:
             names = ["tokenizer.json", "config.json", "", "../x", "nul", "\x00"]
             asked = [pack({"t": "manifest?", "model": self._node.digest})]
             return asked + [pack({"t": "file?", "name": rng.choice(names)}) for _ in range(rng.randrange(4))]
+        if state == "weights":
+            stage = rng.choice([*self._node.weights, bytes(8)])
+            kinds = [
+                {"t": "holdings?", "model": self._node.digest},
+                {"t": "inventory?", "stage": stage},
+                {"t": "parcel?", "parcel": rng.randbytes(32)},
+            ]
+            return [pack(kind) for kind in rng.choices(kinds, [4, 4, 1], k=rng.randrange(4))]
         if state == "opening":
             return [self._open(), *(self._ping() for _ in range(rng.randrange(ODD_FRAMES)))]
         if state == "attached":
