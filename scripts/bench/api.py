@@ -1,6 +1,6 @@
 """What the API costs over the Python client: per token, until the first, for small answers; how soon a hang-up ends.
 
-    python scripts/bench/http.py [--quick] [--json FILE]
+    python scripts/bench/api.py [--quick] [--json FILE]
 
 One node of the shipped model on this machine, `swarm.blocking` and the API by turns, in this process, over the same
 swarm. The answers are of equal length; figures are medians.
