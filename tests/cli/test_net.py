@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
+import httpx
 import pytest
 
 from swarm import blocking
@@ -55,6 +56,22 @@ def test_generate_prints_the_text_alone(join: list[str], tmp_path: Path) -> None
     assert (done.returncode, done.stderr) == (0, "")
     assert "Paris" in done.stdout
     assert run("generate", QUESTION, home=tmp_path).stdout == done.stdout
+
+
+def test_serve_answers_by_http_until_it_is_told_to_leave(
+    swarm_of_two: LocalSwarm, tmp_path: Path, processes: Processes
+) -> None:
+    """It says where it listens, answers, and ends by Ctrl-C without a word."""
+    command = [sys.executable, "-m", "swarm", "serve", "--join", swarm_of_two.join, "--port", "0"]
+    server = processes.start(command, env={"SWARM_HOME": str(tmp_path)}, name="serve")
+    url = server.wait_for_line(r"^listening at (http\S+) \(no key needed\)$", 30)[1]
+    with httpx.Client(base_url=url, timeout=30) as client:
+        block_until(lambda: client.get("/health").json()["joined"], 30)
+        body = {"messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
+        said = client.post("/v1/chat/completions", json=body).json()
+    assert "Paris" in said["choices"][0]["message"]["content"]
+    server.signal(signal.SIGINT)
+    assert server.wait(10) == 0
 
 
 def test_generate_as_json(join: list[str], tmp_path: Path) -> None:
