@@ -55,9 +55,7 @@ def _answer_errors(app: FastAPI) -> None:
         return Response(status_code=499)  # nobody reads it
 
     async def other(request: Request, error: Exception) -> Response:
-        found = as_api_error(error)
-        assert isinstance(found, ApiError)
-        return error_response(request.url.path, found)
+        return error_response(request.url.path, as_api_error(error))
 
     for kind, handler in (
         (ApiError, refused),

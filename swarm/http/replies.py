@@ -75,17 +75,18 @@ async def reply(request: Request, said: Stream[Said], writer: Writer, *, stream:
             outcome = await until_gone(request, _collect(said))
             return json_response(writer.whole(outcome), headers=route_header(outcome.ended[0].hops))
         early = await until_gone(request, _first(said))
-    except BaseException as raised:
+    except (Gone, asyncio.CancelledError):
+        said.close()
+        raise
+    except Exception as raised:
         said.close()
         raise as_api_error(raised) from raised
     hops = next((each.route.hops for each in early if isinstance(each, Begun)), ())
     return Streamed(said, early, writer, route_header(hops))
 
 
-def as_api_error(raised: BaseException) -> BaseException:
+def as_api_error(raised: Exception) -> ApiError:
     """What to raise for an error of the other side: of ours in words, a bug of ours without, and noted."""
-    if isinstance(raised, Gone | asyncio.CancelledError):
-        return raised
     found = translated(raised)
     if found is None or isinstance(raised, LocalProtocolError):
         _log.error("a bug of ours, while a request was answered", exc_info=raised)
@@ -153,7 +154,6 @@ class Streamed(Response, Generic[T]):
                 await self._write(send, taken)
         except Exception as raised:  # noqa: BLE001 - told in the stream, and noted where it is a bug
             error = as_api_error(raised)
-            assert isinstance(error, ApiError)
             await _put(send, self._writer.broken(error).encode(errors="replace"))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from swarm.http.forms import json_response
 from swarm.http.metrics import Metrics
 from swarm.http.pages import PAGES
-from swarm.http.replies import Streamed, as_api_error, until_gone
+from swarm.http.replies import Gone, Streamed, as_api_error, until_gone
 from swarm.http.service import Service
 from swarm.http.state import NewsWriter
 
@@ -34,7 +36,10 @@ def router(service: Service, metrics: Metrics) -> APIRouter:
         news = service.watch()
         try:
             early = await until_gone(request, news.take())
-        except BaseException as raised:
+        except (Gone, asyncio.CancelledError):
+            news.close()
+            raise
+        except Exception as raised:
             news.close()
             raise as_api_error(raised) from raised
         return Streamed(news, early, NewsWriter())
