@@ -15,7 +15,7 @@ from functools import partial
 from typing import Final, Unpack
 
 from protocol.book import RecordBook
-from protocol.errors import ConfigError
+from protocol.errors import ConfigError, NoRoute
 from protocol.model import Manifest, Span
 from protocol.records import Announcement
 from swarm.conversation import Conversation
@@ -141,6 +141,10 @@ class Client:
         """The best route now for a session of `tokens`. Raises: NoRoute."""
         await self._view.measure(self.model.digest, self.wanted)
         return self._view.plan(self.model.digest, Need(self.wanted, self.model.blocks, tokens))
+
+    def pause_s(self, error: NoRoute) -> float | None:
+        """How long until somebody who answers may be asked again for the stages that are missing; None: nobody."""
+        return self._view.pause_s(self.model.digest, error, tokens=1)
 
     @asynccontextmanager
     async def session(

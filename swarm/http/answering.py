@@ -217,11 +217,11 @@ class Answering:
         self._tally.answered(await answer.end())
 
     async def _is_served(self, client: Client) -> bool:
-        """Whether it is but room that is missing."""
+        """Whether it is but room that is missing: also where those who have none are left alone for a while."""
         try:
             await client.plan_route(1)
-        except NoRoute:
-            return False
+        except NoRoute as error:
+            return client.pause_s(error) is not None
         return True
 
 

@@ -85,7 +85,8 @@ def test_a_crowd_is_answered_or_told_to_come_again() -> None:
             said = list(pool.map(ask, prompts))
         answered = {prompt: each.json() for prompt, each in said if each.status_code == 200}
         told = [each for _, each in said if each.status_code == 429]
-        assert len(answered) + len(told) == 64
+        others = {each.text for _, each in said if each.status_code not in (200, 429)}
+        assert not others
         assert len(answered) >= 8  # of those that had a turn, some found no room at the nodes
         assert all(int(each.headers["retry-after"]) >= 1 for each in told)
         for prompt, answer in answered.items():
