@@ -41,8 +41,9 @@ class WhereOptions:
     amateur: Annotated[
         str | None,
         _option(
-            "For the strategy contrastive: a weaker model of the same tokenizer that the swarm serves too.",
-            metavar="NAME",
+            "A smaller model of the same tokenizer, by its name in the swarm or as a checkpoint here: the strategy "
+            "contrastive needs one, speculative has it draft.",
+            metavar="MODEL",
             panel=NETWORK,
             show_default=False,
         ),

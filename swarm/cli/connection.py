@@ -13,10 +13,10 @@ from rich.text import Text
 from protocol.errors import NoRoute, SwarmError
 from protocol.plain import one_line, plain
 from swarm import blocking
+from swarm.branches import Model
 from swarm.cli import joined, local
 from swarm.cli.options import Where
 from swarm.cli.terminal import Terminal
-from swarm.client import Client
 from swarm.events import OnEvent
 
 
@@ -51,13 +51,18 @@ def open_client(where: Where, terminal: Terminal, on_event: OnEvent) -> Iterator
 @contextmanager
 def open_amateur(
     client: blocking.Client, where: Where, name: str | None, terminal: Terminal
-) -> Iterator[Client | None]:
-    """A client of another model of the same swarm, beside the first one; None, where none is named.
+) -> Iterator[Model | None]:
+    """Another model: a checkpoint on this machine, or by its name one of the same swarm; None, where none is named.
 
-    Raises: ConfigError, Unreachable, NoRoute.
+    Raises: ConfigError, BadCheckpoint, UnsupportedModel, Unreachable, NoRoute.
     """
     if name is None:
         yield None
+        return
+    if _is_checkpoint(name):
+        with working(terminal, f"loading {name}"):
+            whole = local.load_whole(name)
+        yield whole
         return
     doors = joined.find_doors(where.join)
     with ExitStack() as stack:

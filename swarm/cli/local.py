@@ -15,6 +15,7 @@ from swarm.cli.node_process import Told
 
 if TYPE_CHECKING:
     from node.store.cache import KeptModel
+    from swarm.branches import Model
     from swarm.cli.demo_layout import Weights
     from swarm.session.session import Ends
 
@@ -40,6 +41,14 @@ def load_ends(folder: str) -> Ends:
     from node.backend import open_ends
 
     return open_ends(folder)
+
+
+def load_whole(model: str) -> Model:
+    """All of a checkpoint, to draft or to be an amateur. Raises: ConfigError, BadCheckpoint, UnsupportedModel."""
+    _require("a model beside the swarm's")
+    from node.whole import WholeModel
+
+    return WholeModel.open(model)
 
 
 def plan(model: str, memories: Sequence[int], cache_dir: str | None) -> dict[str, Any]:

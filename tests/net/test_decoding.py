@@ -10,11 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+import trio
 from transformers import AutoModelForCausalLM, LogitsProcessorList
 
 import swarm
+from node.whole import WholeModel
+from swarm.branches import Model
 from swarm.cli.demo_nodes import shipped_model
-from swarm.decoding import BeamSearch, Sampling
+from swarm.decoding import BeamSearch, Sampling, Strategy
+from swarm.request import Request
 from tests.support.inprocess import running_nodes
 from tests.support.models import make_model
 from tests.swarm.decoding.reference import processors
@@ -117,3 +121,28 @@ async def test_three_nodes_equal_generate(folder: Path) -> None:
             found = [list(answer.tokens), *(list(other.tokens) for other in answer.alternatives)]
             assert found == case.generated(folder, ids, client.text.eos), case
             assert len(answer.route.hops) == 3
+
+
+async def test_drafts_save_steps_and_change_nothing() -> None:
+    """By the small sibling of the shipped model, on the client's machine: greedy and drawn."""
+    draft = await trio.to_thread.run_sync(WholeModel.open, str(shipped_model().with_name("tiny-draft")))
+    question = [{"role": "user", "content": "Count from 3 to 40."}]
+    async with (
+        running_nodes(shipped_model(), [(0, 3), (3, 6), (6, 8)]) as addrs,
+        swarm.connect(addrs[0], remember=False) as client,
+    ):
+        ids = await client.text.encode_chat(question)
+        for sampling in (PLAIN, Sampling(0.4, top_p=0.9, repetition_penalty=1.05, seed=3)):
+            tokens, steps = [], []
+            ways: list[tuple[Strategy | str, Model | None]] = [("auto", None), (swarm.Speculative(), draft)]
+            for strategy, amateur in ways:
+                async with client.session(max_tokens=len(ids) + 60) as session:
+                    generation = client.generate(
+                        ids, session=session, request=Request(60, sampling, strategy, amateur=amateur)
+                    )
+                    async for _ in generation:
+                        pass
+                    tokens.append(generation.answer.tokens)
+                    steps.append(session.steps)
+            assert tokens[0] == tokens[1]
+            assert steps[1] < steps[0] or sampling is not PLAIN
