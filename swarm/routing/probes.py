@@ -88,11 +88,11 @@ class Probes:
         if issued is not None:
             self.clock.heard(met.peer, issued, time.time())
         now = trio.current_time()
-        self._heard_at = {known: at for known, at in self._heard_at.items() if at > now - HEARD_LATELY_S}
-        self._heard_at[peer.peer] = now
         for record in await take_records(self._book, met.records, met.source, self.now):
             self._bans.renewed(record.peer, now - (self.now() - record.announcement.issued), now)
         self._book.prove(met.peer, *met.places)
         self.rtt_ms[peer.peer] = min(1000 * met.rtt_s, self.rtt_ms.get(peer.peer, float("inf")))
         if issued is not None:  # a node that has just started has yet to say what it serves
             self._bans.answered(peer.peer, now)
+            self._heard_at = {known: at for known, at in self._heard_at.items() if at > now - HEARD_LATELY_S}
+            self._heard_at[peer.peer] = now
