@@ -33,7 +33,7 @@ def test_frames_that_nobody_would_send_break_nothing() -> None:
     assert result.tracebacks == []
     assert result.sound
     assert result.frames >= FRAMES
-    assert set(result.states) == {"idle", "opening", "open", "attached", "map", "model"}
+    assert set(result.states) == {"idle", "opening", "open", "attached", "map", "model", "weights"}
 
 
 def test_sessions_that_come_and_go_leave_no_memory_behind() -> None:
