@@ -160,6 +160,18 @@ async def test_regression_sessions_that_wait_share_what_nodes_say(
         assert view.nodes(HONEST)
 
 
+async def test_regression_a_door_that_came_second_has_not_been_heard(
+    autojump_clock: MockClock, stage: Stage
+) -> None:
+    """What it said was let go as the first had answered: who asks soon after asks it, whatever was shared lately."""
+    spare_door, spare = await stage.node()
+    door, _ = await stage.node(spare)
+    for _ in range(5):
+        async with stage.view(door, spare_door) as view:
+            await view.refresh(lately_s=1.0)
+            assert len(view.nodes(HONEST)) == 2
+
+
 async def test_dead_records_do_not_hold_a_client_up(
     autojump_clock: MockClock, stage: Stage, tmp_path: Path
 ) -> None:
