@@ -44,8 +44,7 @@ class WholeModel:
     @property
     def tokenizer(self) -> bytes:
         """The digest of its tokenizer: ids mean the same only where this is the same."""
-        files = self._engine.manifest.files
-        return next((file.sha256 for file in files if file.name == "tokenizer.json"), b"")
+        return self._engine.manifest.tokenizer
 
     @property
     def vocab_size(self) -> int:

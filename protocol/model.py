@@ -115,6 +115,11 @@ class Manifest:
         """Number of stages: blocks, embedding and head."""
         return self.blocks + 2
 
+    @property
+    def tokenizer(self) -> bytes:
+        """The digest of its tokenizer: ids mean the same only where this is the same."""
+        return next((file.sha256 for file in self.files if file.name == "tokenizer.json"), b"")
+
     def encode(self) -> bytes:
         """The canonical bytes, the same on every node of the model."""
         in_order = replace(self, files=tuple(sorted(self.files, key=lambda f: f.name)))

@@ -116,7 +116,7 @@ class Client:
     @property
     def tokenizer(self) -> bytes:
         """The digest of the model's tokenizer, as its manifest has it."""
-        return next((file.sha256 for file in self.model.manifest.files if file.name == "tokenizer.json"), b"")
+        return self.model.manifest.tokenizer
 
     @property
     def vocab_size(self) -> int:

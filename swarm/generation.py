@@ -15,6 +15,7 @@ from swarm.answer import Alternative, Answer, Piece
 from swarm.branches import Branches, Source
 from swarm.decoding import AMATEUR, Continuation, Decoding, Ending, OutOfTime, Task, Token
 from swarm.decoding.asks import Said, Told
+from swarm.decoding.runs import common_prefix
 from swarm.events import Altered, Event, Rerouted
 from swarm.request import Request
 from swarm.routing.route import Route
@@ -193,7 +194,7 @@ class Generation:
             min(request.max_new_tokens, session.spec.max_tokens - len(self._prompt)),
             request.settings,
             self._eos,
-            _common_prefix(session.tokens, self._prompt),
+            common_prefix(session.tokens, self._prompt),
             request.top_logprobs,
             None if request.amateur is None else request.amateur.vocab_size,
         )
@@ -254,11 +255,3 @@ def check_length(prompt: Sequence[int], most: int) -> None:
         raise ConfigError(
             f"the prompt has {len(prompt)} tokens; with room for an answer at most {most - 1} fit"
         )
-
-
-def _common_prefix(held: Sequence[int], wanted: Sequence[int]) -> int:
-    """How many of the first tokens are the same."""
-    for index, (a, b) in enumerate(zip(held, wanted, strict=False)):
-        if a != b:
-            return index
-    return min(len(held), len(wanted))

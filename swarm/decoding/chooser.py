@@ -89,10 +89,14 @@ class Chooser:
         place = self.place(all_tokens)
         token = self.pick(place, expect_candidates((yield Ask(tokens, position, place.want, branch))))
         if token is None:
-            # The same place once more: the last token one position back, which every hop rolls back to.
-            place = self.again(place)
-            last = Ask(tokens[-1:], position + len(tokens) - 1, place.want, branch)
-            token = self.pick(place, expect_candidates((yield last)))
+            token = yield from self.settle(place, all_tokens, branch)
+        return token
+
+    def settle(self, place: Place, all_tokens: Sequence[int], branch: int = 0) -> Generator[Ask, Any, Token]:
+        """The token after `all_tokens`, of everything there is: the last of them one position back, once more."""
+        place = self.again(place)
+        last = Ask((all_tokens[-1],), len(all_tokens) - 1, place.want, branch)
+        token = self.pick(place, expect_candidates((yield last)))
         assert token is not None
         return token
 

@@ -1,4 +1,7 @@
-"""What followed the last time: drafts out of the tokens themselves, without a model (prompt lookup)."""
+"""Runs of tokens: what two sequences begin with, and what followed a run the last time.
+
+The latter makes drafts out of the tokens themselves, without a model (prompt lookup).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,12 @@ from collections.abc import Sequence
 
 # A run of one token says too little of what follows it.
 _SHORTEST = 2
+
+
+def common_prefix(held: Sequence[int], wanted: Sequence[int]) -> int:
+    """How many of the first tokens are the same."""
+    shorter = min(len(held), len(wanted))
+    return next((index for index in range(shorter) if held[index] != wanted[index]), shorter)
 
 
 class Runs:

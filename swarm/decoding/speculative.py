@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
 from typing import Any, ClassVar, Final
 
 from protocol import limits
 from protocol.candidates import Want
 from protocol.errors import ConfigError
-from swarm.decoding.asks import AMATEUR, Ask, Decoding, Ending, Task, Token
+from swarm.decoding.asks import AMATEUR, Ask, Decoding, Ending, Task
 from swarm.decoding.chooser import Chooser, Place, expect_candidates
 from swarm.decoding.pace import Pace
-from swarm.decoding.runs import Runs
+from swarm.decoding.runs import Runs, common_prefix
 from swarm.decoding.sampling import Sampling
 
 DRAFTS: Final = 32
@@ -133,7 +132,7 @@ def _speculate(task: Task, how: Speculative) -> Decoding:
         for at, place in enumerate(places):
             token = chooser.pick(replace(place, want=want), found, at)
             if token is None:
-                token = yield from _settled(chooser, place, tokens)
+                token = yield from chooser.settle(place, tokens)
             chosen.append(token.id)
             tokens.append(token.id)
             yield token
@@ -142,7 +141,7 @@ def _speculate(task: Task, how: Speculative) -> Decoding:
             if at < len(drafted) and token.id != drafted[at]:
                 break
         if draft is not None:
-            drafter.held(draft, sum(1 for _ in takewhile(bool, map(int.__eq__, chosen, drafted))))
+            drafter.held(draft, common_prefix(chosen, drafted))
         done = len(tokens) - 1
     return Ending("length")
 
@@ -171,12 +170,3 @@ def _for_all(wants: Sequence[Want], vocab_size: int) -> Want:
     if not min(want.top for want in wants) or top + len(ids) >= vocab_size or len(ids) > limits.ASKED_IDS:
         return Want(every=True, top=0, temperature=temperature)
     return Want(every=True, top=top, ids=tuple(ids), temperature=temperature)
-
-
-def _settled(chooser: Chooser, place: Place, tokens: Sequence[int]) -> Generator[Ask, Any, Token]:
-    """The token after `tokens`, of everything there is at that place."""
-    whole = chooser.again(place)
-    found = expect_candidates((yield Ask((tokens[-1],), len(tokens) - 1, whole.want)))
-    token = chooser.pick(whole, found)
-    assert token is not None
-    return token

@@ -18,6 +18,7 @@ from protocol.model import Span
 from swarm.answer import Answer
 from swarm.client import Client
 from swarm.decoding import Token
+from swarm.decoding.runs import common_prefix
 from swarm.events import Event
 from swarm.generation import Generation
 from swarm.http import limits
@@ -26,7 +27,7 @@ from swarm.http.errors import bad_request, full
 from swarm.http.line import Line
 from swarm.http.maps import no_route
 from swarm.http.place import Place
-from swarm.http.pool import Pool, common_prefix
+from swarm.http.pool import Pool
 from swarm.routing.route import Route
 from swarm.session.session import PREFILL_CHUNK, Session
 

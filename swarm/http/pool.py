@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import trio
 
+from swarm.decoding.runs import common_prefix
 from swarm.http import limits
 from swarm.session.session import Session
 
@@ -34,12 +35,6 @@ def choose(idle: Sequence[Held], prompt: Sequence[int], room: int) -> int | None
         if common > most and held.max_tokens >= room and 2 * common >= len(held.tokens):
             best, most = index, common
     return best
-
-
-def common_prefix(held: Sequence[int], wanted: Sequence[int]) -> int:
-    """How many of the first tokens are the same."""
-    shorter = min(len(held), len(wanted))
-    return next((index for index in range(shorter) if held[index] != wanted[index]), shorter)
 
 
 class Pool:
