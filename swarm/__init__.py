@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from protocol.errors import NoRoute, SwarmError
     from swarm import blocking
     from swarm.answer import Alternative, Answer, Piece
+    from swarm.answers import Answered, Answers, Several
     from swarm.client import Client
     from swarm.conversation import Conversation
     from swarm.decoding import (
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Alternative",
     "Answer",
+    "Answered",
+    "Answers",
     "BeamSearch",
     "BestOf",
     "Client",
@@ -46,6 +49,7 @@ __all__ = [
     "Sample",
     "Sampling",
     "Session",
+    "Several",
     "Speculative",
     "Strategy",
     "SwarmError",
@@ -57,6 +61,8 @@ __all__ = [
 _PLACES = {
     "Alternative": "swarm.answer",
     "Answer": "swarm.answer",
+    "Answered": "swarm.answers",
+    "Answers": "swarm.answers",
     "BeamSearch": "swarm.decoding",
     "BestOf": "swarm.decoding",
     "Client": "swarm.client",
@@ -74,6 +80,7 @@ _PLACES = {
     "Sampling": "swarm.decoding",
     "Speculative": "swarm.decoding",
     "Session": "swarm.session.session",
+    "Several": "swarm.answers",
     "Strategy": "swarm.decoding",
     "SwarmError": "protocol.errors",
     "Token": "swarm.decoding",

@@ -11,15 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Unpack
+from typing import Any, Unpack, cast, overload
 
 from protocol.book import RecordBook
 from protocol.records import Announcement
+from swarm import answers as several_answers
 from swarm import client as clients
 from swarm import conversation as conversations
 from swarm import entry
 from swarm import generation as generations
 from swarm.answer import Answer, Piece
+from swarm.answers import Answered, Prompt, Prompts, Several
 from swarm.client import Model
 from swarm.events import Event
 from swarm.portal import Portal
@@ -89,16 +91,41 @@ class Client:
         """The best route now. Raises: NoRoute."""
         return self._portal.call(self._client.plan_route, tokens)
 
+    @overload
     def generate(
         self,
-        prompt: str | Sequence[int],
+        prompt: Prompt,
         *,
         chat: bool = False,
         request: Request | None = None,
         **asking: Unpack[Asking],
-    ) -> Generation:
-        """Continue a prompt, or answer it by the chat template if `chat`; see `swarm.Client.generate`."""
-        made = self._client.generate(prompt, chat=chat, request=request, **asking)
+    ) -> Generation: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: Prompts,
+        *,
+        chat: bool = False,
+        several: Several = clients.EACH,
+        request: Request | None = None,
+        **asking: Unpack[Asking],
+    ) -> Answers: ...
+
+    def generate(
+        self,
+        prompt: Prompt | Prompts,
+        *,
+        chat: bool = False,
+        several: Several = clients.EACH,
+        request: Request | None = None,
+        **asking: Unpack[Asking],
+    ) -> Generation | Answers:
+        """Continue a prompt, or answer it by the chat template if `chat`, or several; see `swarm.Client.generate`."""
+        if clients.are_several(prompt):
+            many = self._client.generate(prompt, chat=chat, several=several, request=request, **asking)
+            return Answers(self._portal, many)
+        made = self._client.generate(cast(Prompt, prompt), chat=chat, request=request, **asking)
         return Generation(self._portal, made)
 
     @contextmanager
@@ -138,6 +165,25 @@ class Generation:
     def events(self) -> tuple[Event, ...]:
         """What happened to its session meanwhile."""
         return self._generation.events
+
+
+class Answers:
+    """`swarm.Answers`, called from one ordinary thread: leaving the loop over them stops all that are under way."""
+
+    def __init__(self, portal: Portal, answers: several_answers.Answers) -> None:
+        self._answers = answers
+        self._given = portal.iterate(lambda: answers)
+
+    def __iter__(self) -> Generator[Answered, None, None]:
+        """What became of each prompt. Raises what functions of the request raise."""
+        try:
+            yield from self._given
+        finally:
+            self._given.close()
+
+    def __len__(self) -> int:
+        """How many prompts there are."""
+        return len(self._answers)
 
 
 class Conversation:

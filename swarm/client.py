@@ -12,18 +12,20 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final, Unpack
+from typing import Final, TypeGuard, Unpack, cast, overload
 
+from protocol import limits
 from protocol.book import RecordBook
 from protocol.errors import ConfigError, NoRoute
 from protocol.model import Manifest, Span
 from protocol.records import Announcement
+from swarm.answers import Answers, Prompt, Prompts, Several
 from swarm.conversation import Conversation
 from swarm.events import OnEvent
 from swarm.generation import Generation, Start, check_length
 from swarm.request import Asking, Request
 from swarm.routing.precision import Precisions
-from swarm.routing.route import Need, Route
+from swarm.routing.route import BEGIN_TOKENS, Need, Route
 from swarm.routing.view import View
 from swarm.session.chain import SessionSpec
 from swarm.session.session import Ends, Session
@@ -33,6 +35,7 @@ from swarm.text.text import Text
 DEFAULT_SESSION_TOKENS: Final = 4096
 # A turn of a conversation of which nothing else is said.
 TURN: Final = Request(max_new_tokens=256)
+EACH: Final = Several()
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,31 +185,92 @@ class Client:
         )
         return Session(self._view, spec, self._on_event, self._ends)
 
+    @overload
     def generate(
         self,
-        prompt: str | Sequence[int],
+        prompt: Prompt,
         *,
         chat: bool = False,
         session: Session | None = None,
         request: Request | None = None,
         **asking: Unpack[Asking],
-    ) -> Generation:
+    ) -> Generation: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: Prompts,
+        *,
+        chat: bool = False,
+        several: Several = EACH,
+        request: Request | None = None,
+        **asking: Unpack[Asking],
+    ) -> Answers: ...
+
+    def generate(
+        self,
+        prompt: Prompt | Prompts,
+        *,
+        chat: bool = False,
+        session: Session | None = None,
+        several: Several = EACH,
+        request: Request | None = None,
+        **asking: Unpack[Asking],
+    ) -> Generation | Answers:
         """Continue a prompt (text or token ids), or answer it by the model's chat template if `chat`.
 
         How tokens are chosen and when the answer ends is said by a `request`, or by its fields as arguments. Iterate
         what is returned for the text; its `answer` tells how it went. Several may be under way at once, each in its
         own session. With a `session` its caches are used, and only what they do not hold yet is sent.
 
+        Of a list of prompts each is answered so, as `several` says; iterate what is returned for what became of each.
+
         Raises, when it is iterated: NoRoute; ConfigError, if the prompt is empty, longer than the context, or not of
         the vocabulary. At once: ConfigError, where what is asked cannot be.
         """
         request = self._fitting(replace(request or Request(), **asking))
-        prepared = partial(self._prepared, prompt, request.max_new_tokens, chat=chat, session=session)
+        if are_several(prompt):
+            if session is not None:
+                raise ConfigError("several prompts have a session each: leave out the one given")
+            return self._several(prompt, chat, several, request)
+        return self._generation(cast(Prompt, prompt), None, chat=chat, session=session, request=request)
+
+    def _generation(
+        self, prompt: Prompt, route: Route | None, *, chat: bool, session: Session | None, request: Request
+    ) -> Generation:
+        prepared = partial(
+            self._prepared, prompt, request.max_new_tokens, chat=chat, session=session, route=route
+        )
         return Generation(self.text, request, prepared)
+
+    def _several(self, prompts: Sequence[Prompt], chat: bool, several: Several, request: Request) -> Answers:
+        # More than a hop has seats for, for one peer, would wait for one another there.
+        most = max(1, limits.SESSIONS_PER_PEER // request.chosen_strategy().sessions)
+        how = replace(several, at_once=min(several.at_once, most))
+        begin = partial(self._generation, chat=chat, session=None, request=request)
+        return Answers(prompts, how, begin, partial(self._plan_apart, how.routes), self._view.nursery)
+
+    async def _plan_apart(self, most: int) -> Sequence[Route]:
+        """Routes to choose from; none, where each session is to plan its own."""
+        if most == 1:
+            return ()
+        await self._view.measure(self.model.digest, self.wanted)
+        try:
+            return self._view.plan_apart(
+                self.model.digest, Need(self.wanted, self.model.blocks, BEGIN_TOKENS), most
+            )
+        except NoRoute:  # each says so of itself, when it has looked further
+            return ()
 
     @asynccontextmanager
     async def _prepared(
-        self, prompt: str | Sequence[int], max_new_tokens: int, *, chat: bool, session: Session | None
+        self,
+        prompt: Prompt,
+        max_new_tokens: int,
+        *,
+        chat: bool,
+        session: Session | None,
+        route: Route | None,
     ) -> AsyncIterator[Start]:
         ids = await self._encode(prompt, chat)
         if session is not None:
@@ -215,7 +279,7 @@ class Client:
             return
         check_length(ids, self.model.context)
         async with aclosing(self.new_session(min(len(ids) + max_new_tokens, self.model.context))) as own:
-            yield Start(own, ids)
+            yield Start(own, ids, route)
 
     def conversation(
         self, *, system: str | None = None, request: Request = TURN, **asking: Unpack[Asking]
@@ -237,9 +301,14 @@ class Client:
             raise ConfigError("the amateur has another tokenizer: its ids are other text")
         return request
 
-    async def _encode(self, prompt: str | Sequence[int], chat: bool) -> list[int]:
+    async def _encode(self, prompt: Prompt, chat: bool) -> list[int]:
         if not isinstance(prompt, str):
             return list(prompt)
         if chat:
             return await self.text.encode_chat([{"role": "user", "content": prompt}])
         return await self.text.encode(prompt)
+
+
+def are_several(prompt: Prompt | Prompts) -> TypeGuard[Prompts]:
+    """Whether it is a list of prompts: of texts, or of lists of ids."""
+    return isinstance(prompt, list) and bool(prompt) and not isinstance(prompt[0], int)

@@ -26,10 +26,11 @@ from swarm.text.text import Text
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What an answer begins with: the ids of its prompt, and the session that is to hold them."""
+    """What an answer begins with: the ids of its prompt, and the session that is to hold them, opened by a route."""
 
     session: Session
     prompt: Sequence[int]
+    route: Route | None = None
 
 
 NO_ROUTE: Final = Route((), 0, 0.0)
@@ -113,7 +114,7 @@ class Generation:
                 self._take_up(start)
                 try:
                     with trio.move_on_at(self._deadline) as opening:
-                        await start.session.open()
+                        await start.session.open(start.route)
                     if opening.cancelled_caught:
                         self._finish = "time"
                         return

@@ -130,6 +130,10 @@ class Strategy(Protocol):
     name: ClassVar[str]
     needs_amateur: ClassVar[bool | None]  # whether the branch AMATEUR is used; None: if it is there
 
+    @property
+    def sessions(self) -> int:
+        """The most branches of the model that it has at once, each a session at every hop."""
+
     def check(self, sampling: Sampling) -> None:
         """Raises: ConfigError, where these settings do not go with it."""
 

@@ -54,6 +54,11 @@ class BeamSearch:
         if self.early_stopping not in (False, True, "never"):
             raise ConfigError(f"early_stopping {self.early_stopping}: it is true, false or never")
 
+    @property
+    def sessions(self) -> int:
+        """See `Strategy`."""
+        return 2 * self.beams  # those that go on begin before those they came from end
+
     def check(self, sampling: Sampling) -> None:
         """See `Strategy`."""
         takes_the_best(self.name, sampling)

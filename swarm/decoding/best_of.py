@@ -33,6 +33,11 @@ class BestOf:
         if not 1 <= self.answers <= ANSWERS:
             raise ConfigError(f"answers {self.answers}: it is from 1 to {ANSWERS}")
 
+    @property
+    def sessions(self) -> int:
+        """See `Strategy`."""
+        return self.answers
+
     def check(self, sampling: Sampling) -> None:
         """See `Strategy`."""
         draws(self.name, sampling)

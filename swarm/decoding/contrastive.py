@@ -52,6 +52,11 @@ class Contrastive:
         if not 0.01 <= self.amateur_temperature <= 100:
             raise ConfigError(f"amateur_temperature {self.amateur_temperature}: it is from 0.01 to 100")
 
+    @property
+    def sessions(self) -> int:
+        """See `Strategy`."""
+        return 1
+
     def check(self, sampling: Sampling) -> None:
         """See `Strategy`."""
         cuts = [name for name in sampling.drawing if name != "temperature"]

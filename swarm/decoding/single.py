@@ -18,6 +18,11 @@ class Greedy:
     name: ClassVar[str] = "greedy"
     needs_amateur: ClassVar[bool | None] = False
 
+    @property
+    def sessions(self) -> int:
+        """See `Strategy`."""
+        return 1
+
     def check(self, sampling: Sampling) -> None:
         """See `Strategy`."""
         takes_the_best(self.name, sampling)
@@ -33,6 +38,11 @@ class Sample:
 
     name: ClassVar[str] = "sample"
     needs_amateur: ClassVar[bool | None] = False
+
+    @property
+    def sessions(self) -> int:
+        """See `Strategy`."""
+        return 1
 
     def check(self, sampling: Sampling) -> None:
         """See `Strategy`."""

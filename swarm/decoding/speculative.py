@@ -43,6 +43,11 @@ class Speculative:
         if not (self.run == 0 or 2 <= self.run <= RUN):
             raise ConfigError(f"run {self.run}: it is 0 (off), or from 2 to {RUN}")
 
+    @property
+    def sessions(self) -> int:
+        """See `Strategy`."""
+        return 1
+
     def check(self, sampling: Sampling) -> None:
         """See `Strategy`: it goes with all."""
 

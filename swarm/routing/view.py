@@ -207,6 +207,21 @@ class View:
             anew, trust.anew = trust.anew, False
             self.nursery.start_soon(trio.to_thread.run_sync, self._store.save, digest, dict(trust.used), anew)
 
+    def plan_apart(self, digest: bytes, need: Need, most: int) -> list[Route]:
+        """The best route, the best without its peers, and so on, as far as there are any; at most so many.
+
+        Raises: NoRoute, if there is none at all.
+        """
+        found = [self.plan(digest, need)]
+        while len(found) < most:
+            used = {peer for route in found for peer in route.peers}
+            nodes = [a for a in self.nodes(digest) if a.peer not in used]
+            try:
+                found.append(plan_route(need, nodes, Network(self.rtt_ms), self._rng))
+            except NoRoute:
+                break
+        return found
+
     def plan(self, digest: bytes, need: Need, tried: Collection[str] | None = None) -> Route:
         """The best route now for what is needed of a model.
 
