@@ -48,6 +48,12 @@ class Coverage:
         """Stages that nobody serves now."""
         return missing_stages(Span(0, self.one.stages), self.spans)
 
+    @property
+    def copies(self) -> list[int]:
+        """How many serve each stage now."""
+        spans = self.spans
+        return [sum(stage in span for span in spans) for stage in range(self.one.stages)]
+
     def state(self, node: Announcement) -> str:
         """What the node says it does; "silent" if it does not answer."""
         return node.state if node.peer in self.rtt_ms else "silent"
@@ -93,6 +99,7 @@ def coverage_fields(coverage: Coverage, join: str) -> dict[str, Any]:
         "precision": str(coverage.precisions),
         "layers": one.blocks,
         "complete": not coverage.missing,
+        "copies": coverage.copies,
         "missing": [
             {
                 "stages": [hole.start, hole.stop],
@@ -115,6 +122,7 @@ def _node_fields(coverage: Coverage, node: Announcement) -> dict[str, Any]:
         "dtype": node.dtype,
         "numerics": str(node.numerics),
         "state": coverage.state(node),
+        "taken": coverage.serves(node),
         "decode_ms": node.decode_ms,
         "prefill_ms": node.prefill_ms,
         "queue_ms": node.queue_ms,

@@ -54,24 +54,26 @@ class Named:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """The next text of an answer, and its tokens if those were asked for."""
+    """The next text of an answer, of `count` tokens, and these if they were asked for."""
 
     index: int
     text: str
     tokens: tuple[Named, ...] = ()
+    count: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Happened:
-    """Something befell the session of an answer."""
+    """Something befell the session of an answer, which goes along `route` since."""
 
     index: int
     event: Event
+    route: Route
 
 
 @dataclass(frozen=True, slots=True)
 class HopTime:
-    """What a hop took for a token, on average; None, where it computed none of this answer."""
+    """What a hop took for a step after the prompt, on average; None, where it computed none of this answer."""
 
     peer: str
     span: Span
@@ -80,12 +82,13 @@ class HopTime:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """An answer is whole; `held` tokens of its prompt were there already."""
+    """An answer is whole; `held` tokens of its prompt were there already, and `steps` came after it."""
 
     index: int
     answer: Answer
     held: int
     hops: tuple[HopTime, ...]
+    steps: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,12 +256,13 @@ class _Answer:
         if not self._over:
             named = await self._named(piece.tokens) if self._job.ask.logprobs else ()
             if piece.text or named:
-                await self._send(Text(self._index, piece.text, named))
+                await self._send(Text(self._index, piece.text, named, len(piece.tokens)))
         return not self._over
 
     async def end(self) -> Ended:
         """Send and return the whole of it."""
-        ended = Ended(self._index, self.generation.answer, self._held, self._hop_times())
+        steps = max(0, self._session.steps - self._first_step)
+        ended = Ended(self._index, self.generation.answer, self._held, self._hop_times(), steps)
         await self._send(ended)
         return ended
 
@@ -274,7 +278,7 @@ class _Answer:
     async def _tell_events(self) -> None:
         events = self.generation.events
         for event in events[self._told :]:
-            await self._send(Happened(self._index, event))
+            await self._send(Happened(self._index, event, self._session.route))
         self._told = len(events)
 
     def _hop_times(self) -> tuple[HopTime, ...]:

@@ -16,16 +16,19 @@ from swarm.http import limits
 from swarm.http.errors import ApiError, full
 from swarm.http.forms import error_response
 from swarm.http.metrics import Metrics
+from swarm.http.pages import PAGE_PATHS
 from swarm.http.settings import Settings
 
 # Asked by health checks and by pages before they have a key; these tell nothing that a key protects.
-WITHOUT_KEY: Final = frozenset({"/health"})
+WITHOUT_KEY: Final = PAGE_PATHS | {"/health"}
 # Pages are opened by links on other sites; what they load comes from here.
 _PAGES: Final = frozenset({"/"})
 
 _EVERYWHERE: Final = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    # What strangers say becomes text and never markup, whatever a script of ours might try.
+    "require-trusted-types-for 'script'; trusted-types 'none'",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cross-origin-resource-policy": "same-origin",

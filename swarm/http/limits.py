@@ -71,5 +71,9 @@ MAP_S: Final = 15.0
 STATUS_S: Final = 2.0
 # Streams of state at once: pages that are open, each takes one.
 WATCHERS: Final = 32
-# Events that a watcher may lag behind by before it loses some.
-EVENTS_AHEAD: Final = 64
+# Events that a watcher may lag behind by before it loses some: sixteen answers tell of their tokens for two seconds.
+EVENTS_AHEAD: Final = 256
+# Of one answer: often enough to be seen to move, and a small part of what its tokens cost.
+PROGRESS_S: Final = 0.15
+# Events that are kept for who comes later: a page that is opened again shows what happened a while ago.
+EVENTS_KEPT: Final = 50

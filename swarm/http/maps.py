@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Final
 
 from protocol.errors import NoRoute
@@ -31,6 +32,12 @@ def door(client: Client) -> str:
     """For a command: where a node of this model was met; what is only announced may be anybody's place."""
     said = (a for a in client.nodes if a.digest == client.model.digest)
     return next((addr for a in said for addr in client.book.proven(a.peer)), "ADDRESS")
+
+
+def commands(client: Client) -> dict[str, str]:
+    """What to run elsewhere: to serve the model too, and to use the swarm without this server."""
+    join = shlex.quote(door(client))
+    return {"node": f"swarm node --join {join}", "chat": f"swarm chat --join {join}"}
 
 
 def no_route(error: NoRoute, client: Client) -> ApiError:

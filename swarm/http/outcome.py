@@ -71,11 +71,12 @@ def timings(begun: Begun, answer: Answer) -> dict[str, Any]:
 
 
 def hop_fields(ended: Ended, blocks: int) -> list[dict[str, Any]]:
-    """The route of an answer: who, which layers, and the milliseconds of a token there."""
+    """The route of an answer: who, which layers, and the milliseconds of a step there."""
     return [
         {
             "peer": hop.peer,
             "layers": describe_stages(hop.span, blocks),
+            "stages": [hop.span.start, hop.span.stop],
             "ms": None if hop.ms is None else round(hop.ms, 3),
         }
         for hop in ended.hops
@@ -88,6 +89,7 @@ def route_fields(route: Route) -> list[dict[str, Any]]:
         {
             "peer": hop.peer,
             "layers": describe_stages(hop.span, route.blocks),
+            "stages": [hop.span.start, hop.span.stop],
             "expected_ms": round(hop.expected_ms, 3),
         }
         for hop in route.hops
@@ -102,6 +104,7 @@ def event_fields(event: Event, blocks: int) -> dict[str, Any]:
                 "kind": "rerouted",
                 "lost": event.lost,
                 "layers": describe_stages(event.stages, blocks),
+                "stages": [event.stages.start, event.stages.stop],
                 "reason": event.reason,
                 "replacements": list(event.replacements),
                 "seconds": round(event.seconds, 4),
@@ -134,6 +137,7 @@ def how(begun: Begun, ended: Ended) -> dict[str, Any]:
         "route": hop_fields(ended, blocks),
         "reroutes": [event_fields(each, blocks) for each in answer.reroutes],
         "altered": [event_fields(each, blocks) for each in answer.altered],
+        "steps": ended.steps,
         "seconds": round(answer.seconds, 4),
         "ttft_s": round(answer.ttft_s, 4),
         "tokens_per_s": round(answer.tokens_per_s, 2),

@@ -50,7 +50,12 @@ class Service:
 
     def ask(self, *asks: Ask) -> Stream[Said]:
         """What comes of them, as it comes; the caller reads it to its end or closes it."""
-        return self._bridge.stream(lambda send: self._answering.answer(asks, send), limits.PIECES_AHEAD)
+
+        async def answer(send: Callable[[Said], Awaitable[None]]) -> None:
+            with self._state.under_way.heard(send) as sending:
+                await self._answering.answer(asks, sending)
+
+        return self._bridge.stream(answer, limits.PIECES_AHEAD)
 
     async def tokens(self, prompt: str | Conversation) -> list[int]:
         """The ids of a prompt. Raises: ApiError; ConfigError; what the text process raises."""

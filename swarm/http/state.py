@@ -1,30 +1,40 @@
-"""What there is to see of the swarm: who serves what, and what happens; as JSON and as a stream. In the trio loop."""
+"""What there is to see of the swarm: who serves what, what happens, which answers come; as JSON and as a stream.
+
+In the trio loop.
+"""
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import trio
 
 from protocol.errors import NoRoute
 from protocol.plain import plain
 from swarm.coverage import coverage_fields
+from swarm.decoding import AUTO, STRATEGIES
 from swarm.events import Event
 from swarm.http import limits
 from swarm.http.errors import ApiError, full
 from swarm.http.forms import SSE, error_fields, event
 from swarm.http.line import Line
-from swarm.http.maps import coverages, door, no_route, own_coverage
+from swarm.http.maps import commands, coverages, door, no_route, own_coverage
 from swarm.http.outcome import event_fields
 from swarm.http.place import Place
 from swarm.http.pool import Pool
+from swarm.http.under_way import UnderWay
+
+# Those that need no second model.
+_STRATEGIES: Final = [AUTO, *(name for name, kind in STRATEGIES.items() if not kind.needs_amateur)]
 
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """Something to tell a watcher: the whole state, or an event."""
+    """Something to tell a watcher: the whole state ("status"), an "event", or how an "answer" goes on."""
 
     name: str
     fields: dict[str, Any]
@@ -38,6 +48,8 @@ class State:
         self._pool = pool
         self._watchers: set[trio.MemorySendChannel[News]] = set()
         self._number = 0  # of the events so far
+        self._kept: deque[News] = deque(maxlen=limits.EVENTS_KEPT)
+        self.under_way = UnderWay(lambda fields: self._tell(News("answer", fields)))
 
     @property
     def watched(self) -> bool:
@@ -45,9 +57,15 @@ class State:
         return bool(self._watchers)
 
     def heard(self, said: Event, blocks: int) -> None:
-        """Tell it to all watchers; one that lags behind loses it."""
+        """Tell it to all watchers, also to those who come a while later."""
         self._number += 1
-        news = News("event", {"number": self._number, "session": said.session, **event_fields(said, blocks)})
+        head = {"number": self._number, "at": round(time.time(), 3), "session": said.session}
+        news = News("event", {**head, **event_fields(said, blocks)})
+        self._kept.append(news)
+        self._tell(news)
+
+    def _tell(self, news: News) -> None:
+        """Whoever lags behind loses it."""
         for watcher in tuple(self._watchers):
             try:
                 watcher.send_nowait(news)
@@ -80,21 +98,33 @@ class State:
             "places": self._line.places,
             "waiting": self._line.waiting,
             "idle_sessions": self._pool.size,
+            "under_way": self.under_way.fields,
         }
         if client is None:
             return {"joined": False, "why": place.why, "model": None, "models": [], "doing": doing}
         model = {"name": plain(client.model.name), "digest": client.model.digest.hex()}
         models = [coverage_fields(each, door(client)) for each in coverages(client)]
-        return {"joined": True, "why": "", "model": model, "models": models, "doing": doing}
+        return {
+            "joined": True,
+            "why": "",
+            "model": model,
+            "models": models,
+            "doing": doing,
+            "strategies": _STRATEGIES,
+            "commands": commands(client),
+        }
 
     async def watch(self, place: Place, send: Callable[[News], Awaitable[None]]) -> None:
-        """Send the state now and whenever it has changed, and every event. Raises: ApiError, 429."""
+        """Send the state, the latest events, and from then on all that changes. Raises: ApiError, 429."""
         if len(self._watchers) >= limits.WATCHERS:
             raise full(f"{limits.WATCHERS} streams of events are open; close one", 5.0)
         told, heard = trio.open_memory_channel[News](limits.EVENTS_AHEAD)
+        kept = tuple(self._kept)
         self._watchers.add(told)
         try:
-            last: dict[str, Any] = {}
+            last = await self.status(place)
+            for news in (News("status", last), *kept):
+                await send(news)
             while True:
                 found = await self.status(place)
                 if found != last:

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from swarm.http.forms import json_response
 from swarm.http.metrics import Metrics
-from swarm.http.pages import PAGES
+from swarm.http.pages import pages
 from swarm.http.replies import Gone, Streamed, as_api_error, until_gone
 from swarm.http.service import Service
 from swarm.http.state import NewsWriter
@@ -48,6 +48,6 @@ def router(service: Service, metrics: Metrics) -> APIRouter:
     async def all_metrics() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    for path, page in PAGES.items():
+    for path, page in pages().items():
         paths.add_api_route(path, page.respond, include_in_schema=False)
     return paths

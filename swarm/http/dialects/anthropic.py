@@ -9,7 +9,7 @@ from pydantic import Field
 
 from swarm.http.answering import Begun, Ended, Over, Said, Text
 from swarm.http.asking import Ask, Conversation, checked_stop
-from swarm.http.dialects.fields import Fields, SamplingFields, messages_of, request_of, text_of
+from swarm.http.dialects.fields import Fields, SamplingFields, messages_of, text_of
 from swarm.http.dialects.openai import FINISH, new_id
 from swarm.http.errors import ApiError
 from swarm.http.forms import SSE, anthropic_error, event
@@ -40,7 +40,7 @@ class MessageFields(SamplingFields):
         """The same as any dialect asks it. Raises: ApiError, 400."""
         stop = checked_stop(self.stop_sequences, "stop_sequences")
         said = _conversation(self.messages, self.system)
-        return Ask(said, request_of(self.sampling(), stop), self.max_tokens)
+        return Ask(said, self.decoded(stop), self.max_tokens)
 
 
 class CountFields(Fields):

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from swarm.http.answering import Named
 from swarm.http.asking import Ask, checked_count, checked_stop
-from swarm.http.dialects.fields import messages_of, request_of
+from swarm.http.dialects.fields import messages_of
 from swarm.http.dialects.openai import LEAST_LOGPROB, OpenAiFields, OpenAiWriter
 from swarm.http.errors import bad_request
 from swarm.text.stream import REPLACEMENT
@@ -41,10 +41,9 @@ class ChatFields(OpenAiFields):
         """The same as any dialect asks it. Raises: ApiError, 400."""
         if self.top_logprobs and not self.logprobs:
             raise bad_request("top_logprobs: logprobs must be true", "top_logprobs")
-        top = self.top_logprobs or 0
         return Ask(
             messages_of(self.messages),
-            request_of(self.sampling(), checked_stop(self.stop), top_logprobs=top),
+            self.decoded(checked_stop(self.stop), top_logprobs=self.top_logprobs or 0),
             self.max_completion_tokens or self.max_tokens,
             checked_count(self.n),
             self.logprobs,

@@ -11,7 +11,7 @@ from pydantic import Field
 from swarm.http import limits
 from swarm.http.answering import Named
 from swarm.http.asking import Ask, Ids, checked_count, checked_stop
-from swarm.http.dialects.fields import cleaned, request_of
+from swarm.http.dialects.fields import cleaned
 from swarm.http.dialects.openai import LEAST_LOGPROB, OpenAiFields, OpenAiWriter
 from swarm.http.errors import bad_request
 
@@ -32,7 +32,7 @@ class CompletionFields(OpenAiFields):
 
     def asks(self) -> list[Ask]:
         """The same as any dialect asks it, for each prompt. Raises: ApiError, 400."""
-        request = request_of(self.sampling(), checked_stop(self.stop), top_logprobs=self.logprobs or 0)
+        request = self.decoded(checked_stop(self.stop), top_logprobs=self.logprobs or 0)
         most, count, told = self.max_tokens or USUAL_TOKENS, checked_count(self.n), self.logprobs is not None
         return [Ask(prompt, request, most, count, told) for prompt in prompts_of(self.prompt)]
 

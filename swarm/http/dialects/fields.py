@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Final, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from protocol.errors import ConfigError
-from swarm.decoding import Sampling
+from swarm.decoding import AUTO, Sampling, Strategy, parse_strategy
 from swarm.http import limits
 from swarm.http.asking import Conversation, Message
 from swarm.http.errors import ApiError, bad_request, unsupported
@@ -43,9 +43,14 @@ class Fields(BaseModel):
 
 
 class SwarmFields(Fields):
-    """Our own additions: `events` asks a stream for the route, and for what befalls it."""
+    """Our own additions.
+
+    events    asks a stream for the route, and for what befalls it
+    strategy  how to decode, as `swarm generate --strategy` takes it
+    """
 
     events: bool = False
+    strategy: str | None = None
 
 
 class SamplingFields(Fields):
@@ -69,6 +74,20 @@ class SamplingFields(Fields):
         """The same as the client takes it. Raises: ApiError, 400."""
         return sampling_of(self.model_dump(include=set(SAMPLING), exclude_none=True))
 
+    def decoded(self, stop: tuple[str, ...] = (), name: str | None = None, **more: Any) -> AnswerRequest:
+        """How to answer: by the strategy of that `name`, or by the one in `swarm`. Raises: ApiError, 400."""
+        param = "swarm.strategy" if name is None else "strategy"
+        strategy = strategy_of(name or self.swarm.strategy, param)
+        return request_of(self._sampling_by(strategy), stop, strategy=strategy, **more)
+
+    def _sampling_by(self, strategy: Strategy | str) -> Sampling:
+        """Settings; where a strategy that draws nothing was asked for, without the temperature that is usual."""
+        if strategy == AUTO or self.temperature is not None:
+            return self.sampling()
+        given = self.model_dump(include=set(SAMPLING), exclude_none=True)
+        usual = 1.0 if getattr(strategy, "name", "") in ("sample", "best_of") else 0.0
+        return sampling_of({"temperature": usual, **given})
+
 
 SAMPLING: Final = tuple(name for name in SamplingFields.model_fields if name != "swarm")
 
@@ -89,6 +108,14 @@ def sampling_of(settings: Mapping[str, Any]) -> Sampling:
 def request_of(sampling: Sampling, stop: tuple[str, ...] = (), **more: Any) -> AnswerRequest:
     """How to answer. Raises: ApiError, 400."""
     return blamed(lambda: AnswerRequest(sampling=sampling, stop=stop, **more), more)
+
+
+def strategy_of(text: str | None, param: str) -> Strategy | str:
+    """The strategy of that name; AUTO, where nothing is said. Raises: ApiError, 400."""
+    try:
+        return parse_strategy(text or AUTO)
+    except ConfigError as error:
+        raise bad_request(str(error), param) from error
 
 
 def blamed(make: Callable[[], T], names: Collection[str]) -> T:

@@ -115,7 +115,8 @@ class OpenAiWriter:
             case Happened():
                 if self._events:
                     blocks = self._outcome.begun_of(said.index).route.blocks
-                    event = self._if_asked({"event": event_fields(said.event, blocks)})
+                    told = {"event": event_fields(said.event, blocks), "route": route_fields(said.route)}
+                    event = self._if_asked(told)
                     yield self._chunk(said.index, self.piece(""), more=event)
             case Ended():
                 begun = self._outcome.begun_of(said.index)

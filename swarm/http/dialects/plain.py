@@ -8,17 +8,13 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from protocol import limits as wire_limits
-from swarm.decoding import AUTO, Sampling, Strategy, parse_strategy
 from swarm.http.answering import Begun, Ended, Happened, Said, Text
 from swarm.http.asking import Ask, Conversation, Ids, checked_stop
 from swarm.http.dialects.fields import (
     Fields,
     SamplingFields,
-    blamed,
     cleaned,
     messages_of,
-    request_of,
-    sampling_of,
 )
 from swarm.http.dialects.openai import FINISH
 from swarm.http.errors import ApiError, bad_request
@@ -36,23 +32,7 @@ class StrategyFields(SamplingFields):
 
     def request(self) -> Any:
         """How to answer. Raises: ApiError, 400."""
-        strategy: Strategy | str = AUTO
-        if self.strategy is not None:
-            strategy = blamed(lambda: parse_strategy(self.strategy or AUTO), ("strategy",))
-        return request_of(
-            self._sampling(strategy),
-            checked_stop(self.stop),
-            strategy=strategy,
-            max_seconds=self.max_seconds,
-        )
-
-    def _sampling(self, strategy: Strategy | str) -> Sampling:
-        """Settings; of a strategy that draws nothing, without the temperature that is usual."""
-        if strategy in (AUTO, None) or self.temperature is not None:
-            return self.sampling()
-        given = self.model_dump(include=set(SamplingFields.model_fields) - {"swarm"}, exclude_none=True)
-        usual = 1.0 if getattr(strategy, "name", "") in ("sample", "best_of") else 0.0
-        return sampling_of({"temperature": usual, **given})
+        return self.decoded(checked_stop(self.stop), self.strategy, max_seconds=self.max_seconds)
 
 
 class GenerateFields(StrategyFields):

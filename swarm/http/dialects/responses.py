@@ -9,7 +9,7 @@ from pydantic import Field
 
 from swarm.http.answering import Begun, Ended, Over, Said, Text
 from swarm.http.asking import Ask
-from swarm.http.dialects.fields import Fields, SamplingFields, messages_of, request_of
+from swarm.http.dialects.fields import Fields, SamplingFields, messages_of
 from swarm.http.dialects.openai import FINISH, new_id, now
 from swarm.http.errors import ApiError, unsupported
 from swarm.http.forms import SSE, event
@@ -55,7 +55,7 @@ class ResponseFields(SamplingFields):
                 raise unsupported(f"input[{index}]", "only messages are taken")
         if self.instructions is not None:
             said = [{"role": "system", "content": self.instructions}, *said]
-        return Ask(messages_of(said, "input"), request_of(self.sampling()), self.max_output_tokens)
+        return Ask(messages_of(said, "input"), self.decoded(), self.max_output_tokens)
 
 
 class ResponseWriter:
