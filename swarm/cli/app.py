@@ -15,7 +15,18 @@ from swarm.cli.streams import OutputLost, own_streams
 from swarm.cli.terminal import open_terminal
 
 # Each is a function in the module of its name.
-COMMANDS: Final = ("chat", "demo", "generate", "models", "node", "plan", "route", "serve", "status")
+COMMANDS: Final = (
+    "chat",
+    "demo",
+    "generate",
+    "models",
+    "node",
+    "plan",
+    "route",
+    "serve",
+    "status",
+    "up",
+)
 
 
 def app_of(*commands: str) -> typer.Typer:
@@ -52,6 +63,7 @@ def swarm(
 
     ```
     swarm demo
+    swarm up
     ```
 
     Two machines, and a chat from any third (the first node prints its ADDRESS). The second has the weights of its

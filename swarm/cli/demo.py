@@ -28,8 +28,9 @@ from swarm.cli.chat import converse
 from swarm.cli.connection import working
 from swarm.cli.coverage import render
 from swarm.cli.demo_layout import AUTO, Layout, choose_layout
-from swarm.cli.demo_nodes import READ_BYTES_S, READY_WITHIN_S, Demo, DemoNode
+from swarm.cli.demo_nodes import READ_BYTES_S, READY_WITHIN_S
 from swarm.cli.interrupts import leave
+from swarm.cli.local_nodes import LocalNode, LocalNodes
 from swarm.cli.options import Verbose, readable, taking
 from swarm.cli.screen import Screen
 from swarm.cli.terminal import Terminal, open_terminal
@@ -164,7 +165,7 @@ demo = taking(DemoOptions, _demo)
 class Show:
     """What there is to see once the nodes are up."""
 
-    running: Demo
+    running: LocalNodes
     screen: Screen
     client: Client
     script: Script
@@ -244,7 +245,7 @@ class Show:
         self, talk: Conversation, question: str, due: Callable[[str], bool]
     ) -> tuple[Answer, bool]:
         """The answer, and whether a node was killed in it."""
-        killed: list[DemoNode] = []
+        killed: list[LocalNode] = []
 
         def watch(text: str) -> None:
             if not killed and due(text):
@@ -252,13 +253,14 @@ class Show:
 
         return self._ask(talk, question, watch), bool(killed)
 
-    def _kill(self, talk: Conversation) -> DemoNode:
+    def _kill(self, talk: Conversation) -> LocalNode:
         used = [(hop.peer, hop.span) for hop in (talk.route or self.client.plan_route()).hops]
         node = swarm_demo.replaceable(self.running, used)
-        node.kill()
+        node.child.kill()
         first, stop = node.layers
         self.screen.printer.remark(
-            f"kill -9 {node.process.pid}: {node.name} with layers {first}:{stop} is dead", style="bold red"
+            f"kill -9 {node.child.process.pid}: {node.name} with layers {first}:{stop} is dead",
+            style="bold red",
         )
         return node
 
@@ -281,7 +283,7 @@ def _fetched(terminal: Terminal) -> Path:
     return real_model.fetch(real_model.SMOLLM2, folder)
 
 
-def _wait_until_ready(running: Demo, name: str, layout: Layout, terminal: Terminal) -> None:
+def _wait_until_ready(running: LocalNodes, name: str, layout: Layout, terminal: Terminal) -> None:
     began = time.monotonic()
     doing = {node.name: "starting" for node in running.nodes}
     kept = "" if layout.quant == "none" else f" in {layout.quant}"
@@ -299,7 +301,7 @@ def _wait_until_ready(running: Demo, name: str, layout: Layout, terminal: Termin
     terminal.remark(f"✓ all ready after {time.monotonic() - began:.1f} s", "", style="green")
 
 
-def _progress(running: Demo, doing: dict[str, str], terminal: Terminal) -> Table:
+def _progress(running: LocalNodes, doing: dict[str, str], terminal: Terminal) -> Table:
     table = Table.grid(padding=(0, 1))
     for node in running.nodes:
         ready = doing[node.name] == "ready"

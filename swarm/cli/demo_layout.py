@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from protocol.errors import ConfigError
@@ -29,6 +29,10 @@ class Weights:
     def blocks(self) -> int:
         """How many layers it has."""
         return len(next(iter(self.stages.values()))) - 2
+
+    def within(self, memory_bytes: int) -> Weights:
+        """The same where there is so much for weights and sessions together."""
+        return replace(self, room_bytes=min(self.room_bytes, memory_bytes))
 
     def needs(self, quant: str, layers: Sequence[Layers]) -> int:
         """Bytes of nodes with these layers, and the ends that adjoin them."""

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import queue
-import signal
-import sys
 import threading
 from collections.abc import Callable
-from functools import partial
-from typing import Final
-
-from rich.text import Text
+from dataclasses import dataclass
+from typing import Any, Final
 
 from swarm.cli import joined, local
+from swarm.cli.api_options import ApiOptions
+from swarm.cli.api_process import ApiBeside
+from swarm.cli.local_nodes import reached_at
 from swarm.cli.node_options import NodeOptions
 from swarm.cli.node_process import Told
 from swarm.cli.options import taking
-from swarm.cli.streams import OutputLost
-from swarm.cli.terminal import Terminal, open_terminal
+from swarm.cli.streams import OutputLost, stop_at_eof
+from swarm.cli.telling import teller
 
 # A node tells some twenty things as it starts, and then one an hour; more than this waits only where nobody reads.
 EVENTS_WAITING: Final = 256
@@ -28,7 +25,12 @@ EVENTS_WAITING: Final = 256
 LAST_NEWS_S: Final = 1.0
 
 
-def _node(options: NodeOptions) -> None:
+@dataclass(frozen=True, slots=True)
+class _Options(ApiOptions, NodeOptions):
+    """Of a node, and of the API beside it."""
+
+
+def _node(options: _Options) -> None:
     """Serve some layers of a model to the swarm.
 
     The first node begins a swarm; every other joins it by the address of any node, and has the weights of its layers
@@ -38,18 +40,29 @@ def _node(options: NodeOptions) -> None:
     ```
     swarm node --model ./llama --layers 0:16
     swarm node --join ADDRESS
+    swarm node --join ADDRESS --http
     ```
     """
     config = options.config()
+    if options.http:
+        options.settings()  # what cannot be is said before a model is loaded
     if options.stop_on_eof:
-        threading.Thread(target=_stop_at_eof, daemon=True).start()
-    show = _show_json if options.as_json else partial(_show_line, terminal=open_terminal())
-    with _News(show) as news:
+        stop_at_eof()
+    with _News(teller(options.as_json or options.log_json)) as news, contextlib.ExitStack() as stack:
+        if options.http:
+            words = [*options.words(), *["--log-json"] * options.log_json]
+            news.api = stack.enter_context(ApiBeside(words, news.tell))
+            news.doors = _own_doors(config)
         local.serve(config, news.tell)
 
 
 # A function with the name of the command.
-node = taking(NodeOptions, _node)
+node = taking(_Options, _node)
+
+
+def _own_doors(config: dict[str, Any]) -> list[str]:
+    """Where this machine reaches the node, as far as that is said beforehand."""
+    return [reached_at(place) for place in config.get("listen", ()) if "/udp/0/" not in place]
 
 
 class _News:
@@ -59,6 +72,8 @@ class _News:
     """
 
     def __init__(self, show: Callable[[Told], None]) -> None:
+        self.api: ApiBeside | None = None
+        self.doors: list[str] = []
         self._show = show
         self._told: queue.Queue[Told | None] = queue.Queue(EVENTS_WAITING)
         self._writer = threading.Thread(target=self._write, name="news", daemon=True)
@@ -82,25 +97,11 @@ class _News:
 
     def _write(self) -> None:
         while (event := self._told.get()) is not None:
-            if event.name == "ready":
-                joined.remember(event.fields["addrs"])
             with contextlib.suppress(OutputLost):  # a node serves on when nobody reads what it says
                 self._show(event)
-
-
-def _show_line(event: Told, terminal: Terminal) -> None:
-    styles = {"ready": "bold green", "address": "dim", "warned": "yellow", "noted": "yellow"}
-    terminal.out.print(Text(event.text, style=styles.get(event.name, "")), soft_wrap=True)
-
-
-def _show_json(event: Told) -> None:
-    print(json.dumps(event.fields))
-    sys.stdout.flush()
-
-
-def _stop_at_eof() -> None:
-    """Leave when standard input ends: whoever started this node has ended, however it did."""
-    with contextlib.suppress(OSError):
-        while os.read(sys.stdin.fileno(), 4096):
-            pass
-    os.kill(os.getpid(), signal.SIGTERM)
+            if event.name == "ready":
+                joined.remember(event.fields["addrs"])
+                if self.api is not None:
+                    peer = event.fields["peer"]
+                    own = [f"{place}/p2p/{peer}" for place in self.doors]
+                    self.api.start([*own, *event.fields["addrs"]][: joined.DOORS])

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from protocol.errors import ConfigError
-from swarm.cli.options import NETWORK, JsonLines, Verbose
+from swarm.cli.api_options import API
+from swarm.cli.options import NETWORK, JsonLines, LogJson, StopOnEof, Verbose
 
 _ENGINE = "The engine"
 _PEERS = "Weights from peers, and to them"
@@ -173,8 +174,17 @@ class NodeOptions:
     cache_dir: Annotated[
         Path | None, typer.Option(help="Where downloaded weights are kept.", show_default=False)
     ] = None
+    http: Annotated[
+        bool,
+        typer.Option(
+            "--http",
+            help="Serve the API of the swarm too, in a process beside this one, as `swarm serve` does.",
+            rich_help_panel=API,
+        ),
+    ] = False
     as_json: JsonLines = False
-    stop_on_eof: Annotated[bool, typer.Option(hidden=True)] = False
+    log_json: LogJson = False
+    stop_on_eof: StopOnEof = False
     verbose: Verbose = 0
 
     def config(self) -> dict[str, Any]:

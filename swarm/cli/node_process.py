@@ -1,4 +1,4 @@
-"""`swarm node` as a process of its own, for whoever starts nodes: its command line, and what it tells."""
+"""Commands of ours as processes of their own, for whoever starts them: the command line, and what it tells."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 
 def node_command(
-    model: Path | str,
-    layers: str,
+    model: Path | str | None,
+    layers: str | None,
     *,
     home: Path,
     listen: str,
@@ -20,11 +20,22 @@ def node_command(
     options: Sequence[str] = (),
 ) -> list[str]:
     """The words of a command that tells `Told`s."""
-    words = [sys.executable, "-m", "swarm", "node", "--json", "--model", str(model), "--layers", layers]
-    words += ["--home", str(home), "--listen", listen]
+    words = [sys.executable, "-m", "swarm", "node", "--json", "--home", str(home), "--listen", listen]
+    if model is not None:
+        words += ["--model", str(model)]
+    if layers is not None:
+        words += ["--layers", layers]
     for addr in join:
         words += ["--join", addr]
     return [*words, *options]
+
+
+def serve_command(join: Sequence[str], options: Sequence[str] = ()) -> list[str]:
+    """The words of a command that serves an API and tells `Told`s."""
+    words = [sys.executable, "-m", "swarm", "serve", "--json", "--stop-on-eof", *options]
+    for addr in join:
+        words += ["--join", addr]
+    return words
 
 
 @dataclass(frozen=True, slots=True)

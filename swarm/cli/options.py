@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, TypeVar, get_type_hints
 
 import typer
 
-from swarm.cli.logs import show_logs
+from swarm.cli.logs import show_logs, show_logs_as_json
 
 T = TypeVar("T")
 
@@ -26,6 +26,12 @@ def readable(argument: str) -> str:
 def _set_verbosity(level: int) -> int:
     show_logs(level)
     return level
+
+
+def _log_as_json(wanted: bool) -> bool:
+    if wanted:
+        show_logs_as_json()
+    return wanted
 
 
 Verbose = Annotated[
@@ -105,6 +111,17 @@ Precision = Annotated[
 JsonLines = Annotated[
     bool, typer.Option("--json", help="One JSON object for each event.", rich_help_panel=OUTPUT)
 ]
+LogJson = Annotated[
+    bool,
+    typer.Option(
+        "--log-json",
+        callback=_log_as_json,
+        help="One JSON object for each event, and for each line of the log on standard error.",
+        rich_help_panel=OUTPUT,
+    ),
+]
+# For whoever starts this and must not leave it behind.
+StopOnEof = Annotated[bool, typer.Option("--stop-on-eof", hidden=True)]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object.", rich_help_panel=OUTPUT)]
 
 

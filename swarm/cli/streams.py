@@ -8,7 +8,9 @@ import io
 import locale
 import os
 import select
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, TextIO
@@ -90,6 +92,18 @@ def read_input(*, line: bool = False) -> str:
         return sys.stdin.readline() if line else sys.stdin.read()
     except OSError as error:
         raise ConfigError(f"cannot read standard input: {error.strerror or error}") from error
+
+
+def stop_at_eof() -> None:
+    """From now on, leave as by SIGTERM when standard input ends: whoever started this has ended, however it did."""
+
+    def watch() -> None:
+        with contextlib.suppress(OSError):
+            while os.read(0, 4096):
+                pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="stdin", daemon=True).start()
 
 
 def _text(outlet: _Outlet, like: TextIO | None) -> TextIO:

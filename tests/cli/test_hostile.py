@@ -18,7 +18,8 @@ import pytest
 
 from protocol.keyfile import load_or_create
 from protocol.transport.addresses import parse_address
-from swarm.cli.demo_nodes import _free_port, shipped_model
+from swarm.cli.demo_nodes import shipped_model
+from swarm.cli.local_nodes import free_port
 from swarm.portal import Portal
 from tests.cli.test_net import Person
 from tests.cli.test_streams import redirected
@@ -194,7 +195,7 @@ def test_a_node_whose_output_is_stuck_serves_on(forge: Forge, tmp_path: Path) ->
         while True:
             os.write(writer, bytes(4096))
     os.set_blocking(writer, True)
-    peer, port = load_or_create(tmp_path / "node.key").peer, _free_port()
+    peer, port = load_or_create(tmp_path / "node.key").peer, free_port()
     place = f"/ip4/127.0.0.1/udp/{port}/quic-v1"
     words = ["node", "--model", str(shipped_model()), "--layers", "0:1", "--home", str(tmp_path)]
     with open(os.devnull, "r+b") as null:

@@ -10,8 +10,10 @@ import pytest
 
 from protocol.errors import ConfigError
 from protocol.model import Span
+from swarm.cli.children import Child
 from swarm.cli.demo_layout import AUTO, Layout, Weights, choose_layout, cut, spread
-from swarm.cli.demo_nodes import Demo, DemoNode, replaceable, shipped_model
+from swarm.cli.demo_nodes import replaceable, shipped_model
+from swarm.cli.local_nodes import LocalNode, LocalNodes, Place, Task
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 8, 12, 33])
@@ -96,18 +98,18 @@ class _Process:
         return self.code
 
 
-def a_node(number: int, layers: tuple[int, int]) -> DemoNode:
-    process = cast("Popen[bytes]", _Process())
-    return DemoNode(f"node {number}", layers, f"peer-{number}", "", Path(), process)
+def a_node(number: int, layers: tuple[int, int]) -> LocalNode:
+    child = Child(f"node {number}", cast("Popen[bytes]", _Process()))
+    return LocalNode(Place(child.name, Path(), ""), Task("", layers), f"peer-{number}", child)
 
 
 def test_only_a_node_in_use_that_others_replace_is_killed() -> None:
     """The one with the longest part of the route; nobody, if none can be spared."""
-    demo = Demo("", Path())
+    demo = LocalNodes()
     demo.nodes = [a_node(i, layers) for i, layers in enumerate([(0, 3), (0, 5), (3, 8), (5, 8)], 1)]
     used = [("peer-1", Span(0, 4)), ("peer-3", Span(4, 10))]
     assert replaceable(demo, used).name == "node 3"
-    cast(_Process, demo.nodes[1].process).code = -9
+    cast(_Process, demo.nodes[1].child.process).code = -9
     with pytest.raises(ConfigError):
         replaceable(demo, [("peer-1", Span(0, 4))])
 
