@@ -38,7 +38,9 @@ def swarm_with_page(folder: Path) -> Iterator[tuple[LocalSwarm, str]]:
     os.environ["SWARM_HOME"] = str(folder / "client")
     with ExitStack() as stack:
         processes = stack.enter_context(Processes())
-        nodes = LocalSwarm(processes, shipped_model(), folder, extra=["--kv-tokens", "8192", "--threads", "1"])
+        nodes = LocalSwarm(
+            processes, shipped_model(), folder, extra=["--kv-tokens", "8192", "--threads", "1"]
+        )
         nodes.start(*LAYERS)
         portal = stack.enter_context(Portal())
         enter = partial(entry.connect, nodes.join)
