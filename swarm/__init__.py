@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from protocol.errors import NoRoute, SwarmError
     from swarm import blocking
-    from swarm.answer import Alternative, Answer, Piece
+    from swarm.answer import Alternative, Answer, Piece, Settled
     from swarm.answers import Answered, Answers, Several
     from swarm.client import Client
     from swarm.conversation import Conversation
@@ -49,6 +49,7 @@ __all__ = [
     "Sample",
     "Sampling",
     "Session",
+    "Settled",
     "Several",
     "Speculative",
     "Strategy",
@@ -80,6 +81,7 @@ _PLACES = {
     "Sampling": "swarm.decoding",
     "Speculative": "swarm.decoding",
     "Session": "swarm.session.session",
+    "Settled": "swarm.answer",
     "Several": "swarm.answers",
     "Strategy": "swarm.decoding",
     "SwarmError": "protocol.errors",

@@ -18,6 +18,28 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
+class HopCost:
+    """What a hop says that a step cost it."""
+
+    peer: str
+    queue_ms: float
+    compute_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """One token of an answer, as soon as it is settled.
+
+    seconds  since the answer was first awaited
+    hops     what hops of the answer's own session told of their steps since the token before, in the order of both
+    """
+
+    token: Token
+    seconds: float
+    hops: tuple[HopCost, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Alternative:
     """Another answer that was found beside it; `score` is what the strategy went by, and higher is better."""
 

@@ -20,7 +20,7 @@ from swarm import client as clients
 from swarm import conversation as conversations
 from swarm import entry
 from swarm import generation as generations
-from swarm.answer import Answer, Piece
+from swarm.answer import Answer, Piece, Settled
 from swarm.answers import Answered, Prompt, Prompts, Several
 from swarm.client import Model
 from swarm.events import Event
@@ -28,6 +28,7 @@ from swarm.portal import Portal
 from swarm.request import Asking, Request
 from swarm.routing.precision import Precisions
 from swarm.routing.route import Route
+from swarm.streamers import Feeding, Streamer
 from swarm.text import text as trio_text
 
 
@@ -142,6 +143,7 @@ class Generation:
     """`swarm.Generation`, called from one ordinary thread: leaving the loop over its pieces stops the answer."""
 
     def __init__(self, portal: Portal, generation: generations.Generation) -> None:
+        self._portal = portal
         self._generation = generation
         self._pieces = portal.iterate(lambda: generation)
 
@@ -155,6 +157,21 @@ class Generation:
     def close(self) -> None:
         """Stop the answer where it is. Safe when it is over."""
         self._pieces.close()
+
+    def moments(self) -> Generator[Settled | str | Event, None, None]:
+        """In place of its pieces: tokens, text and events; see `swarm.Generation.moments`."""
+        yield from self._portal.iterate(self._generation.moments)
+
+    def feed(self, streamer: Streamer) -> Answer:
+        """Iterate it into a streamer, which is called in this thread; see `swarm.streamers.feed`."""
+        feeding = Feeding()
+        try:
+            for piece in self:
+                for value in feeding.values(self._generation.prompt, piece.tokens):
+                    streamer.put(value)
+        finally:
+            streamer.end()
+        return self.answer
 
     @property
     def answer(self) -> Answer:

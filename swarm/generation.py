@@ -6,12 +6,13 @@ import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 import trio
 
 from protocol.errors import ConfigError
-from swarm.answer import Alternative, Answer, Piece
+from swarm.answer import Alternative, Answer, HopCost, Piece, Settled
 from swarm.branches import Branches, Source
 from swarm.decoding import AMATEUR, Continuation, Decoding, Ending, OutOfTime, Task, Token
 from swarm.decoding.asks import Said, Told
@@ -67,6 +68,8 @@ class Generation:
         self._tokens: list[Token] = []
         self._pieces: list[str] = []
         self._finish = "cancelled"
+        self._by_token = False  # whether a piece is given for each token, though its text be empty
+        self._costs_told: dict[bytes, int] = {}  # acks of each hop that `moments` has told of
         self._score: float | None = None
         self._alternatives: tuple[Alternative, ...] = ()
 
@@ -80,6 +83,29 @@ class Generation:
     async def aclose(self) -> None:
         """Stop the answer where it is. Safe when it is over."""
         await self._stream.aclose()
+
+    async def moments(self) -> AsyncGenerator[Settled | str | Event, None]:
+        """In place of its pieces: each token as it is settled, the text that is certain then, and what happens.
+
+        An event is told before the token that came after it; as it happens, by the client's `on_event` alone.
+        """
+        self._by_token = True
+        known: list[Event] = []
+        async with aclosing(self):
+            async for piece in self:
+                for event in self._unknown(known):
+                    yield event
+                for token in piece.tokens:
+                    yield Settled(token, self._ended - self._began, self._hops_told())
+                if piece.text:
+                    yield piece.text
+        for event in self._unknown(known):
+            yield event
+
+    @property
+    def prompt(self) -> Sequence[int]:
+        """The ids that the answer continues; none, before they are known."""
+        return self._prompt
 
     @property
     def answer(self) -> Answer:
@@ -105,6 +131,24 @@ class Generation:
             return self._events
         beside = self._branches.events if self._branches is not None else ()
         return (*self._session.events[self._events_before :], *beside)
+
+    def _unknown(self, known: list[Event]) -> list[Event]:
+        """What happened that is not in `known`; it is from then on. Those of branches come between the others."""
+        new = [event for event in self.events if not any(event is each for each in known)]
+        known += new
+        return new
+
+    def _hops_told(self) -> tuple[HopCost, ...]:
+        """What hops told since this was asked last, hop by hop."""
+        told = []
+        for hop in self._session.hops if self._session is not None else ():
+            count, self._costs_told[hop.session] = self._costs_told.get(hop.session, 0), hop.acks
+            new = min(hop.acks - count, len(hop.costs))
+            told += [
+                HopCost(hop.peer, cost.queue_ms, cost.compute_ms)
+                for cost in islice(hop.costs, len(hop.costs) - new, None)
+            ]
+        return tuple(told)
 
     async def _answering(self) -> AsyncGenerator[Piece, None]:
         """The whole of it, from the prompt's ids to what is left when it ends."""
@@ -173,7 +217,7 @@ class Generation:
                     self._finish = "stop"
                 elif enough:
                     self._finish = "until"
-                if new or stops.stopped:
+                if new or stops.stopped or self._by_token:
                     yield Piece(new, tuple(self._tokens[told:]))
                     told = len(self._tokens)
                 if stops.stopped:

@@ -64,6 +64,7 @@ class HopStream:
         self.channel = channel
         self.claims = Claims(trio.current_time())
         self.costs: deque[StepCost] = deque(maxlen=4096)
+        self.acks = 0  # costs that were told in all
         self._hidden_size = hidden_size
         self._feed: Journal | None = None
         self._fed_from = 0  # steps of lower numbers may have reached it from the hop before
@@ -230,6 +231,7 @@ class HopStream:
     def note_ack(self, ack: Ack) -> None:
         """Take what an ack says."""
         self.claims.ack(ack, trio.current_time())
+        self.acks += 1
         self.costs.append(StepCost(ack.number, ack.queue_ms, ack.compute_ms))
 
     def note_link_down(self) -> None:

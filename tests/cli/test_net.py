@@ -86,6 +86,24 @@ def test_generate_as_json(join: list[str], tmp_path: Path) -> None:
     assert (cut["finish_reason"], cut["text"]) == ("stop", fields["text"].split("Par")[0])
 
 
+def test_generate_answers_several_prompts(join: list[str], tmp_path: Path) -> None:
+    """A line each, in order; as JSON with what each was asked as; one that fails is told and takes none with it."""
+    questions = [QUESTION, "What is 12 + 30?", "Count from 3 to 6."]
+    alone = [run("generate", question, *join, home=tmp_path).stdout for question in questions]
+    done = run("generate", *questions, *join, home=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "".join(alone))
+    lines = [json.dumps({"prompt": question, "id": [n]}) for n, question in enumerate(questions)]
+    lines.insert(1, json.dumps({"prompt": "word " * 9000}))
+    (tmp_path / "asked.jsonl").write_text("\n".join(lines))
+    done = run("generate", "--prompts", str(tmp_path / "asked.jsonl"), "--json", *join, home=tmp_path)
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [each.get("id") for each in told] == [[0], None, [1], [2]]
+    assert [each["text"] + "\n" for each in told if each["error"] is None] == alone
+    assert "tokens" in told[1]["error"]
+    assert done.returncode == 1
+    assert "1 of 4 prompts failed, first number 2" in done.stderr
+
+
 def test_a_full_client_gives_the_same(join: list[str], tmp_path: Path) -> None:
     """With both ends of the model on the client's side, the answer is the thin client's."""
     thin = json.loads(run("generate", QUESTION, *join, "--json", home=tmp_path).stdout)

@@ -146,7 +146,7 @@ async def test_what_cannot_be_is_said_at_once() -> None:
         client.session() as session,
     ):
         with pytest.raises(ConfigError, match="session"):
-            client.generate(PROMPTS, session=session)  # type: ignore[call-overload]
-        for wrong in ({"at_once": 0}, {"at_once": 65}, {"routes": 0}):
+            client.generate(PROMPTS, session=session)  # type: ignore[arg-type]
+        for at_once, routes in ((0, 1), (65, 1), (1, 0)):
             with pytest.raises(ConfigError, match="from 1"):
-                Several(**wrong)
+                Several(at_once, routes=routes)
