@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterable
 from importlib import import_module, metadata
 from typing import Annotated, Final
 
 import typer
 
 from protocol.errors import ConfigError, SwarmError, leaves, unwrapped
+from swarm.cli.completion import VARIABLE, asked_by_shell
 from swarm.cli.logs import traceback_lines, wants_tracebacks
 from swarm.cli.options import Verbose
 from swarm.cli.streams import OutputLost, own_streams
@@ -17,7 +20,9 @@ from swarm.cli.terminal import open_terminal
 # Each is a function in the module of its name.
 COMMANDS: Final = (
     "chat",
+    "completion",
     "demo",
+    "doctor",
     "generate",
     "models",
     "node",
@@ -29,8 +34,11 @@ COMMANDS: Final = (
 )
 
 
-def app_of(*commands: str) -> typer.Typer:
-    """The command line with these commands, the modules of no others imported: a node holds nothing of a client."""
+def app_of(*commands: str, names: Iterable[str] = ()) -> typer.Typer:
+    """The command line with these commands, the modules of no others imported: a node holds nothing of a client.
+
+    Of those in `names` only that they are there is known.
+    """
     app = typer.Typer(
         name="swarm",
         add_completion=False,
@@ -42,7 +50,13 @@ def app_of(*commands: str) -> typer.Typer:
     app.callback()(swarm)
     for name in commands:
         app.command()(getattr(import_module(f"swarm.cli.{name}"), name))
+    for name in names:
+        app.command(name)(_named)
     return app
+
+
+def _named() -> None:
+    pass
 
 
 def _show_version(wanted: bool) -> None:
@@ -93,10 +107,18 @@ def main() -> int:
 
 
 def _run() -> int:
+    typed = asked_by_shell(COMMANDS) if VARIABLE in os.environ else None
+    if typed is not None:
+        names = [name for name in COMMANDS if name not in typed]
+        return _status(app_of(*typed, names=names))
     # What is no command, or comes after an option of the whole, is told with all of them.
     asked = [word for word in sys.argv[1:2] if word in COMMANDS]
+    return _status(app_of(*(asked or COMMANDS)))
+
+
+def _status(app: typer.Typer) -> int:
     try:
-        app_of(*(asked or COMMANDS))(prog_name="swarm")
+        app(prog_name="swarm")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 1
     return 0

@@ -121,6 +121,27 @@ def remove_model(name: str, cache_dir: str | None) -> dict[str, Any]:
     return _kept_fields(model)
 
 
+def kernels() -> tuple[str | None, str, list[str]]:
+    """The kernels that this machine computes with, or None and why there are none; and what its processor has."""
+    from node.native import build
+    from node.native.load import NoKernels, load_kernel, usable_object
+
+    processor = [isa for isa in build.isas() if isa != "plain" and usable_object(isa, build.BUILT)]
+    try:
+        return load_kernel(1).isa, "", processor
+    except ConfigError as error:
+        return None, str(error).removeprefix("there are ") if isinstance(error, NoKernels) else str(error), []
+
+
+def memory() -> tuple[int, int]:
+    """Bytes that are free here, and of these what may be taken for weights."""
+    _require("serving layers")
+    from node import memory as of_machine
+
+    free = of_machine.free_bytes()
+    return free, of_machine.for_weights(free)
+
+
 def _kept_fields(model: KeptModel) -> dict[str, Any]:
     return {
         "name": model.name,

@@ -16,7 +16,18 @@ from rich.text import Text
 from protocol.plain import one_line, printable
 
 # Drawn where the terminal's encoding has them, else what stands beside.
-_PLAIN: Final = {"█": "#", "·": "-", "…": "...", "↻": "*", "✓": "+", "—": "-", "░": ".", "▒": "="}
+_PLAIN: Final = {
+    "█": "#",
+    "·": "-",
+    "…": "...",
+    "↻": "*",
+    "✓": "+",
+    "✗": "x",
+    "→": "->",
+    "—": "-",
+    "░": ".",
+    "▒": "=",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,6 +132,16 @@ def test_status_and_route(join: list[str], tmp_path: Path) -> None:
     assert "layers" in run("route", *join, home=tmp_path).stdout
 
 
+def test_the_doctor_asks_the_swarm(join: list[str], tmp_path: Path) -> None:
+    """Who answers, what time it is there, and whether anything is missing."""
+    done = run("doctor", *join, "--json", home=tmp_path)
+    found = json.loads(done.stdout)
+    assert found["sound"] is (done.returncode == 0)
+    said = {each["about"]: each["text"] for each in found["findings"]}
+    assert said["swarm"].startswith("2 nodes answered")
+    assert (said["clock"], said["model"]) == ("agrees with 2 nodes", "tiny on 2 nodes: every layer is served")
+
+
 def test_weights_are_named_pinned_and_remembered(join: list[str], tmp_path: Path) -> None:
     """The swarm's digest is shown, 32 of its digits are a pin, and what was used is not changed without a word."""
     home = tmp_path / "home"

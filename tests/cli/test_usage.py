@@ -23,7 +23,7 @@ def test_help_teaches_by_example(command: str) -> None:
     """Every command shows at least one command line."""
     result = CliRunner().invoke(app_of(*COMMANDS), [command, "--help"], env={"COLUMNS": "120"})
     assert result.exit_code == 0
-    assert f"swarm {command} -" in result.output or f'swarm {command} "' in result.output
+    assert any(f"swarm {command} {begins}" in result.output for begins in ("-", '"', "bash"))
 
 
 def test_the_first_help_has_the_recipe_for_two_machines() -> None:
@@ -47,6 +47,30 @@ def test_the_client_does_not_load_torch(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("typed", "completes"),
+    [("swarm s", "serve\nstatus\n"), ("swarm chat --temp", "--temperature\n"), ("swarm nonsense --te", "")],
+)
+def test_a_shell_completes(typed: str, completes: str, tmp_path: Path) -> None:
+    """Commands and their options; only the module of the command that is being typed is imported."""
+    words = {"COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" ")), "_SWARM_COMPLETE": "complete_bash"}
+    done = run_afresh(home=tmp_path, **words)
+    assert (done.returncode, done.stdout, done.stderr) == (0, completes or "\n", "")
+    if "chat" not in typed:
+        looked = run_afresh(home=tmp_path, PYTHONPROFILEIMPORTTIME="1", **words)
+        assert "swarm.cli.app" in looked.stderr
+        assert "swarm.client" not in looked.stderr
+
+
+def test_the_completion_of_each_shell(tmp_path: Path) -> None:
+    """Bash at least takes its own."""
+    for shell in ("bash", "zsh", "fish"):
+        done = run("completion", shell, home=tmp_path)
+        assert "_SWARM_COMPLETE=complete_" + shell in done.stdout
+        if shell == "bash":
+            subprocess.run(["bash", "-n"], input=done.stdout, text=True, check=True)
 
 
 def test_version(tmp_path: Path) -> None:
