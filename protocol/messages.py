@@ -99,11 +99,15 @@ class Open(Message):
 
 @dataclass(frozen=True, slots=True)
 class Opened(Message):
-    """Hop to client: granted. `dtype` is that of the hidden states this hop takes and gives."""
+    """Hop to client: granted. `dtype` is that of the hidden states this hop takes and gives.
+
+    Where it does not go back, its layers keep a state: a step may stand at position 0 or after all others only.
+    """
 
     tag = "opened"
     dtype: str = wire(FLOATS)
     numerics: Numerics = wire(NUMERICS)  # what this session is computed in
+    goes_back: bool = wire(FLAG)
 
 
 @dataclass(frozen=True, slots=True)

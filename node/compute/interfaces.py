@@ -104,6 +104,10 @@ class Engine(Protocol):
     def shares_pages(self) -> bool:
         """Whether its caches are PagedKv."""
 
+    @property
+    def goes_back(self) -> bool:
+        """Whether its caches can be cut to any position: no layer keeps a state that only goes on."""
+
     def kv_bytes_per_token(self) -> int:
         """Memory that one position of one session takes."""
 

@@ -43,8 +43,8 @@ class SpanEngine:
 
     span, dtype: what was loaded, "f32", "f16" or "bf16"; hidden_size: of the states it takes and gives;
     weight_bytes: memory of the parameters (of a checkpoint in the same dtype on the CPU: mapped, not copied);
-    batches: whether decode steps of several sessions are computed together; records: whether, on a graphics card,
-    they are recorded once and replayed from then on.
+    goes_back: whether its caches can be cut to any position; batches: whether decode steps of several sessions are
+    computed together; records: whether, on a graphics card, they are recorded once and replayed from then on.
     """
 
     shares_pages = False
@@ -66,6 +66,7 @@ class SpanEngine:
         self.hidden_size = self.manifest.hidden_size
         self._model = SplitModel(checkpoint, frozenset(span), dtype, device, quantiser)
         self.weight_bytes = self._model.weight_bytes
+        self.goes_back = self._model.keeps_rows
         trial = Trial(self._model, span)
         self._kv_bytes = trial.kv_bytes()
         self.batches = self._model.may_batch and trial.rows_agree()

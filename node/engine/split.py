@@ -82,7 +82,8 @@ class SplitModel:
         self._gates = Gates(getattr(decoder, name), layout.returns)
         self._forward = Forward(self._model, decoder)
         self._attention = RowAttention(self._model)
-        self.takes_chunks = takes_chunks(self.config) or self._keeps_rows()
+        self.keeps_rows = self._keeps_rows()
+        self.takes_chunks = takes_chunks(self.config) or self.keeps_rows
         self.may_batch = self._forward.takes_positions and may_batch(self._model)
         self._dummy: torch.Tensor = torch.zeros(1, 1, layout.width, dtype=self.dtype, device=self.device)
 

@@ -193,7 +193,7 @@ class HopServer:
         try:
             channel.frame_limit = session.shape.frame_bytes
             engine = self._machine.engine
-            await channel.send(Opened(engine.dtype, engine.numerics))
+            await channel.send(Opened(engine.dtype, engine.numerics, engine.goes_back))
             return await session.run()
         finally:
             session.free()

@@ -30,6 +30,7 @@ class NativeEngine:
 
     dtype = "f32"
     shares_pages = True
+    goes_back = True
 
     def __init__(self, checkpoint: NativeCheckpoint, span: Span, kernel: Kernel) -> None:
         """Use `load`."""

@@ -349,7 +349,7 @@ class Liar:
             reader.feed(data)
             while (message := _next(reader)) is not None:
                 if isinstance(message, Open) and rng.random() < 0.9:
-                    await stream.send(encode(Opened(self._like.dtype, self._like.numerics)))
+                    await stream.send(encode(Opened(self._like.dtype, self._like.numerics, goes_back=True)))
                 else:
                     await self._answer(stream, message)
 

@@ -87,6 +87,7 @@ class Chain:
         self._done = self.sent
         self._rounds = 1  # how often hops may have been sent the same steps
         self._slow: Counter[str] = Counter()  # how often each peer was too slow
+        self._stuck = False  # a hop said that it goes back, and could not
         self._changed = trio.Event()
 
     @property
@@ -112,6 +113,11 @@ class Chain:
         hops = (hop.planned for hop in self._hops)
         of_hops = {stage: hop.numerics for hop in hops if hop.numerics is not None for stage in hop.span}
         return {**self._forked_numerics, **of_hops}
+
+    @property
+    def goes_back(self) -> bool:
+        """Whether a step may stand before the end: all hops say that they go back, and none has failed to."""
+        return not self._stuck and all(hop.goes_back for hop in self._hops)
 
     @property
     def sent(self) -> int:
@@ -238,6 +244,10 @@ class Chain:
         """A hop cannot reach the next one."""
         hop.cut_off(reason)
         self.notify()
+
+    def note_stuck(self) -> None:
+        """A hop could not go back, whatever it said before: from now on none is asked to."""
+        self._stuck = True
 
     def note_slow(self, peer: str) -> None:
         """A peer was too slow: it is given more time the next time."""

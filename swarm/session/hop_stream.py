@@ -57,10 +57,13 @@ class StepCost:
 class HopStream:
     """The client's end of a hop. What is without underscore is for others to read; they change it by its verbs."""
 
-    def __init__(self, planned: Hop, request: Open, hidden_size: int, dtype: str, channel: Channel) -> None:
+    def __init__(
+        self, planned: Hop, request: Open, hidden_size: int, opened: Opened, channel: Channel
+    ) -> None:
         self.planned = planned  # as the route has it
         self.session = request.session
-        self.dtype = dtype  # of the hidden states it gives
+        self.dtype = opened.dtype  # of the hidden states it gives
+        self.goes_back = opened.goes_back  # it says that it does
         self.channel = channel
         self.claims = Claims(trio.current_time())
         self.costs: deque[StepCost] = deque(maxlen=4096)
@@ -311,7 +314,7 @@ async def open_hop(transport: Transport, planned: Hop, request: Open, hidden_siz
             await channel.send(request)
             with trio.move_on_after(answer_s):
                 opened = _check_opened(await channel.receive(), planned, is_fork=request.fork is not None)
-                return HopStream(planned, request, hidden_size, opened.dtype, channel)
+                return HopStream(planned, request, hidden_size, opened, channel)
         except BaseException:
             stream.reset()
             raise

@@ -18,6 +18,8 @@ from swarm.session.refusals import Refusals
 
 # Messages taken from one hop before others have their turn: a flood must not hold up the event loop.
 TAKEN_AT_ONCE: Final = 32
+# What a hop says whose layers keep a state: what replaces it is filled with what stands, and so need not go back.
+NO_WAY_BACK: Final = "unsupported"
 # What hops say when they end a session through nobody's fault.
 HONEST_ENDS: Final = frozenset(("leaving", "idle", "gave_way"))
 
@@ -28,13 +30,14 @@ class Result:
 
     output: Output
     hop: HopStream
+    at: float
 
 
 class Inbox:
     """Takes what was asked for and nothing else; who says what cannot be is lost, by `blame`."""
 
     def __init__(self, chain: Chain, blame: Blame) -> None:
-        self.refusals = Refusals()  # since the last `begin`
+        self.refusals = Refusals()  # since the last step that was through
         self._chain = chain
         self._blame = blame
         self._asked: dict[int, Asked] = {}  # of the steps that are out
@@ -43,9 +46,19 @@ class Inbox:
 
     def begin(self) -> None:
         """Nothing is out; what was refused before counts no more."""
-        self.refusals = Refusals()
+        self.forgive()
         self._results.clear()
         self._asked.clear()  # also of what was given up: nobody owes its output any more
+
+    def forgive(self) -> None:
+        """What was refused before counts no more."""
+        self.refusals = Refusals()
+
+    def forget(self, numbers: range) -> None:
+        """These steps are through, or given up."""
+        for number in numbers:
+            self._results.pop(number, None)
+            self._asked.pop(number, None)
 
     def expect(self, number: int, asked: Asked) -> None:
         """A step will be sent, and is to be answered like this."""
@@ -125,7 +138,7 @@ class Inbox:
             return
         spec = self._chain.spec
         asked.check(output, vocab_size=spec.vocab_size, hidden_size=spec.hidden_size, dtype=hop.dtype)
-        self._results[output.number] = Result(output, hop)
+        self._results[output.number] = Result(output, hop, trio.current_time())
         self._through(output.number)
 
     def _through(self, number: int) -> None:
@@ -138,12 +151,16 @@ class Inbox:
     def _take_error(self, hop: HopStream, error: Error) -> None:
         """A hop ends its session. Nobody else is lost by its word alone."""
         said = quoted(error.message)
+        if error.code == NO_WAY_BACK:
+            self._chain.note_stuck()
         if error.code == "busy":
             self._blame.leave_full(hop, said, error.retry_after_s)
         elif error.code in HONEST_ENDS:
             self._blame.lose(hop, said, honest=True)
         elif not hop.fed_by_us or (error.code == "bad_output" and self._chain.before(hop) is not None):
             self._blame.doubt(hop, said)
+        elif error.code == NO_WAY_BACK:
+            self._blame.lose(hop, said, honest=True)
         elif error.code == "bad_hidden":
             self._blame.lose(hop, f"says what is not so: {said}", honest=False)
         elif error.elsewhere:

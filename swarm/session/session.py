@@ -6,7 +6,9 @@ and it never runs beside a step that is being sent.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Final, Protocol
 
 import numpy as np
@@ -23,8 +25,9 @@ from swarm.routing.route import Route
 from swarm.routing.view import View
 from swarm.session.blame import Blame
 from swarm.session.chain import Chain, SessionSpec
+from swarm.session.flight import Flight
 from swarm.session.hop_stream import HopStream
-from swarm.session.inbox import Inbox, Result
+from swarm.session.inbox import Inbox
 from swarm.session.mender import Mender
 from swarm.session.outputs import Asked, check_candidates
 from swarm.session.watch import GiveUp, Probe, Slow, Unlinked, Watch
@@ -57,7 +60,7 @@ class Ends(Protocol):
 
 
 class Session:
-    """A sequence and its KV caches along a route. One task steps at a time."""
+    """A sequence and its KV caches along a route. One task steps at a time; several steps may be under way."""
 
     def __init__(
         self,
@@ -69,7 +72,7 @@ class Session:
     ) -> None:
         """chain: one without hops; without it the session begins with nothing."""
         self.spec = spec
-        self.tokens: list[int] = []  # what the caches hold, by position
+        self.tokens: list[int] = []  # what the caches hold, by position, or will with the steps under way
         self._view = view
         self._ends = ends
         self._on_event = on_event
@@ -81,7 +84,9 @@ class Session:
         self._watching = trio.CancelScope()
         self._opened = False
         self._next_number = self._chain.sent
-        self._waiting_since: float | None = None  # of the step that is out
+        self._flights: deque[Flight] = deque()  # the steps under way, as they were sent
+        self._waiting_since: float | None = None  # since when there are any
+        self._busy = False  # a task sends or waits
         self._tried: set[str] = set()  # peers that failed within this step
         self._mended = 0  # repairs within this step that left nobody new
 
@@ -94,6 +99,11 @@ class Session:
     def length(self) -> int:
         """Tokens in the caches."""
         return len(self.tokens)
+
+    @property
+    def goes_back(self) -> bool:
+        """Whether a step before the end costs its own rows only; else all before it is computed again."""
+        return self._chain.goes_back
 
     @property
     def steps(self) -> int:
@@ -136,7 +146,7 @@ class Session:
         failure. Raises: ConfigError, beyond the end; NoRoute; LocalProtocolError, while a step is out.
         """
         position = self.length if position is None else position
-        if self._waiting_since is not None or not self._opened:
+        if self._flights or self._busy or not self._opened:
             raise LocalProtocolError("a session is forked between its steps")
         if not 0 <= position <= self.length:
             raise ConfigError(f"position {position} is beyond the {self.length} tokens of the session")
@@ -176,43 +186,100 @@ class Session:
         """Push tokens through the route at `position` (default: after all others; earlier ones roll back).
 
         Returns the candidates wanted (default: the best one for the token after the last), or None if nothing is.
-        Long inputs go in chunks, each sent without waiting for the one before. Survives failing hops.
+        Long inputs go in chunks, each sent without waiting for the one before. Survives failing hops. Steps that are
+        under way are forgotten.
 
         Raises: ConfigError, for tokens outside the vocabulary or more than the session holds; NoRoute, when stages
         are left that nobody serves (the session stays usable, the step can be tried again); RemoteProtocolError;
-        LocalProtocolError, while another step is out.
+        LocalProtocolError, while another task steps.
         """
-        if self._waiting_since is not None:
-            raise LocalProtocolError("a session takes one step at a time")
-        want = want or Want()
-        position = self.length if position is None else position
-        self._check(tokens, position, want)
+        if not self._busy:
+            self.forget_steps()
+        flight = await self.send_step(tokens, position=position, want=want)
+        return await flight.found()
+
+    async def send_step(
+        self, tokens: Sequence[int], *, position: int | None = None, want: Want | None = None
+    ) -> Flight:
+        """Send what `step` sends, and return while it is under way; what comes of it is awaited by what is returned.
+
+        Steps are awaited in the order that they were sent in. One that stands before the end goes back over all that
+        are under way: they are forgotten. Raises: as `step`; whatever is raised, nothing is under way any more.
+        """
+        want, position = want or Want(), self.length if position is None else position
+        with self._turn():
+            self._check(tokens, position, want)
+            if position < self.length:
+                self.forget_steps()
+            if not self._flights:
+                self._begin_step()
+                self._waiting_since = trio.current_time()
+            flight = Flight(self._land, tuple(tokens), position, want)
+            self._flights.append(flight)
+            self.tokens[position:] = tokens
+            await self._send(flight)
+        return flight
+
+    def forget_steps(self) -> None:
+        """What is under way is awaited no more; the tokens stay."""
+        self._flights.clear()
+        self._waiting_since = None
         self._inbox.begin()
-        self._tried, self._mended = set(), 0
-        self._waiting_since = trio.current_time()
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """One task at a time; where it fails nothing is under way, and only what was known to be through counts."""
+        if self._busy:
+            raise LocalProtocolError("a session takes one step at a time")
+        self._busy = True
         try:
-            found = await self._ask(tokens, position, want)
+            yield
+        except BaseException:
+            if self._flights:
+                del self.tokens[self._flights[0].position :]
+            self.forget_steps()
+            raise
         finally:
+            self._busy = False
+
+    def _begin_step(self) -> None:
+        self._tried, self._mended = set(), 0
+        self._inbox.forgive()
+
+    async def _land(self, flight: Flight) -> Candidates | None:
+        """What comes of the step that has been under way the longest."""
+        with self._turn():
+            if not self._flights or self._flights[0] is not flight:
+                raise LocalProtocolError(
+                    "steps are awaited in their order, and not once they were gone back over"
+                )
+            found = await self._found(flight)
+        self._flights.popleft()
+        self._inbox.forget(flight.numbers)
+        self._begin_step()
+        if not self._flights:
             self._waiting_since = None
-            self._inbox.begin()
-        del self.tokens[position:]
-        self.tokens.extend(tokens)
         return join_candidates(found)
 
-    async def _ask(self, tokens: Sequence[int], position: int, want: Want) -> list[Candidates]:
-        """Send the tokens, and again while what comes back turns out to be good for nothing."""
+    async def _found(self, flight: Flight) -> list[Candidates]:
+        """Wait for it, and send all again while what comes back turns out to be good for nothing."""
         while True:
-            numbers = await self._send_chunks(tokens, position, want)
-            results = await self._results_of(numbers)
+            while self._chain.done < flight.numbers.stop:
+                await self._progress()
             found: list[Candidates] = []
-            for result in results:
+            for result in self._inbox.results(flight.numbers):
+                flight.landed_at = result.at
                 try:
-                    found.append(await self._candidates(result.output, want))
+                    found.append(await self._candidates(result.output, flight.want))
                 except Malformed as error:
                     self._blame.lose_over_input(result.hop, str(error))
                     break
             else:
                 return found
+            for each in self._flights:
+                self._inbox.forget(each.numbers)
+            for each in self._flights:
+                await self._send(each)
 
     # -- sending
 
@@ -230,10 +297,16 @@ class Session:
         if want.ids and not 0 <= min(want.ids) <= max(want.ids) < self.spec.vocab_size:
             raise ConfigError(f"logits wanted of an id outside the vocabulary of {self.spec.vocab_size}")
 
-    async def _send_chunks(self, tokens: Sequence[int], position: int, want: Want) -> range:
-        """Send all chunks; returns their step numbers."""
+    async def _send(self, flight: Flight) -> None:
+        """Send all its chunks; where the hops would have to go back and cannot, all that is before it as well."""
+        first, position = self._next_number, flight.position
+        if 0 < position < self._chain.journal.length and not self.goes_back:
+            await self._send_chunks(self.tokens[:position], 0, NOTHING)
+        await self._send_chunks(flight.tokens, position, flight.want)
+        flight.numbers = range(first, self._next_number)
+
+    async def _send_chunks(self, tokens: Sequence[int], position: int, want: Want) -> None:
         ids = from_numpy(np.asarray(tokens, np.int32))
-        first = self._next_number
         for start in range(0, len(tokens), PREFILL_CHUNK):
             stop = min(start + PREFILL_CHUNK, len(tokens))
             rows = ids.row_slice(start, stop)
@@ -245,7 +318,6 @@ class Session:
             while number - self._chain.done >= STEPS_OUT:
                 await self._progress()
             self._chain.send(Step(number, position + start, rows, chunk_want))
-        return range(first, self._next_number)
 
     def _hop_want(self, want: Want, *, last: bool) -> Want:
         """What a chunk asks of the hops: with both ends here they return hidden states, not candidates."""
@@ -254,12 +326,6 @@ class Session:
         return Want("hidden", every=want.every) if self._ends is not None else want
 
     # -- waiting
-
-    async def _results_of(self, numbers: range) -> list[Result]:
-        """Wait until all these steps are through; the results there are, in order."""
-        while self._chain.done < numbers.stop:
-            await self._progress()
-        return self._inbox.results(numbers)
 
     async def _progress(self) -> None:
         """Wait for something to happen, and mend what broke."""

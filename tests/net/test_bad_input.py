@@ -497,7 +497,7 @@ def candidates(ids: list[int], logit: float = 1.0) -> Candidates:
 
 async def answer_steps(channel: Channel, reply: Callable[[Step], list[Message]]) -> None:
     """Agrees to serve, and answers each step so."""
-    await channel.send(Opened("f32", Numerics("f32")))
+    await channel.send(Opened("f32", Numerics("f32"), goes_back=True))
     while (message := await channel.receive()) is not None:
         if isinstance(message, Step):
             for part in reply(message):
@@ -525,7 +525,7 @@ async def be_silent(channel: Channel) -> None:
 
 async def agree_and_be_silent(channel: Channel) -> None:
     """Not even pings are answered."""
-    await channel.send(Opened("f32", Numerics("f32")))
+    await channel.send(Opened("f32", Numerics("f32"), goes_back=True))
     await trio.sleep_forever()
 
 

@@ -18,7 +18,7 @@ from node.compute.call import run_alone
 from node.compute.interfaces import PAGE_POSITIONS, Call, KvPage, StepResult
 from node.compute.loop import Outcome, attempt
 from protocol.candidates import NOTHING, Candidates, Want
-from protocol.errors import Malformed, SwarmError
+from protocol.errors import Malformed, SwarmError, UnsupportedModel
 from protocol.messages import SESSION_PROTOCOL, Ack, Attach, Message, NextHop, Open, Opened, Output, Step
 from protocol.model import Manifest, Span
 from protocol.numerics import Numerics
@@ -122,6 +122,7 @@ class FakeEngine:
 
     dtype = "f32"
     shares_pages = True
+    goes_back = True
     numerics = Numerics("f32")
     hidden_size = HIDDEN
     manifest = MANIFEST
@@ -135,6 +136,7 @@ class FakeEngine:
         self.poison: int | None = None  # rows at this position make all fail that is computed with them
         self.error: Exception | None = None  # raised by the next step
         self.spoil = False  # the next result is NaN
+        self.keeps_state = False  # its caches cannot be cut but to nothing
 
     def kv_bytes_per_token(self) -> int:
         """As if keys and values took 64 bytes."""
@@ -167,6 +169,8 @@ class FakeEngine:
         if self.error is not None:
             raise self.error
         check_finite(inputs)
+        if self.keeps_state and 0 < position < cache.length:
+            raise UnsupportedModel("a state cannot be wound back")
         cache.cut(position)
         if cache.span.start == 0:
             ids = inputs.numpy()

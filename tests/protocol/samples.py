@@ -122,7 +122,7 @@ MESSAGES: dict[str, Message] = {
     "open": Open(SESSION, DIGEST, Span(0, 3), 2048, HOP),
     "open (last hop)": Open(SESSION, DIGEST, Span(3, 6), 2048, None, bridged=True, reuse=False),
     "open (fork)": Open(SESSION, DIGEST, Span(3, 6), 2048, None, fork=Fork(NEXT_SESSION, 300, 7)),
-    "opened": Opened("bf16", Numerics("bf16")),
+    "opened": Opened("bf16", Numerics("bf16"), goes_back=True),
     "refused": Refused("busy", "all full", 2.5),
     "attach": Attach(SESSION, 3),
     "step": Step(1, 0, from_numpy(np.array([5, 6], np.int32)), Want(top=2, ids=(9,), temperature=0.5)),

@@ -141,7 +141,7 @@ FIELDS: dict[type[Message], dict[str, st.SearchStrategy[Any]]] = {
         "fork": st.none() | st.builds(Fork, session=session_ids, position=positions, after=numbers),
         "reuse": st.booleans(),
     },
-    Opened: {"dtype": dtypes, "numerics": numerics},
+    Opened: {"dtype": dtypes, "numerics": numerics, "goes_back": st.booleans()},
     Refused: {
         "code": st.sampled_from(["busy", "model", "span", "capacity", "draining", "fork"]),
         "reason": remarks(),

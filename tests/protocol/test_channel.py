@@ -226,7 +226,7 @@ async def test_the_table_is_held_in_both_directions(autojump_clock: MockClock) -
     async def handler(stream: Stream) -> None:
         async with Channel(stream) as channel:
             sent.append(await channel.receive())
-            await channel.send(Opened("f32", Numerics("f32")))  # no answer to an Attach
+            await channel.send(Opened("f32", Numerics("f32"), goes_back=True))  # no answer to an Attach
             sent.append(await channel.receive())
 
     async with two_peers(ECHO, handler) as (client, server):

@@ -395,7 +395,7 @@ def says_at_first(*said: Message | bytes) -> Lie:
 
 
 OPENINGS = {
-    "another dtype": says_at_first(Opened("bf16", Numerics("f32"))),
+    "another dtype": says_at_first(Opened("bf16", Numerics("f32"), goes_back=True)),
     "nothing": says_at_first(),
     "junk": says_at_first(b"\0\0\0\1\x90"),
     "half a frame": says_at_first(b"\0\0\1\0\x82"),
@@ -403,11 +403,13 @@ OPENINGS = {
     "busy for an hour": says_at_first(Refused("busy", "x" * 1000, 3600.0)),
     "another span": says_at_first(Refused("span", "not mine", 0.0)),
     "an error": says_at_first(Error("engine", "x" * 1000, elsewhere=False)),
-    "an output": says_at_first(Opened("f32", Numerics("f32")), Output(0, 0)),
-    "an ack": says_at_first(Opened("f32", Numerics("f32")), Ack(7, 0.0, 0.0)),
-    "a pong": says_at_first(Opened("f32", Numerics("f32")), Pong(0, 0, 0)),
+    "an output": says_at_first(Opened("f32", Numerics("f32"), goes_back=True), Output(0, 0)),
+    "an ack": says_at_first(Opened("f32", Numerics("f32"), goes_back=True), Ack(7, 0.0, 0.0)),
+    "a pong": says_at_first(Opened("f32", Numerics("f32"), goes_back=True), Pong(0, 0, 0)),
     "a lost link": says_at_first(
-        Opened("f32", Numerics("f32")), LinkDown(bytes(16), "lost"), LinkDown(bytes(16), "lost")
+        Opened("f32", Numerics("f32"), goes_back=True),
+        LinkDown(bytes(16), "lost"),
+        LinkDown(bytes(16), "lost"),
     ),
 }
 
@@ -609,7 +611,7 @@ class Fuzz:
                 Output(number, number % 400),
                 LinkDown(rng.randbytes(16), "lost"),
                 Error(rng.choice(["bad_hidden", "bad_step", "idle", "what"]), "no", rng.random() < 0.5),
-                Opened("f16", Numerics("f16")),
+                Opened("f16", Numerics("f16"), goes_back=True),
                 Refused("busy", "no", 1.0),
                 Step(number, number % 400, self._hidden(), NOTHING),
             ]

@@ -90,7 +90,7 @@ class HostileNode:
             if self._sessions % 3 == 1:
                 await channel.send(Refused("busy", nasty(1000), 0.0))
                 return
-            await channel.send(Opened("f32", Numerics("f32")))
+            await channel.send(Opened("f32", Numerics("f32"), goes_back=True))
             if self._sessions % 3 == 2:
                 await channel.send(LinkDown(bytes(16), nasty(1000)))
             await channel.send(Error(nasty(60), nasty(1000), True))
