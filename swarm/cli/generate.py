@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
@@ -104,7 +105,7 @@ def _generate(options: GenerateOptions) -> None:
         if len(given) == 1 and options.prompts is None:
             _answer(options, client, given[0].text, request, screen)
         else:
-            _answer_each(options, client, given, several, request)
+            _answer_each(options, client, given, several, request, screen)
 
 
 def _chats(options: GenerateOptions, client: blocking.Client) -> bool:
@@ -135,15 +136,17 @@ def _answer_each(
     given: Sequence[Given],
     several: Several,
     request: Request,
+    screen: Screen,
 ) -> None:
     """Several, a line each. Raises: SwarmError, in the end, if any has failed."""
     texts = [each.text for each in given]
     failed: list[Answered] = []
     for answered in client.generate(texts, several=several, request=request, chat=_chats(options, client)):
         if options.as_json:
-            print(json.dumps(_fields(answered, given[answered.number], client)), flush=True)
+            print(json.dumps(_fields(answered, given[answered.number], client)))
+            sys.stdout.flush()
         else:
-            print(one_line_of(answered.answer.text), flush=True)
+            screen.printer.write(one_line_of(answered.answer.text) + "\n")
         if answered.error is not None:
             failed.append(answered)
     if failed:
