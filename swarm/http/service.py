@@ -65,6 +65,11 @@ class Service:
         """The text of ids. Raises: ApiError; what the text process raises."""
         return await self._bridge.call(self.client.text.decode, tokens)
 
+    @property
+    def watched(self) -> bool:
+        """Whether any page looks on."""
+        return self._state.watched
+
     async def health(self) -> dict[str, Any]:
         """See `State`."""
         return await self._of_state(self._state.health)

@@ -122,6 +122,63 @@ def test_watchers_see_the_state_and_what_changes(monkeypatch: pytest.MonkeyPatch
             assert asked.result().status_code == 200
 
 
+def test_watchers_see_answers_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks: along which hops, how many tokens so far, and the end; those that were left too. No text."""
+    monkeypatch.setattr(limits, "PROGRESS_S", 0.0)
+    with (
+        api(step_s=0.005) as found,
+        found.client() as client,
+        client.stream("GET", "/swarm/events") as said,
+        found.client() as other,
+    ):
+        told = (each for each in frames(said) if "kind" in each)
+        body = {"prompt": endless(), "temperature": 0, "max_tokens": 5}
+        answer = other.post("/v1/completions", json=body).json()
+        seen = [next(told) for _ in range(7)]
+        assert [each["kind"] for each in seen] == ["began", *["tokens"] * 5, "ended"]
+        peers = [node.peer for node in found.world.nodes]
+        assert [hop["peer"] for hop in seen[0]["route"]] == peers
+        assert [each["tokens"] for each in seen[1:]] == [1, 2, 3, 4, 5, 5]
+        assert [hop["peer"] for hop in seen[-1]["route"]] == peers
+        assert answer["choices"][0]["text"] not in json.dumps(seen)
+        with other.stream("POST", "/v1/completions", json={**body, "max_tokens": NEW, "stream": True}):
+            assert next(told)["kind"] == "began"
+        assert next(each["kind"] for each in told if each["kind"] != "tokens") == "left"
+
+
+def test_who_comes_later_is_told_what_happened() -> None:
+    """The latest events, with when that was; and the state says how to join, and how many copies there are."""
+    with api((0, 4), (4, 8), (4, 8), slow=(2,), step_s=0.01) as found, found.client() as client:
+        dead = found.world.nodes[1].peer
+        with ThreadPoolExecutor(1) as pool, found.client() as other:
+            body = {"prompt": endless(), "temperature": 0, "max_tokens": NEW}
+            asked = pool.submit(other.post, "/v1/completions", json=body)
+            block_until(lambda: found.steps() > 20)
+            found.portal.soon(lambda: found.world.network.kill(dead))
+            assert asked.result().status_code == 200
+        with client.stream("GET", "/swarm/events") as said:
+            told = frames(said)
+            state, event = next(told), next(told)
+        assert state["commands"]["node"].startswith("swarm node --join ")
+        assert len(state["models"][0]["copies"]) == state["models"][0]["layers"] + 2
+        assert (event["kind"], event["lost"], event["number"]) == ("rerouted", dead, 1)
+        assert event["at"] > 1.7e9
+
+
+def test_a_strategy_can_be_asked_for_in_every_dialect() -> None:
+    """Within `swarm`; a word that names none is 400."""
+    with api() as found, found.client() as client:
+        for path, body in (
+            ("/v1/completions", {"prompt": endless(), "max_tokens": 3}),
+            ("/v1/chat/completions", {"messages": [{"role": "user", "content": "51"}], "max_tokens": 3}),
+        ):
+            said = client.post(path, json={**body, "swarm": {"strategy": "greedy"}})
+            assert said.status_code == 200, said.text
+            refused = client.post(path, json={**body, "swarm": {"strategy": "magic"}})
+            assert refused.status_code == 400
+            assert refused.json()["error"]["param"] == "swarm.strategy"
+
+
 def test_watchers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """One too many is told so, and a place is free again when one has left."""
     monkeypatch.setattr(limits, "WATCHERS", 1)

@@ -11,6 +11,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 
 WITHIN_MS: Final = 20_000
 DESK: Final = (1280, 800)
+PHONE: Final = (390, 844)
 
 
 def chromium() -> str | None:

@@ -38,14 +38,14 @@ export class SwarmMap {
   }
 
   show() {
-    const { model, nodes } = this.#swarm;
-    const said = this.#swarm.status?.joined === false ? { tone: "bad", text: `Not in the swarm yet: ${this.#swarm.status.why}` } : verdict(model, nodes);
+    const { model, nodes, copies } = this.#swarm;
+    const said = this.#swarm.status?.joined === false ? { tone: "bad", text: `Not in the swarm yet: ${this.#swarm.status.why}` } : verdict(model, nodes, copies);
     if (!this.#swarm.status) return;
     this.#at.verdict.dataset.tone = said.tone;
     say(this.#at.verdict, said.text);
     this.#at.map.hidden = !model;
-    if (model) this.#drawAxis(model);
-    this.#drawRows(nodes, model);
+    if (model) this.#drawAxis(model.layers, copies);
+    this.#drawRows(nodes, copies);
     this.#drawHoles(model);
     this.#drawLegend(nodes);
     this.#drawRoutes();
@@ -62,24 +62,24 @@ export class SwarmMap {
       el("div", { class: "row foot", role: "row" }, el("div", { role: "rowheader" }, "copies"), el("div", { role: "cell", class: "wide" }, this.#copies)));
   }
 
-  #drawAxis(model) {
-    const shape = `${model.layers} ${model.copies}`;
+  #drawAxis(layers, copies) {
+    const shape = `${layers} ${copies}`;
     if (shape === this.#shape) return;
     this.#shape = shape;
-    const stages = model.layers + 2;
-    const step = Math.max(1, Math.ceil(model.layers / 4 / (model.layers > 8 ? 2 : 1)) * (model.layers > 8 ? 2 : 1));
+    const stages = layers + 2;
+    const step = Math.max(1, Math.ceil(layers / 4 / (layers > 8 ? 2 : 1)) * (layers > 8 ? 2 : 1));
     const ticks = [[0.5, "E"], [stages - 0.5, "H"]];
-    for (let layer = 0; layer <= model.layers; layer += step) ticks.push([layer + 1, String(layer)]);
+    for (let layer = 0; layer <= layers; layer += step) ticks.push([layer + 1, String(layer)]);
     this.#axis.replaceChildren(...ticks.map(([at, text]) => el("span", { class: "tick", vars: { "--at": at / stages } }, text)));
-    const cells = runs(model.copies).map(({ from, to, value }) => {
-      const what = `${shortLayers([from, to], model.layers)}: ${value === 0 ? "nobody" : count(value, "copy").replace("copys", "copies")}`;
+    const cells = runs(copies).map(({ from, to, value }) => {
+      const what = `${shortLayers([from, to], layers)}: ${value === 0 ? "nobody" : value === 1 ? "1 copy" : `${value} copies`}`;
       const tone = value === 0 ? "none" : value === 1 ? "one" : "some";
       return el("div", { class: "copy-run", role: "img", "aria-label": what, title: what, data: { tone }, vars: { "--from": from / stages, "--to": to / stages } }, String(value));
     });
     this.#copies.replaceChildren(...cells);
   }
 
-  #drawRows(nodes, model) {
+  #drawRows(nodes, copies) {
     const peers = new Set(nodes.map((node) => node.peer));
     for (const [peer, row] of this.#rows) {
       if (peers.has(peer)) continue;
@@ -89,7 +89,7 @@ export class SwarmMap {
     nodes.forEach((node, index) => {
       const row = this.#rows.get(node.peer) ?? this.#newRow(node);
       if (this.#body.children[index] !== row.node) this.#body.insertBefore(row.node, this.#body.children[index] ?? null);
-      this.#fill(row, node, model);
+      this.#fill(row, node, copies);
     });
   }
 
@@ -107,17 +107,18 @@ export class SwarmMap {
     return made;
   }
 
-  #fill(row, node, model) {
+  #fill(row, node, copies) {
     const state = node.lost && node.state === "serving" ? "lost" : node.state;
-    const only = node.taken && alone(node, model.copies) ? " · alone" : "";
+    const only = node.taken && !node.lost && alone(node, copies) ? " · alone" : "";
     row.node.dataset.state = node.taken || state !== "serving" ? state : "left out";
     say(row.state, `${row.node.dataset.state}${only}`);
     row.state.title = only ? "it has layers that nobody else serves" : "";
-    const stages = model.layers + 2;
+    const { blocks } = this.#swarm;
+    const stages = blocks + 2;
     row.span.style.setProperty("--from", node.stages[0] / stages);
     row.span.style.setProperty("--to", node.stages[1] / stages);
     row.span.title = `${node.serves}, ${node.numerics}`;
-    say(row.span.firstChild, shortLayers(node.stages, model.layers));
+    say(row.span.firstChild, shortLayers(node.stages, blocks));
     say(row.numerics, node.numerics);
     const known = node.state !== "silent";
     const free = node.kv_tokens_total ? node.kv_tokens / node.kv_tokens_total : 0;

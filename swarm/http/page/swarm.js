@@ -48,6 +48,15 @@ export class Swarm {
     return nodes.sort((a, b) => a.stages[0] - b.stages[0] || a.stages[1] - b.stages[1] || this.place(a.peer) - this.place(b.peer));
   }
 
+  /** How many serve each stage, without those that have failed since the map was asked for. */
+  get copies() {
+    const copies = [...(this.model?.copies ?? [])];
+    for (const { taken, lost, stages } of this.nodes) {
+      if (taken && lost) for (let stage = stages[0]; stage < stages[1]; stage++) copies[stage]--;
+    }
+    return copies;
+  }
+
   /** A small number that is the peer's as long as the page is open. */
   place(peer) {
     if (!this.#order.has(peer)) this.#order.set(peer, this.#order.size);
@@ -170,14 +179,15 @@ export function runs(values) {
 }
 
 /** Whether all is served, in a sentence, and how well: "bad", "thin" or "good". */
-export function verdict(model, nodes) {
+export function verdict(model, nodes, copies) {
   if (!model) return { tone: "bad", text: "Nobody serves this model now." };
   if (!model.complete) {
     const holes = model.missing.map((hole) => hole.serves).join(", ");
     return { tone: "bad", text: `Nobody serves ${holes}: no answer is possible until somebody does.` };
   }
-  const least = Math.min(...model.copies);
-  const some = nodes.filter((node) => node.taken && alone(node, model.copies));
+  const least = Math.min(...copies);
+  if (least < 1) return { tone: "bad", text: "Some layers are served by nobody any more." };
+  const some = nodes.filter((node) => node.taken && !node.lost && alone(node, copies));
   if (least > 1) return { tone: "good", text: `Every layer is served at least ${least === 2 ? "twice" : `${least} times`}: any one node may leave.` };
   const words = some.length === 1 ? "one node has layers that nobody else has" : `${some.length} nodes have layers that nobody else has`;
   return { tone: "thin", text: `Every layer is served; ${words}.` };

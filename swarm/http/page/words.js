@@ -14,7 +14,11 @@ export function ms(value) {
   return `${value >= 100 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value.toFixed(2)} ms`;
 }
 
-export const seconds = (value) => `${value >= 10 ? value.toFixed(1) : value.toFixed(2)} s`;
+/** Seconds; those of less than a tenth as milliseconds. */
+export function seconds(value) {
+  if (value < 0.1) return `${(1000 * value).toFixed(value < 0.01 ? 1 : 0)} ms`;
+  return `${value >= 10 ? value.toFixed(1) : value.toFixed(2)} s`;
+}
 
 export const rate = (value) => (value >= 100 ? value.toFixed(0) : value.toFixed(1));
 
