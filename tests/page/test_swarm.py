@@ -54,21 +54,21 @@ def test_a_chat_and_who_computed_it(looking: Browser, served: Served) -> None:
         expect(page.locator(".routes .latest .way")).to_have_attribute("d", re.compile(r"^M[\d.]+ [\d.]+L"))
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
-def test_it_fits_and_everybody_can_use_it(
-    looking: Browser, served: Served, scheme: str, size: tuple[int, int]
-) -> None:
+def test_it_fits_and_everybody_can_use_it(looking: Browser, served: Served) -> None:
     """On a screen and on a phone, light and dark, with all that can be opened open."""
-    with open_page(looking, served.url, size, scheme=scheme) as page:
+    with open_page(looking, served.url) as page:
         page.get_by_role("button", name="Settings").click()
         ask(page, "What is the capital of Norway?")
         answered(page, 1)
-        assert_sound(page)
-        if size == PHONE:
-            page.get_by_role("button", name="Swarm", exact=True).click()
-            expect(page.locator("#map")).to_be_visible()
+        for scheme in ("light", "dark"):
+            page.emulate_media(color_scheme=scheme)
+            page.set_viewport_size({"width": DESK[0], "height": DESK[1]})
             assert_sound(page)
+            page.set_viewport_size({"width": PHONE[0], "height": PHONE[1]})
+            for view in ("Swarm", "Chat"):
+                page.get_by_role("button", name=view, exact=True).click()
+                expect(page.locator("#map")).to_be_visible(visible=view == "Swarm")
+                assert_sound(page)
 
 
 def test_a_kill_is_seen_as_it_happens(looking: Browser, served: Served) -> None:

@@ -53,8 +53,8 @@ export class Plots {
   #gap;
 
   constructor(swarm, at) {
-    this.#rate = new Plot("tokens a second", rate, bars);
-    this.#gap = new Plot("from token to token", ms, dots);
+    this.#rate = new Plot("tokens/s", "tokens per second", rate, bars);
+    this.#gap = new Plot("per token", "from token to token", ms, dots);
     at.append(this.#rate.node, this.#gap.node);
     swarm.on("tokens", ({ tokens, gap }) => this.#pace.passed(tokens, gap));
     swarm.on("rerouted", () => this.#pace.mark());
@@ -80,13 +80,14 @@ class Plot {
   #values = svg("path", { class: "values" });
   #marks = svg("path", { class: "marks" });
 
-  constructor(title, words, shape) {
+  /** short: what the figure is called; title: the same for who does not see it. */
+  constructor(short, title, words, shape) {
     this.#title = title;
     this.#words = words;
     this.#shape = shape;
     this.#values.classList.add(shape.name);
     this.#picture.append(this.#values, this.#marks);
-    this.node = el("figure", { class: "plot" }, el("figcaption", {}, this.#now, ` ${title}`, this.#most), this.#picture);
+    this.node = el("figure", { class: "plot" }, el("figcaption", {}, this.#now, ` ${short}`, this.#most), this.#picture);
     this.draw([], []);
   }
 

@@ -53,7 +53,7 @@ export class Routes {
   #line({ key, live }, path) {
     let line = this.#lines.get(key);
     if (!line) {
-      const node = svg("g", { class: live ? "route" : "route latest" }, svg("path", { class: "halo" }), svg("path", { class: "way" }));
+      const node = svg("g", { class: live ? "route" : "route latest" }, svg("path", { class: "way" }));
       line = { path: "", node, sparks: 0 };
       this.#lines.set(key, line);
       this.#canvas.append(node);

@@ -1,7 +1,9 @@
 // What is known of the swarm, from what the server says: pure, but for the clock that it is given.
 
+const ALIKE_S = 5; // reroutes for one reason within this time are one: each answer under way has its own
 const LOST_MS = 60_000; // how long a node that failed in an answer is marked, unless it serves again
 const KEPT = 60; // events
+const ANSWERS_KEPT = 3; // among them: many answers leave the rest to be seen
 const NO_HOPS = [];
 
 /** Holds the state and tells `changed` whenever it is another; `on(name, hear)` is told what happens. */
@@ -138,15 +140,28 @@ export class Swarm {
   }
 
   #happened(event) {
+    const same = this.events.find((each) => alike(each, event));
+    if (same) {
+      Object.assign(same, { answers: (same.answers ?? 1) + 1, seconds: Math.max(same.seconds, event.seconds) });
+      return this.#tell("happened", same);
+    }
     const later = this.events.findIndex((each) => each.at <= event.at);
     this.events.splice(later < 0 ? this.events.length : later, 0, event);
-    this.events.length = Math.min(this.events.length, KEPT);
+    let answers = 0;
+    const counts = (each) => each.kind !== "ended" || ++answers <= ANSWERS_KEPT;
+    this.events = this.events.filter(counts).slice(0, KEPT);
     this.#tell("happened", event);
   }
 
   #tell(name, fields) {
     for (const hear of this.#hearers[name] ?? []) hear(fields);
   }
+}
+
+/** Whether two answers were rerouted in the same way, at the same time. */
+function alike(one, other) {
+  const key = ({ kind, lost, layers, replacements }) => JSON.stringify([kind, lost, layers, replacements]);
+  return other.kind === "rerouted" && key(one) === key(other) && Math.abs(one.at - other.at) < ALIKE_S;
 }
 
 /** What has become of nodes between two states. */

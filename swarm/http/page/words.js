@@ -47,7 +47,8 @@ export function describe(event) {
   switch (event.kind) {
     case "rerouted": {
       const by = event.replacements.map(nameOf).join(" and ");
-      const text = `Lost ${nameOf(event.lost)}: ${event.layers} now at ${by}, after ${seconds(event.seconds)}`;
+      const each = event.answers ? `, in ${event.answers} answers` : "";
+      const text = `Lost ${nameOf(event.lost)}: ${event.layers} now at ${by}, after ${seconds(event.seconds)}${each}`;
       return { mark: "↻", tone: "bad", text, more: withNames(event.reason) };
     }
     case "altered":
