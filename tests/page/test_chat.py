@@ -47,21 +47,38 @@ def set_to(page: Page, **values: str) -> None:
         page.get_by_label(label.replace("_", " ")).fill(value)
 
 
-def test_stopping_ends_the_answer_everywhere(looking: Browser, shared: Api) -> None:
-    """By the button or by Escape: what has come stays, and the nodes are let go."""
+@pytest.mark.parametrize("way", ["the button", "Escape"])
+def test_stopping_ends_the_answer_everywhere(looking: Browser, shared: Api, way: str) -> None:
+    """What has come stays, the nodes are let go, and the map shows both: tokens that pass, and that none do."""
     with open_page(looking, shared.url) as page:
         set_to(page, Temperature="0", Tokens_at_most="900")
-        for number, stop in enumerate((lambda: page.get_by_role("button", name="Stop").click(), None)):
-            ask(page, ENDLESS)
-            turn = page.locator(".turn").nth(number)
-            expect(turn.locator(".text")).to_contain_text("66")
-            expect(page.locator(".row.node[data-used]")).to_have_count(2)
-            stop() if stop else page.keyboard.press("Escape")
-            expect(turn.locator(".figures")).to_contain_text("Stopped after")
-            expect(page.get_by_role("button", name="Send")).to_be_visible()
-            expect(turn.locator(".text")).to_contain_text("66")
-            block_until(lambda: shared.serving.service.line.active == 0)
-            expect(page.locator(".row.node[data-used]")).to_have_count(0)
+        ask(page, ENDLESS)
+        turn = page.locator(".turn")
+        expect(turn.locator(".text")).to_contain_text("66")
+        expect(page.locator(".row.node[data-used]")).to_have_count(2)
+        page.locator(".routes .spark").first.wait_for(state="attached")
+        if way == "Escape":
+            page.keyboard.press("Escape")
+        else:
+            page.get_by_role("button", name="Stop").click()
+        expect(turn.locator(".figures")).to_contain_text("Stopped after")
+        expect(page.get_by_role("button", name="Send")).to_be_visible()
+        expect(turn.locator(".text")).to_contain_text("66")
+        block_until(lambda: shared.serving.service.line.active == 0)
+        expect(page.locator(".row.node[data-used]")).to_have_count(0)
+
+
+def test_nothing_moves_where_that_is_not_wanted(looking: Browser, shared: Api) -> None:
+    """The way is drawn all the same, and what is used is marked."""
+    with open_page(looking, shared.url, reduced_motion="reduce") as page:
+        set_to(page, Temperature="0", Tokens_at_most="900")
+        ask(page, ENDLESS)
+        expect(page.locator(".turn .text")).to_contain_text("6666")
+        expect(page.locator(".row.node[data-used]")).to_have_count(2)
+        expect(page.locator(".routes .way")).to_have_attribute("d", re.compile("^M"))
+        assert page.evaluate("document.getAnimations().length") == 0
+        assert page.locator(".routes .spark").count() == 0
+        page.keyboard.press("Escape")
 
 
 def test_edit_and_retry(looking: Browser, shared: Api) -> None:
@@ -115,19 +132,22 @@ def test_settings_are_sent_and_kept(looking: Browser, shared: Api) -> None:
 
 
 def test_a_key_is_asked_for_once(looking: Browser) -> None:
-    """And again where it is wrong; then everything has it, also after a reload in the same tab."""
+    """Again where it is wrong, and when something is asked without; then all have it, also after a reload."""
     with (
         api(settings=Settings(port=0, keys=(KEY,))) as found,
         fresh_page(looking, found.url, DESK, complains=True) as page,
     ):
         dialog = page.get_by_role("dialog")
+        expect(dialog).to_be_visible()
+        page.keyboard.press("Escape")
+        expect(page.locator("#link-words")).to_contain_text("needs a key")
+        ask(page, "51")
         page.get_by_label("Key", exact=True).fill("not-this-one-at-all")
         dialog.get_by_role("button").click()
         expect(dialog).to_contain_text("was not taken")
         page.get_by_label("Key", exact=True).fill(KEY)
         page.keyboard.press("Enter")
         page.locator("#link[data-state=live]").wait_for()
-        ask(page, "51")
         answered(page, 1)
         expect(page.locator("#commands")).to_contain_text("$SWARM_API_KEY")
         assert KEY not in page.locator("body").inner_text()

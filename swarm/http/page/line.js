@@ -11,8 +11,9 @@ export class Refused extends Error {
   }
 }
 
-/** Asks the server. `askKey(why)` is to give a key, or null; it is asked for once, whoever needs it. */
+/** Asks the server. `askKey(wrong)` is to give a key, or null; it is asked for once, whoever needs it. */
 export class Line {
+  onKey = () => {}; // there is a new one
   #askKey;
   #asking = null;
 
@@ -70,8 +71,10 @@ export class Line {
   #newKey(wrong) {
     this.#asking ??= this.#askKey(wrong).then((key) => {
       this.#asking = null;
-      if (key) sessionStorage.setItem(KEY, key);
-      return Boolean(key);
+      if (!key) return false;
+      sessionStorage.setItem(KEY, key);
+      this.onKey();
+      return true;
     });
     return this.#asking;
   }

@@ -160,6 +160,8 @@ export class SwarmMap {
     if (this.#swarm.answers.size) parts.push(`The line is the way of ${count(this.#swarm.answers.size, "answer")} under way.`);
     else if (this.#swarm.latest.length) parts.push("The dotted line is the way of the last answer.");
     if (nodes.some((node) => node.lost || node.state === "silent")) parts.push("Hatched: does not answer.");
+    const others = this.#swarm.others.map((each) => `${each.model} (${count(each.nodes.length, "node")})`);
+    if (others.length) parts.push(`Also in this swarm: ${others.join(", ")}.`);
     say(this.#legend, parts.join(" "));
   }
 

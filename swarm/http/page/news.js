@@ -19,6 +19,7 @@ export class News {
     this.#tell = tell;
     document.addEventListener("visibilitychange", () => (document.hidden ? this.#close() : this.#again()));
     addEventListener("online", () => this.#again());
+    line.onKey = () => this.#again();
     if (document.hidden) tell("closed", "paused");
     else this.#again();
   }
@@ -43,7 +44,7 @@ export class News {
       clearTimeout(watchdog);
       watchdog = setTimeout(() => open.abort(), SILENT_MS);
     };
-    let why = "the stream has ended";
+    let why = new Error("the stream has ended");
     try {
       for await (const said of this.#line.events("/swarm/events", { signal: open.signal })) {
         alive();
@@ -55,13 +56,14 @@ export class News {
         }
       }
     } catch (error) {
-      why = error.message;
+      why = error;
     } finally {
       clearTimeout(watchdog);
     }
     if (this.#open !== open) return; // closed on purpose
     this.#open = null;
-    this.#later(why);
+    if (why.status === 401) this.#tell("waiting", "needs a key: ask something to give it"); // they closed the dialog
+    else this.#later(why.message);
   }
 
   #later(why) {

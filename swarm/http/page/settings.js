@@ -57,7 +57,7 @@ export class Settings {
 
   /** What the server can do; what was chosen before stays. */
   #offer(names) {
-    if (this.#strategy.options.length === names.length) return;
+    if ([...this.#strategy.options].map((each) => each.value).join() === names.join()) return;
     const chosen = this.#strategy.dataset.wanted ?? this.#strategy.value;
     this.#strategy.replaceChildren(...names.map(option));
     this.#strategy.value = names.includes(chosen) ? chosen : "auto";

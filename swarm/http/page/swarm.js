@@ -40,6 +40,11 @@ export class Swarm {
     return this.status?.models.find((each) => each.digest === digest) ?? null;
   }
 
+  /** Other models that nodes of this swarm serve. */
+  get others() {
+    return (this.status?.models ?? []).filter((each) => each !== this.model);
+  }
+
   get blocks() {
     return this.model?.layers ?? 0;
   }
