@@ -58,8 +58,8 @@ class Answered:
     error: SwarmError | None = None
 
 
-# Begins an answer, along a route if one is given.
-Begin = Callable[[Prompt, Route | None], Generation]
+# Begins the answer to the prompt of that number, along a route if one is given.
+Begin = Callable[[int, Route | None], Generation]
 
 
 class Answers:
@@ -172,7 +172,7 @@ class Answers:
         return ahead < LEAD * self._how.at_once
 
     async def _answer(self, number: int, route: Route | None) -> None:
-        generation, error = self._begin(self._prompts[number], route), None
+        generation, error = self._begin(number, route), None
         try:
             async with aclosing(generation):
                 async for _ in generation:

@@ -109,7 +109,7 @@ class Client:
         *,
         chat: bool = False,
         several: Several = clients.EACH,
-        request: Request | None = None,
+        request: Request | Sequence[Request] | None = None,
         **asking: Unpack[Asking],
     ) -> Answers: ...
 
@@ -119,14 +119,15 @@ class Client:
         *,
         chat: bool = False,
         several: Several = clients.EACH,
-        request: Request | None = None,
+        request: Request | Sequence[Request] | None = None,
         **asking: Unpack[Asking],
     ) -> Generation | Answers:
         """Continue a prompt, or answer it by the chat template if `chat`, or several; see `swarm.Client.generate`."""
         if clients.are_several(prompt):
             many = self._client.generate(prompt, chat=chat, several=several, request=request, **asking)
             return Answers(self._portal, many)
-        made = self._client.generate(cast(Prompt, prompt), chat=chat, request=request, **asking)
+        one = cast("Request | None", request)
+        made = self._client.generate(cast(Prompt, prompt), chat=chat, request=one, **asking)
         return Generation(self._portal, made)
 
     @contextmanager

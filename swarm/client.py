@@ -203,7 +203,7 @@ class Client:
         *,
         chat: bool = False,
         several: Several = EACH,
-        request: Request | None = None,
+        request: Request | Sequence[Request] | None = None,
         **asking: Unpack[Asking],
     ) -> Answers: ...
 
@@ -214,7 +214,7 @@ class Client:
         chat: bool = False,
         session: Session | None = None,
         several: Several = EACH,
-        request: Request | None = None,
+        request: Request | Sequence[Request] | None = None,
         **asking: Unpack[Asking],
     ) -> Generation | Answers:
         """Continue a prompt (text or token ids), or answer it by the model's chat template if `chat`.
@@ -223,17 +223,28 @@ class Client:
         what is returned for the text; its `answer` tells how it went. Several may be under way at once, each in its
         own session. With a `session` its caches are used, and only what they do not hold yet is sent.
 
-        Of a list of prompts each is answered so, as `several` says; iterate what is returned for what became of each.
+        Of a list of prompts each is answered so, as `several` says, all by one request or each by its own; iterate
+        what is returned for what became of each.
 
         Raises, when it is iterated: NoRoute; ConfigError, if the prompt is empty, longer than the context, or not of
         the vocabulary. At once: ConfigError, where what is asked cannot be.
         """
-        request = self._fitting(replace(request or Request(), **asking))
+        one = Request() if request is None else request
+        each = [one] if isinstance(one, Request) else one
+        asked = [self._fitting(replace(request, **asking)) for request in each]
         if are_several(prompt):
             if session is not None:
                 raise ConfigError("several prompts have a session each: leave out the one given")
-            return self._several(prompt, chat, several, request)
-        return self._generation(cast(Prompt, prompt), None, chat=chat, session=session, request=request)
+            if asked and isinstance(one, Request):
+                asked *= len(prompt)
+            if len(asked) != len(prompt):
+                raise ConfigError(
+                    f"{len(prompt)} prompts have {len(prompt)} requests or one, not {len(asked)}"
+                )
+            return self._several(prompt, chat, several, asked)
+        if not isinstance(one, Request):
+            raise ConfigError("one prompt has one request")
+        return self._generation(cast(Prompt, prompt), None, chat=chat, session=session, request=asked[0])
 
     def _generation(
         self, prompt: Prompt, route: Route | None, *, chat: bool, session: Session | None, request: Request
@@ -243,11 +254,17 @@ class Client:
         )
         return Generation(self.text, request, prepared)
 
-    def _several(self, prompts: Sequence[Prompt], chat: bool, several: Several, request: Request) -> Answers:
+    def _several(
+        self, prompts: Sequence[Prompt], chat: bool, several: Several, requests: Sequence[Request]
+    ) -> Answers:
+        def begin(number: int, route: Route | None) -> Generation:
+            return self._generation(prompts[number], route, chat=chat, session=None, request=requests[number])
+
         # More than a hop has seats for, for one peer, would wait for one another there.
-        most = max(1, limits.SESSIONS_PER_PEER // request.chosen_strategy().sessions)
-        how = replace(several, at_once=min(several.at_once, most))
-        begin = partial(self._generation, chat=chat, session=None, request=request)
+        sessions = max(
+            request.chosen_strategy().sessions for request in {id(r): r for r in requests}.values()
+        )
+        how = replace(several, at_once=min(several.at_once, max(1, limits.SESSIONS_PER_PEER // sessions)))
         return Answers(prompts, how, begin, partial(self._plan_apart, how.routes), self._view.nursery)
 
     async def _plan_apart(self, most: int) -> Sequence[Route]:

@@ -47,6 +47,8 @@ RULES = [
     Rule(PurePosixPath("node/formats"), frozenset({"numpy", "protocol", "node"})),
     Rule(PurePosixPath("node/engine"), DAEMON | ENGINE | {"protocol", "node"}),
     Rule(PurePosixPath("swarm"), CLIENT | {"protocol", "swarm"}),
+    # For those who have transformers anyway.
+    Rule(PurePosixPath("swarm/hf"), CLIENT | {"torch", "transformers", "protocol", "swarm"}),
     Rule(PurePosixPath("swarm/http"), HTTP | {"protocol", "swarm"}),
     Rule(PurePosixPath("swarm/cli"), CLI | {"protocol", "swarm"}),
     # The one bridge: it starts the daemon and the ends that run on the client's own machine.
@@ -125,6 +127,7 @@ ROOMS = [
         "swarm.http",
         ("protocol.", "swarm.", "swarm.decoding", "swarm.routing", "swarm.session", "swarm.text"),
     ),
+    Room("swarm.hf", ("protocol.", "swarm.", "swarm.decoding")),
     Room("swarm.cli", ("node", "protocol", "swarm")),
     Room("swarm.__main__", ("swarm.cli",)),
 ]
@@ -250,6 +253,7 @@ def test_packages_import_only_what_they_may(package: str) -> None:
         ("swarm/routing/route.py", "import node"),
         ("swarm/portal.py", "import prompt_toolkit"),
         ("swarm/portal.py", "import fastapi"),
+        ("swarm/streamers.py", "import transformers"),
         ("swarm/http/serve.py", "import rich.text"),
         ("swarm/cli/chat.py", "from node import daemon"),
         ("swarm/session/session.py", "import importlib\nimportlib.import_module('node.daemon')"),
