@@ -17,7 +17,7 @@ from node.backend import open_backend
 from node.compute.call import run_alone
 from node.compute.interfaces import Engine, KvCache
 from node.config import NodeConfig
-from protocol.candidates import Candidates, Want
+from protocol.candidates import NOTHING, Candidates, Want
 from protocol.errors import ConfigError
 from protocol.model import Span
 from protocol.tensors import from_numpy
@@ -79,6 +79,7 @@ class WholeSequence:
         self._model = model
         self._engine = engine
         self._cache = cache
+        self._tokens: list[int] = []  # where it cannot go back
 
     @property
     def events(self) -> tuple[()]:
@@ -87,6 +88,14 @@ class WholeSequence:
 
     async def step(self, tokens: Sequence[int], *, position: int, want: Want) -> Candidates | None:
         """Run tokens at `position`, and forget what stood there. Raises: what the engine has in their place."""
+        if not self._engine.goes_back:
+            again = self._tokens[:position] if position < self._cache.length else []
+            self._tokens[position:] = tokens
+            if again:
+                await self._run(again, 0, NOTHING)
+        return await self._run(tokens, position, want)
+
+    async def _run(self, tokens: Sequence[int], position: int, want: Want) -> Candidates | None:
         inputs = from_numpy(np.asarray(tokens, np.int32))
         found = await self._model.in_turn(
             partial(run_alone, self._engine, self._cache, position, inputs, want)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from types import MappingProxyType
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import trio
 
 from protocol.candidates import Candidates, Want
 from protocol.errors import LocalProtocolError
-from swarm.decoding import Ask, Together
+from swarm.decoding import Ask, Begin, Landed, Next, Together
 from swarm.events import Event
 
 T = TypeVar("T")
@@ -39,6 +40,44 @@ class Source(Protocol):
         """The same, while other things are done."""
 
 
+class UnderWay(Protocol):
+    """A step that is under way."""
+
+    @property
+    def seconds(self) -> float:
+        """How long it was, once it has been awaited."""
+
+    async def found(self) -> Candidates | None:
+        """What comes of it; in the order that steps were sent in."""
+
+
+@runtime_checkable
+class Sends(Protocol):
+    """A source that may have several steps under way."""
+
+    async def send_step(self, tokens: Sequence[int], *, position: int, want: Want) -> UnderWay:
+        """See `Session.send_step`."""
+
+    def forget_steps(self) -> None:
+        """See `Session.forget_steps`."""
+
+
+class Later:
+    """A step of a source that has one at a time: it is run when it is awaited."""
+
+    def __init__(self, source: Source, ask: Ask) -> None:
+        self.seconds = 0.0
+        self._source = source
+        self._ask = ask
+
+    async def found(self) -> Candidates | None:
+        """What comes of it."""
+        began, ask = trio.current_time(), self._ask
+        found = await self._source.step(ask.tokens, position=ask.position, want=ask.want)
+        self.seconds = trio.current_time() - began
+        return found
+
+
 class Model(Protocol):
     """Another model that is asked beside: a `Client`, or one on this machine."""
 
@@ -61,6 +100,8 @@ class Branches:
         self._sources: dict[int, Source] = {0: first, **beside}
         self._given = frozenset(self._sources)
         self._past: list[Event] = []  # of forks that were closed
+        self._begun: deque[UnderWay] = deque()  # of branch 0
+        self._begun_to = 0  # where the last of them ends
 
     @property
     def events(self) -> tuple[Event, ...]:
@@ -68,12 +109,41 @@ class Branches:
         living = [event for branch in [*self._sources] if branch for event in self._sources[branch].events]
         return (*self._past, *living)
 
-    async def answer(self, said: Ask | Together) -> Candidates | list[Candidates]:
+    async def answer(
+        self, said: Ask | Together | Begin | Next
+    ) -> Candidates | list[Candidates] | Landed | None:
         """What comes of it. Raises: what a source raises; the other asks are given up then."""
-        if isinstance(said, Ask):
-            [found] = await self._together((said,), ())
-            return found
-        return await self._together(said.asks, said.dropped)
+        match said:
+            case Ask():
+                [found] = await self._together((said,), ())
+                return found
+            case Together(asks=asks, dropped=dropped):
+                return await self._together(asks, dropped)
+            case Begin(ask=ask):
+                await self._begin(ask)
+                return None
+            case Next():
+                return await self._next()
+
+    async def _begin(self, ask: Ask) -> None:
+        if ask.position < self._begun_to:
+            self._begun.clear()
+        source = self._sources[ask.branch]
+        if isinstance(source, Sends):
+            sent = await source.send_step(ask.tokens, position=ask.position, want=ask.want)
+        else:
+            sent = Later(source, ask)
+        self._begun.append(sent)
+        self._begun_to = ask.position + len(ask.tokens)
+
+    async def _next(self) -> Landed:
+        if not self._begun:
+            raise LocalProtocolError("nothing was begun")
+        landing = self._begun.popleft()
+        found = await landing.found()
+        if found is None:
+            raise LocalProtocolError("an ask wants candidates")
+        return Landed(found, landing.seconds)
 
     async def _together(self, asks: Sequence[Ask], dropped: Sequence[int]) -> list[Candidates]:
         # Before any parent takes its next step.
@@ -90,6 +160,8 @@ class Branches:
         self._sources[ask.branch] = await self._sources[ask.parent].fork(ask.position)
 
     async def _step(self, ask: Ask) -> Candidates:
+        if not ask.branch:
+            self._begun.clear()
         found = await self._sources[ask.branch].step(ask.tokens, position=ask.position, want=ask.want)
         if found is None:
             raise LocalProtocolError("an ask wants candidates")
@@ -101,7 +173,11 @@ class Branches:
         await source.aclose()
 
     async def aclose(self) -> None:
-        """Close all that were forked. Safe to call twice."""
+        """Close all that were forked, and forget what is under way. Safe to call twice."""
+        first = self._sources.get(0)
+        if self._begun and isinstance(first, Sends):
+            first.forget_steps()
+        self._begun.clear()
         await _at_once([partial(self._close, branch) for branch in self._sources.keys() - self._given])
 
 

@@ -309,13 +309,16 @@ class Client:
         return Conversation(self.text, new_session, system, self._fitting(replace(request, **asking)))
 
     def _fitting(self, request: Request) -> Request:
-        """Raises: ConfigError, if an amateur is lacking, or not wanted, or if its ids are not this model's."""
+        """Raises: ConfigError, if an amateur is lacking, or not wanted, or if another model's ids are other text."""
         strategy = request.chosen_strategy()
         if strategy.needs_amateur not in (None, request.amateur is not None):
             needs = "needs" if strategy.needs_amateur else "has no use for"
             raise ConfigError(f"{strategy.name} {needs} an amateur, a second model with the same tokenizer")
-        if request.amateur is not None and request.amateur.tokenizer != self.tokenizer:
-            raise ConfigError("the amateur has another tokenizer: its ids are other text")
+        for word, other in (("amateur", request.amateur), ("draft", request.draft)):
+            if other is not None and other.tokenizer != self.tokenizer:
+                raise ConfigError(
+                    f"the {word} has another tokenizer than {self.model.name}: its ids are other text"
+                )
         return request
 
     async def _encode(self, prompt: Prompt, chat: bool) -> list[int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final
@@ -14,7 +14,7 @@ import trio
 from protocol.errors import ConfigError
 from swarm.answer import Alternative, Answer, HopCost, Piece, Settled
 from swarm.branches import Branches, Source
-from swarm.decoding import AMATEUR, Continuation, Decoding, Ending, OutOfTime, Task, Token
+from swarm.decoding import AMATEUR, DRAFT, Continuation, Decoding, Ending, OutOfTime, Task, Token
 from swarm.decoding.asks import Said, Told
 from swarm.decoding.runs import common_prefix
 from swarm.events import Altered, Event, Rerouted
@@ -195,13 +195,14 @@ class Generation:
     @asynccontextmanager
     async def _beside(self, start: Start) -> AsyncIterator[dict[int, Source]]:
         """The branches of other models."""
-        amateur = self._request.amateur
-        if amateur is None:
-            yield {}
-            return
+        others = {AMATEUR: self._request.amateur, DRAFT: self._request.draft}
         most = min(len(start.prompt) + self._request.max_new_tokens, start.session.spec.max_tokens)
-        async with amateur.session(max_tokens=most) as source:
-            yield {AMATEUR: source}
+        async with AsyncExitStack() as stack:
+            yield {
+                branch: await stack.enter_async_context(model.session(max_tokens=most))
+                for branch, model in others.items()
+                if model is not None
+            }
 
     async def _new_pieces(self, session: Session, beside: dict[int, Source]) -> AsyncGenerator[Piece, None]:
         """The text as it comes."""
@@ -242,6 +243,8 @@ class Generation:
             common_prefix(session.tokens, self._prompt),
             request.top_logprobs,
             None if request.amateur is None else request.amateur.vocab_size,
+            None if request.draft is None else request.draft.vocab_size,
+            lambda: session.goes_back,
         )
         strategy = request.chosen_strategy().decode(task)
         async with aclosing(Branches(session, beside)) as self._branches:

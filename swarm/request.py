@@ -8,7 +8,7 @@ from typing import Final, TypedDict
 
 from protocol.errors import ConfigError
 from swarm.branches import Model
-from swarm.decoding import AUTO, Sampling, Strategy, choose_strategy
+from swarm.decoding import AUTO, Sampling, Speculative, Strategy, choose_strategy
 
 # As in the OpenAI API; each costs a few bytes of every token's answer.
 TOP_LOGPROBS: Final = 20
@@ -29,6 +29,7 @@ class Asking(TypedDict, total=False):
     until: Until | None
     top_logprobs: int
     amateur: Model | None
+    draft: Model | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +38,14 @@ class Request:
 
     max_new_tokens  the most tokens
     sampling        how each is chosen; None: always the best
-    strategy        the way to decode, or its name: "auto" is greedy or sampling, as the temperature says
+    strategy        the way to decode, or its name: "auto" is greedy or drawn, as the temperature says
     stop            the answer ends before the first of these texts
     eos             ids that end it; None: those that the model names
     max_seconds     how long it may take, from when it is first awaited; a step that is out then is left
     until           is asked after every token whether the answer is to end
     top_logprobs    of how many of the best ids each token tells the log-probability; its own is always told
     amateur         the other model of contrastive decoding: a client of another one, or one on this machine
+    draft           a small model of the same tokenizer that drafts, likewise; "auto" and "speculative" use it
 
     Raises: ConfigError, where a value is out of range or two do not go together.
     """
@@ -57,6 +59,7 @@ class Request:
     until: Until | None = field(default=None, compare=False)
     top_logprobs: int = 0
     amateur: Model | None = field(default=None, compare=False)
+    draft: Model | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -67,7 +70,9 @@ class Request:
             raise ConfigError(f"max_seconds {self.max_seconds}: it is above 0")
         if not 0 <= self.top_logprobs <= TOP_LOGPROBS:
             raise ConfigError(f"top_logprobs {self.top_logprobs}: it is from 0 to {TOP_LOGPROBS}")
-        self.chosen_strategy()
+        strategy = self.chosen_strategy()
+        if self.draft is not None and not isinstance(strategy, Speculative):
+            raise ConfigError(f"{strategy.name} drafts nothing: leave out the draft, or the strategy")
 
     @property
     def settings(self) -> Sampling:

@@ -27,7 +27,7 @@ async def main(turns: int, tokens: int, addrs: list[str]) -> None:
     """Every text in every way, so many times."""
     draft = await trio.to_thread.run_sync(WholeModel.open, str(shipped_model().with_name("tiny-draft")))
     ways: dict[str, tuple[Strategy | str, Model | None]] = {
-        "plain": ("auto", None),
+        "plain": ("greedy", None),
         "draft": (swarm.Speculative(run=0), draft),
         "ngram": (swarm.Speculative(), None),
     }
@@ -40,9 +40,9 @@ async def main(turns: int, tokens: int, addrs: list[str]) -> None:
         }
         for turn in range(turns + 1):
             for text, (ids, eos) in texts.items():
-                for way, (strategy, amateur) in ways.items():
+                for way, (strategy, model) in ways.items():
                     new = tokens if turn else WARM_UP
-                    request = Request(new, strategy=strategy, amateur=amateur, eos=eos)
+                    request = Request(new, strategy=strategy, draft=model, eos=eos)
                     async with client.session(max_tokens=len(ids) + new) as session:
                         generation = client.generate(ids, session=session, request=request)
                         async for _ in generation:

@@ -19,6 +19,8 @@ from swarm.decoding.sampling import Sampling
 Best = tuple[tuple[int, float], ...]
 # The branch of another model that is asked beside: it is there from the beginning where a strategy needs it.
 AMATEUR: Final = -1
+# The same for the model that drafts.
+DRAFT: Final = -2
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,29 @@ class Together:
 
     asks: tuple[Ask, ...]
     dropped: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Send this ask of branch 0 and go on while it is under way; answered by None.
+
+    Where it stands before the end of what was asked, all that is under way is forgotten, as by an `Ask` of branch 0.
+    """
+
+    ask: Ask
+
+
+@dataclass(frozen=True, slots=True)
+class Next:
+    """Wait for what was begun first; answered by its `Landed`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Landed:
+    """What came of an ask that was begun, and how long it was under way."""
+
+    found: Candidates
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +108,8 @@ class OutOfTime(Exception):
     """Thrown into a strategy in place of an answer: it may still yield tokens and end, but ask nothing more."""
 
 
-Said = Ask | Together | Token
-Told = Candidates | list[Candidates] | None
+Said = Ask | Together | Begin | Next | Token
+Told = Candidates | list[Candidates] | Landed | None
 Decoding = Generator[Said, Any, Ending]  # is sent what Told says
 
 
@@ -96,6 +121,8 @@ class Task:
     eos           ids that end an answer; they are part of it
     top_logprobs  how many of the best ids each token tells of
     amateur_vocab the vocabulary of the model on the branch AMATEUR, if there is one
+    draft_vocab   the same of the model on the branch DRAFT
+    goes_back     whether branch 0 goes back at the cost of the rows asked alone; else all before them is run again
     clock         seconds, for strategies that go by what answers cost
 
     Raises: ConfigError, for a prompt that is empty or not of this vocabulary, and for settings that name other ids.
@@ -109,6 +136,8 @@ class Task:
     cached: int = 0
     top_logprobs: int = 0
     amateur_vocab: int | None = None
+    draft_vocab: int | None = None
+    goes_back: Callable[[], bool] = lambda: True
     clock: Callable[[], float] = time.perf_counter
 
     def __post_init__(self) -> None:

@@ -11,6 +11,8 @@ from typing import Final
 
 # Drafting has to promise so much more than a step without: what is learnt is noisy, and nobody is to lose by it.
 _GAIN: Final = 1.05
+# The same of drafting while steps are under way, whose cost to others is not seen.
+_AHEAD_GAIN: Final = 2.0
 # Weight of what is newest, in means of times and of what holds.
 _NEWEST: Final = 0.2
 # Steps without drafts that are timed before the first with.
@@ -42,8 +44,7 @@ class Pace:
             return 0
         if not self._verified:
             return min(_FIRST, self.most)
-        best = max(range(self.most + 1), key=self._rate)
-        if best and self._rate(best) >= _GAIN * self._rate(0):
+        if best := self._best():
             self._idle = 0
             return best
         self._idle += 1
@@ -51,6 +52,22 @@ class Pace:
             return 0
         self._idle = 0
         return min(_PROBE, self.most)
+
+    def beyond(self, ahead: int) -> int:
+        """How many tokens to draft now behind `ahead` ones that are being verified.
+
+        If all of these hold, and the first behind them, a step is saved. Else what is drafted now is for nothing, and
+        in the way of what is sent then.
+        """
+        best = self._best() if self._verified else 0
+        holds = self.holds ** (ahead + 1)
+        wasted = best * (self.row_s + self.draft_s)
+        return best if holds * self.one_s > _AHEAD_GAIN * (1 - holds) * wasted else 0
+
+    @property
+    def promise(self) -> float:
+        """Tokens in a second, with drafts from here or without."""
+        return max(self._rate(length) for length in range(self.most + 1))
 
     def took(self, drafted: int, seconds: float) -> None:
         """A step with so many drafted tokens, and one that is not, took so long."""
@@ -71,6 +88,11 @@ class Pace:
         """Of so many drafted tokens the first `kept` were what the model said."""
         for held in (*(1.0,) * kept, *(0.0,) * (kept < drafted)):
             self.holds = self._mean(self.holds, held)
+
+    def _best(self) -> int:
+        """The length that gives most by what is known; 0, if it is not clearly more than without."""
+        best = max(range(self.most + 1), key=self._rate)
+        return best if self._rate(best) >= _GAIN * self._rate(0) else 0
 
     def _rate(self, drafted: int) -> float:
         """Tokens in a second."""

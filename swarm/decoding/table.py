@@ -18,14 +18,14 @@ from swarm.decoding.speculative import Speculative
 STRATEGIES: Final[Mapping[str, type[Strategy]]] = {
     kind.name: kind for kind in (Greedy, Sample, Speculative, BeamSearch, BestOf, Contrastive)
 }
-# The name for whichever of Greedy and Sample the temperature says.
+# The name for the usual way: greedy or drawn, as the temperature says, with drafts where they pay.
 AUTO: Final = "auto"
 
 
 def choose_strategy(asked: Strategy | str, sampling: Sampling) -> Strategy:
     """The strategy of that name, with its usual parameters; or the one given. Raises: ConfigError."""
     if asked == AUTO:
-        return Greedy() if sampling.greedy else Sample()
+        return Speculative()
     if isinstance(asked, str):
         if asked not in STRATEGIES:
             raise ConfigError(f"strategy {asked!r}: there are {', '.join([AUTO, *STRATEGIES])}")

@@ -248,11 +248,11 @@ class Session:
 
     async def _land(self, flight: Flight) -> Candidates | None:
         """What comes of the step that has been under way the longest."""
+        if not self._busy and flight not in [*self._flights][:1]:
+            raise LocalProtocolError(
+                "steps are awaited in their order, and not once they were gone back over"
+            )
         with self._turn():
-            if not self._flights or self._flights[0] is not flight:
-                raise LocalProtocolError(
-                    "steps are awaited in their order, and not once they were gone back over"
-                )
             found = await self._found(flight)
         self._flights.popleft()
         self._inbox.forget(flight.numbers)

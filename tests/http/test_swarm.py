@@ -29,7 +29,7 @@ def frames(said: httpx.Response) -> Iterator[dict[str, Any]]:
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_node_that_dies_is_replaced_and_it_is_told(stream: bool) -> None:
     """The text is what it would have been; the answer says that it was rerouted, and by whom it was made."""
-    with api((0, 4), (4, 8), (4, 8), slow=(2,), step_s=0.01) as found:
+    with api((0, 4), (4, 8), (4, 8), slow=(2,), step_s=0.04) as found:
         body = {
             "prompt": endless(),
             "temperature": 0,
@@ -40,7 +40,7 @@ def test_a_node_that_dies_is_replaced_and_it_is_told(stream: bool) -> None:
         dead, spare = found.world.nodes[1].peer, found.world.nodes[2].peer
         with ThreadPoolExecutor(1) as pool, found.client() as client:
             asked = pool.submit(client.post, "/v1/completions", json=body)
-            block_until(lambda: found.steps() > 20)
+            block_until(lambda: found.steps() > 6)
             found.portal.soon(lambda: found.world.network.kill(dead))
             said = asked.result()
         if stream:
@@ -100,7 +100,7 @@ def test_watchers_see_the_state_and_what_changes(monkeypatch: pytest.MonkeyPatch
     """First the whole state; then events as they happen, and the state again when it is another."""
     monkeypatch.setattr(limits, "STATUS_S", 0.1)
     with (
-        api((0, 4), (4, 8), (4, 8), slow=(2,), step_s=0.01) as found,
+        api((0, 4), (4, 8), (4, 8), slow=(2,), step_s=0.04) as found,
         found.client() as client,
         client.stream("GET", "/swarm/events") as said,
     ):
@@ -111,7 +111,7 @@ def test_watchers_see_the_state_and_what_changes(monkeypatch: pytest.MonkeyPatch
         with ThreadPoolExecutor(1) as pool, found.client() as other:
             body = {"prompt": endless(), "temperature": 0, "max_tokens": NEW}
             asked = pool.submit(other.post, "/v1/completions", json=body)
-            block_until(lambda: found.steps() > 20)
+            block_until(lambda: found.steps() > 6)
             dead = found.world.nodes[1].peer
             found.portal.soon(lambda: found.world.network.kill(dead))
             lost = silent = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,7 +27,19 @@ from transformers.generation.logits_process import (
 )
 
 from protocol.candidates import Candidates, Want, join_candidates
-from swarm.decoding import AMATEUR, Ask, Decoding, Ending, Sampling, Together, Token
+from swarm.decoding import (
+    AMATEUR,
+    DRAFT,
+    Ask,
+    Begin,
+    Decoding,
+    Ending,
+    Landed,
+    Next,
+    Sampling,
+    Together,
+    Token,
+)
 
 Logits = NDArray[np.float32]
 Model = Callable[[Sequence[int]], Logits]
@@ -63,6 +76,7 @@ class Run:
     asked: list[Ask] = field(default_factory=list)
     together: list[Together] = field(default_factory=list)
     steps_before: list[int] = field(default_factory=list)  # how many of those there were when each token came
+    most_begun: int = 0  # steps under way at once
     ending: Ending = field(default_factory=lambda: Ending(""))
 
     @property
@@ -71,10 +85,13 @@ class Run:
         return [token.id for token in self.tokens]
 
 
-def run(strategy: Decoding, model: Model, prompt: Sequence[int], amateur: Model | None = None) -> Run:
-    """Drive it to its end."""
+def run(
+    strategy: Decoding, model: Model, prompt: Sequence[int], beside: Model | None = None, trip_s: float = 1.0
+) -> Run:
+    """Drive it to its end. beside: the model that is the amateur, or drafts; what is begun takes `trip_s`."""
     done = Run()
-    branches: dict[int, list[int]] = {0: list(prompt), AMATEUR: []}
+    branches: dict[int, list[int]] = {0: list(prompt), AMATEUR: [], DRAFT: []}
+    begun: deque[Candidates] = deque()
 
     def ask(said: Ask) -> Candidates:
         cache = branches[said.branch]
@@ -82,7 +99,7 @@ def run(strategy: Decoding, model: Model, prompt: Sequence[int], amateur: Model 
         assert said.tokens
         cache[said.position :] = said.tokens
         done.asked.append(said)
-        asked = model if said.branch != AMATEUR or amateur is None else amateur
+        asked = model if said.branch not in (AMATEUR, DRAFT) or beside is None else beside
         if not said.want.every:
             return answer(asked(cache), said.want)
         rows = [answer(asked(cache[: said.position + n]), said.want) for n in range(1, len(said.tokens) + 1)]
@@ -102,7 +119,15 @@ def run(strategy: Decoding, model: Model, prompt: Sequence[int], amateur: Model 
             done.tokens.append(said)
             done.steps_before.append(len(done.together))
         elif isinstance(said, Ask):
+            begun = begun if said.branch else deque()
             told = ask(said)
+        elif isinstance(said, Begin):
+            if said.ask.position < len(branches[0]):
+                begun.clear()
+            begun.append(ask(said.ask))
+            done.most_begun = max(done.most_begun, len(begun))
+        elif isinstance(said, Next):
+            told = Landed(begun.popleft(), trip_s)
         else:
             done.together.append(said)
             for each in said.asks:

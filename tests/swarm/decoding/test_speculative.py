@@ -11,13 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from protocol import limits
 from protocol.errors import ConfigError
-from swarm.decoding import AMATEUR, Sampling, Speculative, Task, choose_strategy
+from swarm.decoding import DRAFT, Greedy, Sampling, Speculative, Strategy, Task
 from swarm.decoding.pace import Pace
 from swarm.decoding.runs import Runs
 from tests.swarm.decoding.reference import Logits, Model, Run, make_model, run
 
 VOCAB = 60
+PLAIN = Greedy()  # token by token, as the settings say
 SEEDS = st.integers(0, 2**32 - 1)
 SETTINGS = st.builds(
     Sampling,
@@ -39,12 +41,12 @@ def steps_that_cost_the_same() -> Callable[[], float]:
     return lambda: float(next(seconds))
 
 
-def tokens_of(strategy: str | Speculative, sampling: Sampling, model: Model, **how: Any) -> Run:
+def tokens_of(strategy: Strategy, sampling: Sampling, model: Model, **how: Any) -> Run:
     """Thirty tokens after a prompt that repeats itself."""
     prompt = [5, 6, 7, 8, 5, 6, 7, 8, 5, 6]
-    amateur: Model | None = how.pop("amateur", None)
+    draft: Model | None = how.pop("draft", None)
     task = Task(prompt, VOCAB, 30, sampling, frozenset({1}), clock=steps_that_cost_the_same(), **how)
-    return run(choose_strategy(strategy, sampling).decode(task), model, prompt, amateur)
+    return run(strategy.decode(task), model, prompt, draft)
 
 
 @settings(max_examples=80, deadline=None)
@@ -54,7 +56,7 @@ def test_the_tokens_are_those_that_come_without(
 ) -> None:
     """Greedy and drawn, with every processor in force, log-probabilities and the end included."""
     model = make_model(seed, VOCAB)
-    plain = tokens_of("auto", sampling, model, top_logprobs=best)
+    plain = tokens_of(PLAIN, sampling, model, top_logprobs=best)
     found = tokens_of(Speculative(run=run_length), sampling, model, top_logprobs=best)
     assert found.ids == plain.ids
     assert found.ending == plain.ending
@@ -65,14 +67,14 @@ def test_the_tokens_are_those_that_come_without(
 
 @settings(max_examples=40, deadline=None)
 @given(seed=SEEDS, other=st.booleans(), sampling=SETTINGS)
-def test_an_amateur_drafts_and_decides_nothing(seed: int, other: bool, sampling: Sampling) -> None:
+def test_a_model_drafts_and_decides_nothing(seed: int, other: bool, sampling: Sampling) -> None:
     """Whether it says what the model says or something else."""
     model = make_model(seed, VOCAB)
-    amateur = make_model(seed + other, VOCAB)
-    plain = tokens_of("auto", sampling, model)
-    found = tokens_of(Speculative(), sampling, model, amateur=amateur, amateur_vocab=VOCAB)
+    draft = make_model(seed + other, VOCAB)
+    plain = tokens_of(PLAIN, sampling, model)
+    found = tokens_of(Speculative(), sampling, model, draft=draft, draft_vocab=VOCAB)
     assert found.ids == plain.ids
-    steps = [ask for ask in found.asked if ask.branch != AMATEUR]
+    steps = [ask for ask in found.asked if ask.branch != DRAFT]
     if sampling == Sampling(seed=7) and not other and len(plain.ids) > 20:
         assert len(steps) < len(plain.ids) / 2
 
@@ -80,12 +82,7 @@ def test_an_amateur_drafts_and_decides_nothing(seed: int, other: bool, sampling:
 def test_what_repeats_takes_few_trips() -> None:
     """A model that goes in circles is drafted by what it said before."""
 
-    def circle(tokens: Sequence[int]) -> Logits:
-        logits = np.zeros(VOCAB, np.float32)
-        logits[{5: 6, 6: 7, 7: 8, 8: 5}[tokens[-1]]] = 9
-        return logits
-
-    found = tokens_of(Speculative(), Sampling(), circle)
+    found = tokens_of(Speculative(), Sampling(), in_a_circle)
     assert found.ids == [7, 8, *[5, 6, 7, 8] * 7]
     assert len(found.asked) <= 7
     assert max(len(ask.tokens) for ask in found.asked[1:]) > 8
@@ -99,10 +96,54 @@ def test_a_draft_after_which_nothing_may_follow_ends_there() -> None:
 
     sampling = Sampling(allowed=allowed)
     model = make_model(3, VOCAB)
-    assert tokens_of(Speculative(), sampling, model).ids == tokens_of("greedy", sampling, model).ids
+    assert tokens_of(Speculative(), sampling, model).ids == tokens_of(PLAIN, sampling, model).ids
 
 
-@pytest.mark.parametrize(("field", "value"), [("drafts", 0), ("drafts", 33), ("run", 1), ("run", 9)])
+def in_a_circle(tokens: Sequence[int]) -> Logits:
+    """A model that says 5 6 7 8 for ever."""
+    logits = np.zeros(VOCAB, np.float32)
+    logits[{5: 6, 6: 7, 7: 8, 8: 5}[tokens[-1]]] = 9
+    return logits
+
+
+def test_drafting_goes_on_while_steps_are_under_way() -> None:
+    """As long as all that was guessed held, and no further than that."""
+    for ahead in (1, 3):
+        how, sampling = Speculative(drafts=4, ahead=ahead), Sampling()
+        found = tokens_of(how, sampling, in_a_circle)
+        assert found.ids == tokens_of(PLAIN, sampling, in_a_circle).ids
+        assert found.most_begun == ahead
+    assert tokens_of(Speculative(drafts=4), Sampling(), make_model(1, VOCAB)).most_begun == 1
+
+
+def test_where_layers_keep_a_state_nothing_is_drafted() -> None:
+    """Each step has one row, as without; also where that is heard of in the middle."""
+    answers = iter([True] * 3)
+    for goes_back in (lambda: False, lambda: next(answers, False)):
+        found = tokens_of(Speculative(drafts=4), Sampling(), in_a_circle, goes_back=goes_back)
+        assert found.ids == tokens_of(PLAIN, Sampling(), in_a_circle).ids
+        assert {len(ask.tokens) for ask in found.asked[10:]} == {1}
+
+
+def test_a_draft_is_no_longer_than_one_answer_holds() -> None:
+    """A hop sends no more candidates at once: 32 rows of a thousand do not fit."""
+    vocab, most = 4000, Speculative(drafts=32, ahead=2)
+
+    def model(tokens: Sequence[int]) -> Logits:
+        logits = np.zeros(vocab, np.float32)
+        logits[{5: 6, 6: 7, 7: 8, 8: 5}.get(tokens[-1], 5)] = 30
+        return logits
+
+    task = Task([5, 6, 7, 8] * 4, vocab, 150, Sampling(1.0, seed=1), clock=steps_that_cost_the_same())
+    found = run(most.decode(task), model, task.prompt)
+    assert len(found.asked) < 40
+    for ask in found.asked:
+        assert (len(ask.tokens) if ask.want.every else 1) * 8 * (ask.want.top or vocab) <= limits.ANSWER_BYTES
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("drafts", 0), ("drafts", 33), ("run", 1), ("run", 9), ("ahead", 0), ("ahead", 17)]
+)
 def test_parameters_out_of_range_are_refused(field: str, value: int) -> None:
     """In one line."""
     with pytest.raises(ConfigError, match=f"{field} {value}: it is"):
@@ -114,8 +155,8 @@ def test_a_run_is_followed_by_what_followed_it_last(tokens: list[int], longest: 
     """The longest one that stood there before, wherever the tokens were looked at in between."""
     runs = Runs(longest)
     for length in range(0, len(tokens) + 1, 3):
-        runs.after(tokens[:length], most)
-    found = runs.after(tokens, most)
+        runs.after(tokens[:length], [], most)
+    found = runs.after(tokens, [], most)
     expected: tuple[int, ...] = ()
     for size in range(min(longest, len(tokens)), 1, -1):
         ends = [
