@@ -43,6 +43,7 @@ class NodeConfig:
     weights     the digest of the weights that peers may give, at least 32 digits of it; None: what counts there
     share       whether peers are given weights
     upload      bytes of them in a second
+    metrics     "ADDRESS:PORT" or a port of this machine alone where its numbers can be asked for; None: nowhere
     max_memory  bytes for weights and KV cache together; None: what is free, with room left for others
     """
 
@@ -65,6 +66,7 @@ class NodeConfig:
     weights: str | None = None
     share: bool = True
     upload: int = UPLOAD_BYTES_PER_S
+    metrics: str | None = None
     max_memory: int | None = None
 
     def check(self) -> None:

@@ -15,11 +15,13 @@ import trio
 
 from node import events
 from node.backend import Backend, Model, OpenBackend
+from node.compute.counts import Counts
 from node.compute.kv import buffer_bytes, default_kv_tokens, prefix_bytes, token_bytes_at
 from node.compute.measure import measure
 from node.config import NodeConfig
 from node.events import Notify
 from node.fetch.model import Swarm, SwarmModel
+from node.figures import Figures
 from node.hop.admission import Admission
 from node.hop.neighbours import Neighbours
 from node.hop.seats import Room
@@ -114,6 +116,23 @@ class Node:
             self._tell_how_to_join()
             self.ready.set()
             await trio.sleep_forever()
+
+    def figures(self) -> Figures:
+        """How the node is now, in numbers."""
+        hop, budget, gossip = self._hop, self._budget, self._gossip
+        return Figures(
+            counts=hop.counts if hop is not None else Counts(),
+            serving=hop is not None,
+            sessions=len(hop) if hop is not None else 0,
+            waiting=len(hop.scheduler) if hop is not None else 0,
+            kv_tokens=budget.total,
+            kv_free=budget.free,
+            kept_bytes=hop.prefixes.nbytes if hop is not None and hop.prefixes is not None else 0,
+            peers_met=len(self._announcer.others()),
+            peers_known=len(self._announcer.book),
+            exchanged=gossip.exchanged,
+            not_exchanged=gossip.failed,
+        )
 
     async def leave(self) -> None:
         """End the sessions and tell the swarm; takes about LEAVE_WITHIN_S at most."""

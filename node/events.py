@@ -169,6 +169,16 @@ class Ready(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class Metrics(Event):
+    """Its numbers can be asked for here, in Prometheus' form."""
+
+    url: str
+
+    def _line(self) -> str:
+        return f"metrics at {self.url}"
+
+
+@dataclass(frozen=True, slots=True)
 class Noted(Event):
     """Something is worth knowing."""
 

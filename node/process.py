@@ -7,17 +7,22 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager, ExitStack
+from typing import TYPE_CHECKING
 
 import trio
 
 from node.backend import open_backend
 from node.config import NodeConfig
 from node.daemon import Node
-from node.events import Leaving, Notify, Warned
+from node.events import Leaving, Metrics, Notify, Warned
 from protocol.errors import ConfigError, SwarmError, unwrapped
 from protocol.hints import RecordRule
 from protocol.identity import Identity
 from protocol.keyfile import HeldKey, hold
+
+if TYPE_CHECKING:
+    from protocol.transport.libp2p.transport import Libp2pTransport
 
 # The event loop gets the interpreter back from the engine's Python code after this, not after 5 ms.
 SWITCH_INTERVAL_S = 0.001
@@ -57,14 +62,31 @@ async def _serve(config: NodeConfig, identity: Identity, notify: Notify) -> None
             validate=RecordRule(),
         ) as transport:
             node = Node(config, identity, transport, open_backend, notify)
-            async with trio.open_nursery() as nursery:
-                serving = trio.CancelScope()
-                nursery.start_soon(_obey, signals, serving, notify)
-                nursery.start_soon(_settle, node)
-                with serving:
-                    await node.run()
-                await node.leave()
-                nursery.cancel_scope.cancel()
+            with ExitStack() as stack:
+                if config.metrics is not None:
+                    url = stack.enter_context(_metrics(config.metrics, node, transport))
+                    notify(Metrics(url))
+                await _run(node, signals, notify)
+
+
+def _metrics(place: str, node: Node, transport: Libp2pTransport) -> AbstractContextManager[str]:
+    """Raises: ConfigError, also where prometheus_client is not installed."""
+    try:
+        from node.metrics import serving
+    except ImportError:
+        raise ConfigError('metrics need prometheus_client: pip install "inference-swarm[node]"') from None
+    return serving(place, node.figures, transport.statistics)
+
+
+async def _run(node: Node, signals: AsyncIterator[int], notify: Notify) -> None:
+    async with trio.open_nursery() as nursery:
+        serving = trio.CancelScope()
+        nursery.start_soon(_obey, signals, serving, notify)
+        nursery.start_soon(_settle, node)
+        with serving:
+            await node.run()
+        await node.leave()
+        nursery.cancel_scope.cancel()
 
 
 def _hold_key(config: NodeConfig) -> HeldKey:

@@ -8,9 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from protocol.model import Span
 from protocol.numerics import Numerics
+
+# Why a hop was given up: it ended or did not answer; broke the rules; had no room; did not get on; failed over what
+# another hop sent it.
+Fault = Literal["lost", "broke_rules", "full", "slow", "misled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +28,7 @@ class Rerouted:
     reason: str
     replacements: tuple[str, ...]
     seconds: float
+    fault: Fault = "lost"
 
 
 @dataclass(frozen=True, slots=True)

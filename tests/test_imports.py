@@ -42,6 +42,7 @@ RULES = [
     Rule(PurePosixPath("protocol/talk"), frozenset({"trio", "protocol"})),
     Rule(PurePosixPath("protocol/transport"), FORMATS | TRANSPORT | {"protocol"}),
     Rule(PurePosixPath("node"), DAEMON | {"protocol", "node"}),
+    Rule(PurePosixPath("node/metrics.py"), DAEMON | {"prometheus_client", "protocol", "node"}),
     # No torch, no transformers: what a small machine can serve with.
     Rule(PurePosixPath("node/native"), frozenset({"numpy", "psutil", "protocol", "node"})),
     Rule(PurePosixPath("node/formats"), frozenset({"numpy", "protocol", "node"})),

@@ -53,3 +53,20 @@ def test_scripts_are_short_executable_and_stop_at_errors(path: Path) -> None:
     assert len(text.splitlines()) < 20
     assert "set -euo pipefail" in text
     assert os.access(path, os.X_OK)
+
+
+def test_an_image_runs_as_nobody_in_particular() -> None:
+    """A number that no host gives to anybody, set before anything is run; and what it copies is not left out."""
+    lines = (ROOT / "Dockerfile").read_text("utf-8").splitlines()
+    assert lines.index("USER 10001") < next(
+        n for n, line in enumerate(lines) if line.startswith("ENTRYPOINT")
+    )
+    ignored = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
+    copied = {
+        name
+        for line in lines
+        if line.startswith("COPY ") and "--from" not in line
+        for name in line.split()[1:-1]
+    }
+    assert {f"!{name}" for name in copied} == {line for line in ignored if line.startswith("!")}
+    assert all((ROOT / name).exists() for name in copied)

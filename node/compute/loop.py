@@ -19,6 +19,7 @@ import trio
 
 from node.compute.call import run_apart
 from node.compute.company import Company
+from node.compute.counts import Counts
 from node.compute.interfaces import Call, Engine, StepResult
 from node.compute.scheduler import DECODE_ROWS, Owner, Piece, Scheduler
 from node.compute.sizing import Sizer
@@ -143,12 +144,18 @@ class EngineLoop:
     """
 
     def __init__(
-        self, engine: Engine, executor: Executor, scheduler: Scheduler, sizer: Sizer | None = None
+        self,
+        engine: Engine,
+        executor: Executor,
+        scheduler: Scheduler,
+        sizer: Sizer | None = None,
+        counts: Counts | None = None,
     ) -> None:
         self._engine = engine
         self.executor = executor
         self.scheduler = scheduler
         self._sizer = sizer
+        self._counts = counts if counts is not None else Counts()
         self._runnables: dict[int, Runnable] = {}
         self._company = Company()
         self._busy = False  # a batch runs, or one waits for company
@@ -246,10 +253,12 @@ class EngineLoop:
             self._learn_and_go_on(turns, batch)
 
     def _learn_and_go_on(self, turns: Sequence[_Turn], batch: Outcome[list[StepResult | Exception]]) -> None:
-        if self._sizer is not None and batch.error is None:
-            rows = sum(piece.rows for _, piece in turns)
-            self._sizer.observe(rows, (batch.ended - batch.started) * 1e3)
-            self._measured()
+        if batch.error is None:
+            rows, took_s = sum(piece.rows for _, piece in turns), batch.ended - batch.started
+            self._counts.batch(rows, len(turns), took_s)
+            if self._sizer is not None:
+                self._sizer.observe(rows, took_s * 1e3)
+                self._measured()
         self._ended_at = batch.ended
         self._next()
 

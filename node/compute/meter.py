@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from node.compute.counts import Counts
 from node.compute.measure import Speed
 
 # A tenth of the new: forgets half of the past in seven steps.
@@ -47,8 +48,9 @@ class Meter:
     gives a session that it has for itself. `now`: seconds on any clock that does not jump.
     """
 
-    def __init__(self, speed: Speed | None = None) -> None:
+    def __init__(self, speed: Speed | None = None, counts: Counts | None = None) -> None:
         """Begin with what was measured at the start, if anything was."""
+        self._counts = counts if counts is not None else Counts()
         speed = speed or Speed(0.0, 0.0, 0.0)
         self.head_ms = speed.head_ms
         self._decode = _Mean(speed.decode_ms_per_block)
@@ -62,6 +64,7 @@ class Meter:
             for mean in (self._decode, self._prefill):
                 mean.now_ms = mean.alone_ms
         self._last_at = now
+        self._counts.step(step.queue_ms / 1e3)
         self._queue_ms = _mean(self._queue_ms, step.queue_ms)
         if step.blocks == 0:
             if step.head and step.rows == 1 and step.alone:

@@ -9,6 +9,7 @@ from contextlib import suppress
 
 import trio
 
+from node.compute.counts import Counts
 from node.compute.interfaces import Engine, KvPage
 from node.compute.kv import room_for, token_bytes_at
 from node.compute.loop import EngineLoop, Executor, WorkerThread
@@ -68,11 +69,12 @@ class HopServer:
         executor: Executor | None = None,
         prefix_bytes: int = 0,
     ) -> None:
-        self.meter = Meter(speed)
+        self.counts = Counts()
+        self.meter = Meter(speed, self.counts)
         self.scheduler = Scheduler()
         executor = executor or WorkerThread()
         sizer = None if speed is None else Sizer(speed, len(engine.span))
-        loop = EngineLoop(engine, executor, self.scheduler, sizer)
+        loop = EngineLoop(engine, executor, self.scheduler, sizer, self.counts)
         neighbours = neighbours or Neighbours(transport)
         growth = Growth(budget, self._give_way, self._fit_prefixes)
         prefixes = _prefixes(prefix_bytes, executor) if engine.shares_pages and prefix_bytes else None
@@ -152,6 +154,7 @@ class HopServer:
         granted = await self._grant(channel.stream, asked, shape)
         if isinstance(granted, Refused):
             logger.info("refused a session to %s: %s", channel.peer, granted.reason)
+            self.counts.refused[granted.code] += 1
             await channel.send(granted)
             return
         channel.stream.keep()
@@ -166,6 +169,7 @@ class HopServer:
             session.free()
             del self._seated[granted]
         if refused is not None:
+            self.counts.refused[refused.code] += 1
             await channel.send(refused)
         if failure is not None:
             logger.info("a session of %s failed: %s", channel.peer, failure.message)
@@ -186,6 +190,7 @@ class HopServer:
 
     async def _run(self, session: HopSession, channel: Channel, id: bytes) -> Error | None:
         """Serve a session under its id to its end; what its client is to hear."""
+        self.counts.opened += 1
         self._sessions[id] = session
         awaited = self._awaited.get(id)
         if awaited is not None:
@@ -238,6 +243,7 @@ class HopServer:
 
     def _give_way(self, seat: Seat) -> None:
         if seat in self._seated:
+            self.counts.gave_way += 1
             self._seated[seat].fail(GAVE_WAY)
 
     def _why_not(self, asked: Open) -> Refused | None:

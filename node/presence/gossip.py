@@ -65,6 +65,8 @@ class Gossip:
         self._doors: dict[str, PeerAddrs] = {}  # first contacts: asked even when the book has forgotten them
         self._provided_at = float("-inf")
         self._provided_to = 0
+        self.exchanged = 0  # maps, with peers
+        self.failed = 0  # exchanges that did not come about
 
     @property
     def doors(self) -> Collection[str]:
@@ -189,6 +191,7 @@ class Gossip:
 
     async def _exchange(self, peer: PeerAddrs) -> None:
         await self._announcer.met(await meet(self._transport, peer, self._announcer.news()))
+        self.exchanged += 1
         self._standings.pop(peer.peer, None)
 
     def _candidates(self) -> list[PeerAddrs]:
@@ -218,6 +221,7 @@ class Gossip:
         return standing is None or now >= standing.retry_at
 
     def _failed(self, peer: str) -> None:
+        self.failed += 1
         known = self._standings.pop(peer, None)
         failures = 1 if known is None else known.failures + 1
         pause_s = min(BACKOFF_MOST_S, BACKOFF_S * 2.0 ** (failures - 1))

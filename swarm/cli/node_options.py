@@ -12,7 +12,7 @@ import typer
 
 from protocol.errors import ConfigError
 from swarm.cli.api_options import API
-from swarm.cli.options import NETWORK, JsonLines, LogJson, StopOnEof, Verbose
+from swarm.cli.options import NETWORK, OUTPUT, JsonLines, LogJson, StopOnEof, Verbose
 
 _ENGINE = "The engine"
 _PEERS = "Weights from peers, and to them"
@@ -182,6 +182,15 @@ class NodeOptions:
             rich_help_panel=API,
         ),
     ] = False
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[ADDRESS:]PORT",
+            help="Where Prometheus may ask for the node's numbers; a port alone is for this machine only.",
+            show_default=False,
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None
     as_json: JsonLines = False
     log_json: LogJson = False
     stop_on_eof: StopOnEof = False
@@ -207,6 +216,7 @@ class NodeOptions:
             "upload": parse_size(self.upload, "upload"),
             "cache_size": parse_size(self.cache_size, "cache size"),
             "threads": self.threads,
+            "metrics": self.metrics,
             "name": self.name,
             "cache_dir": str(self.cache_dir) if self.cache_dir else None,
         }

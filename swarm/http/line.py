@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
@@ -34,6 +34,7 @@ class Line:
         self._most_waiting = waiting
         self._waiting: deque[_Waiter] = deque()
         self._mean_s = _USUAL_S
+        self.on_place: Callable[[float], object] = _ignore  # told how long each has waited, in seconds
 
     @property
     def active(self) -> int:
@@ -53,11 +54,13 @@ class Line:
     @asynccontextmanager
     async def place(self, places: int = 1) -> AsyncIterator[None]:
         """Hold so many places, as soon as it is one's turn. Raises: ApiError, 429 or 503."""
+        came = trio.current_time()
         if self._waiting or self._free < places:
             await self._wait(_Waiter(places))
         else:
             self._free -= places
         began = trio.current_time()
+        self.on_place(began - came)
         try:
             yield
         finally:
@@ -100,3 +103,7 @@ class Line:
             waiter = self._waiting.popleft()
             self._free -= waiter.places
             waiter.called.set()
+
+
+def _ignore(_: float) -> None:
+    pass

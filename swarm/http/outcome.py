@@ -106,6 +106,7 @@ def event_fields(event: Event, blocks: int) -> dict[str, Any]:
                 "layers": describe_stages(event.stages, blocks),
                 "stages": [event.stages.start, event.stages.stop],
                 "reason": event.reason,
+                "fault": event.fault,
                 "replacements": list(event.replacements),
                 "seconds": round(event.seconds, 4),
             }

@@ -34,7 +34,7 @@ def serve(portal: Portal, enter: Enter, settings: Settings) -> Iterator[Serving]
     bound = bind(settings.host, settings.port)
     metrics = Metrics()
     service = Service(Bridge(portal), enter, Line(settings.places, settings.queued), metrics)
-    metrics.watch(service.line, service.pool)
+    metrics.watch(service.line, service.pool, service.place)
     job = portal.start(service.run)
     try:
         with serving(application(service, settings, metrics), bound):

@@ -7,6 +7,7 @@ from typing import Final
 
 import trio
 
+from swarm.events import Fault
 from swarm.routing.bans import PAUSE_S, Bans
 from swarm.session.chain import MOST_DOUBLINGS, Chain
 from swarm.session.hop_stream import HopStream
@@ -27,11 +28,11 @@ class Blame:
         self._bans = bans
         self._full: Counter[str] = Counter()  # how often each peer had no room to go on
 
-    def lose(self, hop: HopStream, reason: str, *, honest: bool) -> None:
+    def lose(self, hop: HopStream, reason: str, *, honest: bool, fault: Fault | None = None) -> None:
         """A hop failed: end it and ban its peer."""
         if hop.failure is None and hop in self._chain.hops:
             self._bans.ban(hop.peer, trio.current_time(), honest=honest)
-        hop.fail(reason)
+        hop.fail(reason, fault or ("lost" if honest else "broke_rules"))
         self._chain.notify()
 
     def lose_over_input(self, hop: HopStream, reason: str) -> None:
@@ -41,7 +42,7 @@ class Blame:
         else:
             self.doubt(hop, reason)
 
-    def doubt(self, hop: HopStream, reason: str) -> None:
+    def doubt(self, hop: HopStream, reason: str, fault: Fault = "misled") -> None:
         """A hop failed in a way that the hop before it may have brought about.
 
         Neither is banned for long on the word of the other. The one that failed is replaced; where that happens
@@ -52,21 +53,21 @@ class Blame:
             before.accuse()
             if before.accused == ACCUSED_REPLACED:
                 self.lose(before, "those whom it feeds fail", honest=True)
-        self.lose(hop, reason, honest=True)
+        self.lose(hop, reason, honest=True, fault=fault)
 
     def leave_full(self, hop: HopStream, reason: str, retry_after_s: float) -> None:
         """A hop has no room to go on: it is asked again after a while, each time a longer one."""
         self._full[hop.peer] += 1
         seconds = max(retry_after_s, PAUSE_S) * 2.0 ** min(self._full[hop.peer] - 1, MOST_DOUBLINGS)
         self._bans.pause(hop.peer, trio.current_time(), seconds)
-        hop.fail(reason)
+        hop.fail(reason, "full")
         self._chain.notify()
 
     def leave_slow(self, hop: HopStream, reason: str, *, honest: bool) -> None:
         """A hop that answers does not get on. That it answers is no sign that it would if it were asked again."""
         self._chain.note_slow(hop.peer)
         if honest and not hop.fed_by_us:
-            self.doubt(hop, reason)
+            self.doubt(hop, reason, "slow")
         else:
-            self.lose(hop, reason, honest=honest)
+            self.lose(hop, reason, honest=honest, fault="slow")
         self._bans.pause(hop.peer, trio.current_time(), SLOW_REST_S, alone_s=PAUSE_S)

@@ -30,6 +30,7 @@ from protocol.session import Side, StreamState
 from protocol.talk.channel import Channel
 from protocol.talk.outbox import Outbox
 from protocol.transport.base import Transport
+from swarm.events import Fault
 from swarm.routing.route import Hop
 from swarm.session.claims import Claims
 from swarm.session.outputs import FRAME_EXTRA_BYTES, Misfit, hidden_bytes
@@ -76,6 +77,7 @@ class HopStream:
         self._filled_at = 0
         self._patience = 1  # how many times the usual time it may take
         self._failure: str | None = None
+        self.fault: Fault = "lost"  # of what kind, once it has failed
         self._link_down: str | None = None
         self._accused = 0
         self._links_left = 0 if request.next is None else 1  # links it was given and has not reported as lost
@@ -265,10 +267,10 @@ class HopStream:
         """Ask for a pong."""
         await self._send(self.claims.ping(trio.current_time()))
 
-    def fail(self, reason: str) -> None:
+    def fail(self, reason: str, kind: Fault = "lost") -> None:
         """Mark the hop dead and end its stream, so that whoever waits on it goes on. Never blocks."""
         if self._failure is None:
-            self._failure = reason
+            self._failure, self.fault = reason, kind
         self.channel.stream.reset()
         self._outbox.close()
 

@@ -130,7 +130,9 @@ class Mender:
     ) -> None:
         peers = tuple(hop.peer for hop in opened)
         for hop in dead:
-            self._tell(Rerouted(self._chain.id, hop.peer, hop.span, hop.failure or "", peers, seconds))
+            self._tell(
+                Rerouted(self._chain.id, hop.peer, hop.span, hop.failure or "", peers, seconds, hop.fault)
+            )
 
     def _tell_of_bridge(self, before: HopStream, behind: HopStream, reason: str) -> None:
         self._tell(Bridged(self._chain.id, (before.peer, behind.peer), reason))

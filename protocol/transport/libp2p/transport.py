@@ -104,6 +104,10 @@ class Libp2pTransport:
         assert self._dht is not None
         return self._dht
 
+    def statistics(self) -> dict[str, int]:
+        """How many connections there are, and what has passed since the start."""
+        return {**self._endpoint.statistics(), **self._endpoint.traffic()}
+
     def place_of(self, peer: str) -> str | None:
         """Where `peer` has shown that it receives now, or None."""
         connection = self._endpoint.connection(peer)

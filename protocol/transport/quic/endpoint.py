@@ -106,6 +106,15 @@ class Endpoint:
             "streams": sum(connection.open_streams for connection in self._connections),
         }
 
+    def traffic(self) -> dict[str, int]:
+        """What has passed through the ports that are open."""
+        return {
+            "bytes_sent": sum(port.sent.nbytes for port in self.ports),
+            "bytes_received": sum(port.received.nbytes for port in self.ports),
+            "datagrams_sent": sum(port.sent.datagrams for port in self.ports),
+            "datagrams_received": sum(port.received.datagrams for port in self.ports),
+        }
+
     def bind(self, host: str, port: int) -> Port:
         """Open a port. Raises: OSError, if it is taken."""
         assert self._nursery is not None

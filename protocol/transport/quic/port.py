@@ -7,6 +7,7 @@ import socket
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 
 import trio
 
@@ -15,6 +16,19 @@ from protocol.transport.quic.udp import Addr, SendError, open_udp, read_errors
 
 _LARGEST = 65_535
 Batch = list[tuple[bytes, Addr]]
+
+
+@dataclass(slots=True)
+class Passed:
+    """Datagrams, and the bytes in them."""
+
+    datagrams: int = 0
+    nbytes: int = 0
+
+    def add(self, datagrams: int, nbytes: int) -> None:
+        """So many more."""
+        self.datagrams += datagrams
+        self.nbytes += nbytes
 
 
 class Port:
@@ -29,6 +43,8 @@ class Port:
         self._backlog: deque[tuple[bytes, Addr]] = deque()
         self._backlogged = trio.Event()
         self._closed = False
+        self.sent = Passed()
+        self.received = Passed()
         self.host, self.port = self._socket.getsockname()[:2]
 
     @property
@@ -81,6 +97,7 @@ class Port:
             except OSError:
                 reported = True  # about an earlier datagram; the error queue tells it in full
         # While there is a report the socket counts as readable: one that nothing has shown comes with an empty batch.
+        self.received.add(len(batch), sum(len(data) for data, _ in batch))
         errors = read_errors(self._socket) if reported or not batch else []
         self._on_batch(self, batch, errors)
 
@@ -91,6 +108,7 @@ class Port:
         for _ in range(2):
             try:
                 self._socket.sendto(data, addr)
+                self.sent.add(1, len(data))
                 return 0
             except OSError as error:
                 number = error.errno or errno.EIO
