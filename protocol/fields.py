@@ -51,7 +51,7 @@ def real(least: float, most: float) -> Rule:
     """A finite number from `least` to `most`."""
 
     def parse(value: Any) -> float:
-        if type(value) not in (int, float) or not math.isfinite(value) or not least <= value <= most:
+        if type(value) not in (int, float) or not least <= value <= most or not math.isfinite(value):
             raise Malformed(f"expected a number from {least} to {most}")
         return float(value)
 

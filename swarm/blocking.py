@@ -23,6 +23,7 @@ from swarm import generation as generations
 from swarm.answer import Answer, Piece, Settled
 from swarm.answers import Answered, Prompt, Prompts, Several
 from swarm.client import Model
+from swarm.decoding import Sampling
 from swarm.events import Event
 from swarm.portal import Portal
 from swarm.request import Asking, Request
@@ -48,6 +49,11 @@ class Client:
     def text(self) -> Text:
         """Its tokenizer and chat template."""
         return Text(self._portal, self._client.text)
+
+    @property
+    def suggested(self) -> Sampling:
+        """How the checkpoint says that tokens are chosen."""
+        return self._client.suggested
 
     @property
     def book(self) -> RecordBook:

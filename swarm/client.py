@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final, TypeGuard, Unpack, cast, overload
+from typing import Any, Final, TypeGuard, Unpack, cast, overload
 
 from protocol import limits
 from protocol.book import RecordBook
@@ -21,6 +21,7 @@ from protocol.model import Manifest, Span
 from protocol.records import Announcement
 from swarm.answers import Answers, Prompt, Prompts, Several
 from swarm.conversation import Conversation
+from swarm.decoding import Sampling
 from swarm.events import OnEvent
 from swarm.generation import Generation, Start, check_length
 from swarm.request import Asking, Request
@@ -125,6 +126,15 @@ class Client:
     def vocab_size(self) -> int:
         """Logits of one row, which may be more than the tokenizer has tokens."""
         return self.model.manifest.vocab_size
+
+    @property
+    def suggested(self) -> Sampling:
+        """How the checkpoint says that tokens are chosen: always the best, where it says nothing of drawing.
+
+        Nothing goes by it that is not asked to: `generate(..., sampling=client.suggested)`.
+        """
+        said: Any = self.text.suggested
+        return Sampling(**said)
 
     @property
     def wanted(self) -> Span:

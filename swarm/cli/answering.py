@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from typing import Annotated, Any, Final, TypeVar, get_args, get_type_hints
 
 import typer
 
 from protocol.errors import ConfigError
-from swarm.cli.options import ANSWER, NETWORK, Join, Model, NoReuse, Precision, Wait, Weights, Where, readable
-from swarm.decoding import AUTO, STRATEGIES, Sampling, parse_strategy
+from swarm.cli.options import (
+    ANSWER,
+    NETWORK,
+    ORIGINS,
+    Join,
+    Model,
+    NoReuse,
+    Precision,
+    Wait,
+    Weights,
+    Where,
+    readable,
+)
+from swarm.cli.origins import MODEL, Origin, Origins, Rank, rank_of
+from swarm.decoding import AUTO, DRAWING, NAMES, PRESETS, Sampling, parse_strategy
 from swarm.request import Request
 
 T = TypeVar("T", bound="AnswerOptions")
 
 CHOICE: Final = "Which tokens"
-# What says in /set that an option is as if it had not been given.
+# What says in /set that an option is as it was when the chat began.
 DEFAULT: Final = "default"
 
 
@@ -65,6 +78,9 @@ class AnswerOptions(WhereOptions):
         list[str] | None,
         _option("End before this text; can be repeated.", panel=ANSWER, show_default=False),
     ] = None
+    stream: Annotated[
+        bool, _option("Show the answer as it comes, or all at its end.", "--stream/--no-stream", panel=ANSWER)
+    ] = True
     max_seconds: Annotated[
         float | None, _option("End after so long, wherever it is.", panel=ANSWER, show_default=False)
     ] = None
@@ -72,11 +88,20 @@ class AnswerOptions(WhereOptions):
     strategy: Annotated[
         str,
         _option(
-            f"The way to decode: {', '.join([AUTO, *STRATEGIES])}; auto goes by the temperature. Parameters follow a "
-            "colon, as in beam_search:beams=4,length_penalty=0.8 or best_of:answers=8.",
+            f"The way to decode: {', '.join(NAMES)}; auto goes by the temperature. Parameters follow a colon, as "
+            "in beam_search:beams=4,length_penalty=0.8 or best_of:answers=8.",
             metavar="NAME[:PARAMETERS]",
         ),
     ] = AUTO
+    mode: Annotated[
+        str | None,
+        _option(
+            "How to draw, by a name: near the best tokens, or from all that are likely. What is said of drawing "
+            "beside it, in the same place or a nearer one, counts more.",
+            metavar="|".join(PRESETS),
+            show_default=False,
+        ),
+    ] = None
     temperature: Annotated[float, _option("0 takes the best token always.", "--temperature", "-t")] = 0.0
     top_k: Annotated[int, _option("Draw from the K best tokens only; 0 is off.")] = 0
     top_p: Annotated[float, _option("Draw from the best tokens that reach this probability.")] = 1.0
@@ -102,9 +127,10 @@ class AnswerOptions(WhereOptions):
         _option("None of these tokens: ids, with commas.", metavar="IDS", show_default=False),
     ] = None
     seed: Annotated[int | None, _option("The same seed gives the same text.", show_default=False)] = None
+    origins: Origins = field(default_factory=dict, compare=False)
 
     def request(self, top_logprobs: int = 0) -> Request:
-        """What they ask for. Raises: ConfigError."""
+        """What they ask for as they stand; see `settled`. Raises: ConfigError."""
         given = {field.name: getattr(self, field.name) for field in fields(Sampling)}
         given["logit_bias"] = dict(_biases(self.logit_bias or ()))
         given["allowed"] = None if self.allowed is None else frozenset(_ids("allowed", self.allowed))
@@ -119,24 +145,96 @@ class AnswerOptions(WhereOptions):
         )
 
 
+def check(options: AnswerOptions, top_logprobs: int = 0) -> None:
+    """Raises: ConfigError, for what could not be whatever the model suggests."""
+    settled(options, _ALL_SUGGESTED).request(top_logprobs)
+
+
+def settled(options: T, suggested: Mapping[str, float]) -> T:
+    """The options as they hold for a model that suggests this; each value from the nearest place that says it.
+
+    Below what is said outright in a place stands what its mode says. Where the strategy denies what was said of
+    drawing in farther places, that is left out; where it draws and nobody gave a temperature, that is 1.
+    Raises: ConfigError, for a mode that there is not.
+    """
+    held = _follow({name: (value, MODEL) for name, value in suggested.items()}, options)
+    if held.mode is not None:
+        if held.mode not in PRESETS:
+            raise ConfigError(f"mode {held.mode!r}: there are {', '.join(PRESETS)}")
+        origin = held.origins.get("mode", _TYPED).through(f"mode {held.mode}")
+        preset = {"strategy": AUTO, **PRESETS[held.mode]}
+        held = _follow({name: (value, origin) for name, value in preset.items()}, held)
+    strategy = Origin(rank_of(held.origins, "strategy"), f"strategy {held.strategy}")
+    off = {name: (value, strategy) for name, value in DRAWING.items()}
+    tried = [held, _follow(off, held)]
+    if rank_of(held.origins, "temperature") == Rank.USUAL:
+        tried.append(replace(held, temperature=1.0, origins={**held.origins, "temperature": strategy}))
+    return next((each for each in tried if _fits(each)), held)
+
+
+# Of options that nobody parsed: a caller has given them.
+_TYPED: Final = Origin(Rank.FLAG, "given")
+# What a model suggests that leaves nothing for a strategy to ask for.
+_ALL_SUGGESTED: Final = {"temperature": 1.0, "top_k": 1, "top_p": 0.5}
+_SWITCH: Final = {"true": True, "false": False}
+
+
+def _follow(said: Mapping[str, tuple[Any, Origin]], options: T) -> T:
+    """With the values that come from nearer places than those that the options have."""
+    nearer = {name: each for name, each in said.items() if each[1].rank > rank_of(options.origins, name)}
+    values: dict[str, Any] = {name: value for name, (value, _) in nearer.items()}
+    origins = {**options.origins, **{name: origin for name, (_, origin) in nearer.items()}}
+    return replace(options, **values, origins=origins)
+
+
+def _fits(options: AnswerOptions) -> bool:
+    """Whether the strategy and the settings go together."""
+    try:
+        options.request()
+    except ConfigError:
+        return False
+    return True
+
+
 def settings_of(options: AnswerOptions) -> dict[str, Any]:
     """What `set_option` can change, and how it stands."""
-    where = {field.name for field in fields(WhereOptions)}
-    names = [field.name for field in fields(AnswerOptions) if field.name not in where]
+    others = {field.name for field in fields(WhereOptions)} | {ORIGINS}
+    names = [field.name for field in fields(AnswerOptions) if field.name not in others]
     return {name: getattr(options, name) for name in names}
 
 
-def set_option(options: T, name: str, text: str) -> T:
-    """The options with one of them said otherwise. Raises: ConfigError, also where the whole cannot be then."""
+def set_option(
+    options: T, name: str, text: str, begun: T | None = None, suggested: Mapping[str, float] | None = None
+) -> T:
+    """The options with one of them said otherwise; a mode takes the place of what was said before of what it says.
+
+    begun: how they were at first, which DEFAULT goes back to; None: their usual values.
+    Raises: ConfigError, also where the whole cannot be then.
+    """
     name = name.replace("-", "_")
     known = settings_of(options)
     if name not in known:
         raise ConfigError(f"there is no setting {name!r}; there are {', '.join(known)}")
-    usual: dict[str, Any] = {field.name: field.default for field in fields(options)}
-    said: dict[str, Any] = {name: usual[name] if text == DEFAULT else _read(name, text)}
-    changed = replace(options, **said)
-    changed.request()
+    back = [name, *(("strategy", *PRESETS[text]) if name == "mode" and text in PRESETS else ())]
+    changed = _as_begun(options, back, begun)
+    if text != DEFAULT:
+        said: dict[str, Any] = {name: _read(name, text)}
+        changed = replace(changed, **said, origins={**changed.origins, name: Origin(Rank.CHAT, "/set")})
+    settled(changed, suggested or {}).request()
     return changed
+
+
+def _as_begun(options: T, names: Sequence[str], begun: T | None) -> T:
+    """With some options, and where they came from, as they were."""
+    usual: dict[str, Any] = {field.name: field.default for field in fields(options)}
+    origins = dict(options.origins)
+    values: dict[str, Any] = {}
+    for name in names:
+        values[name] = usual[name] if begun is None else getattr(begun, name)
+        origins.pop(name, None)
+        if begun is not None and name in begun.origins:
+            origins[name] = begun.origins[name]
+    return replace(options, **values, origins=origins)
 
 
 def _read(name: str, text: str) -> Any:
@@ -146,6 +244,10 @@ def _read(name: str, text: str) -> Any:
     if kinds == {list[str]}:
         return [text]
     [kind] = kinds
+    if kind is bool:
+        if text not in _SWITCH:
+            raise ConfigError(f"{name} is {' or '.join(_SWITCH)}, not {text!r}")
+        return _SWITCH[text]
     try:
         return kind(text)
     except ValueError as error:

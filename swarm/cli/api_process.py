@@ -14,6 +14,7 @@ from types import TracebackType
 
 from swarm.cli.children import Child, Children, Restarts
 from swarm.cli.node_process import serve_command
+from swarm.cli.sources import without_settings
 from swarm.cli.telling import Tell, event, relay
 
 
@@ -45,7 +46,9 @@ class ApiBeside:
         threading.Thread(target=self._watch, name="api", daemon=True).start()
 
     def _launch(self) -> Child:
-        return self._children.start("api", serve_command(self._join, self._words), dict(os.environ))
+        return self._children.start(
+            "api", serve_command(self._join, self._words), without_settings(os.environ)
+        )
 
     def _watch(self) -> None:
         while (news := self._children.news.get()) is not None:

@@ -14,6 +14,8 @@ from protocol.errors import ConfigError, SwarmError, leaves, unwrapped
 from swarm.cli.completion import VARIABLE, asked_by_shell
 from swarm.cli.logs import traceback_lines, wants_tracebacks
 from swarm.cli.options import Verbose
+from swarm.cli.schema import TABLES
+from swarm.cli.sources import configured
 from swarm.cli.streams import OutputLost, own_streams
 from swarm.cli.terminal import open_terminal
 
@@ -21,6 +23,7 @@ from swarm.cli.terminal import open_terminal
 COMMANDS: Final = (
     "chat",
     "completion",
+    "config",
     "demo",
     "doctor",
     "generate",
@@ -49,7 +52,8 @@ def app_of(*commands: str, names: Iterable[str] = ()) -> typer.Typer:
     )
     app.callback()(swarm)
     for name in commands:
-        app.command()(getattr(import_module(f"swarm.cli.{name}"), name))
+        command = getattr(import_module(f"swarm.cli.{name}"), name)
+        app.command()(configured(name, command) if name in TABLES else command)
     for name in names:
         app.command(name)(_named)
     return app

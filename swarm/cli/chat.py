@@ -13,7 +13,15 @@ import typer
 from protocol.errors import ConfigError, SwarmError
 from protocol.plain import plain
 from swarm.blocking import Client, Conversation
-from swarm.cli.answering import DEFAULT, AnswerOptions, MaxNewTokens, set_option, settings_of
+from swarm.cli.answering import (
+    DEFAULT,
+    AnswerOptions,
+    MaxNewTokens,
+    check,
+    set_option,
+    settings_of,
+    settled,
+)
 from swarm.cli.connection import a_door, copyable, open_amateur, open_client
 from swarm.cli.coverage import render
 from swarm.cli.lines import Lines
@@ -59,13 +67,13 @@ def _chat(options: ChatOptions) -> None:
     swarm chat --temperature 0.7 --top-p 0.9 --system "Answer briefly."
     ```
     """
-    request = options.request()
+    check(options)
     screen = Screen(open_terminal())
     with (
         open_client(options.where, screen.terminal, screen.event) as client,
         open_amateur(client, options.where, options.amateur, screen.terminal) as amateur,
     ):
-        request = replace(request, amateur=amateur)
+        request = replace(settled(options, client.text.about.suggested).request(), amateur=amateur)
         talk = client.conversation(system=readable(options.system or "") or None, request=request)
         with talk as entered:
             screen.news.blocks = client.model.blocks
@@ -81,7 +89,13 @@ class _Chat:
     client: Client
     talk: Conversation
     person: bool
-    options: AnswerOptions
+    begun: AnswerOptions
+    options: AnswerOptions  # as /set has changed them
+
+    @property
+    def settled(self) -> AnswerOptions:
+        """How the next turns are answered."""
+        return settled(self.options, self.client.text.about.suggested)
 
     def answer(self, line: str) -> None:
         """Put one turn and stream the answer. To a person a failure is told, and the chat goes on."""
@@ -89,7 +103,10 @@ class _Chat:
         generation = self.talk.say(line)
         try:
             for piece in generation:
-                printer.write(piece.text)
+                if self.settled.stream:
+                    printer.write(piece.text)
+            if not self.settled.stream:
+                printer.write(generation.answer.text)
         except SwarmError as error:
             printer.end()
             if not self.person:
@@ -125,13 +142,17 @@ class _Chat:
 
     def show_settings(self) -> None:
         """/set"""
-        known = settings_of(self.options).items()
-        self.screen.terminal.remark(*(f"{name} {_written(value)}" for name, value in known))
+        options = self.settled
+        for name, value in settings_of(options).items():
+            origin = options.origins.get(name)
+            where = f"  ({origin.text})" if origin is not None else ""
+            self.screen.terminal.remark(f"{name} {_written(value)}{where}")
 
     def set(self, name: str, value: str) -> None:
         """/set NAME VALUE, for the next turns."""
-        self.options = set_option(self.options, name, value)
-        self.talk.request = replace(self.options.request(), amateur=self.talk.request.amateur)
+        suggested = self.client.text.about.suggested
+        self.options = set_option(self.options, name, value, self.begun, suggested)
+        self.talk.request = replace(self.settled.request(), amateur=self.talk.request.amateur)
 
     def reset(self) -> None:
         """/reset"""
@@ -159,7 +180,7 @@ def converse(
     """
     person = sys.stdin.isatty()
     options = options or AnswerOptions(max_new_tokens=talk.request.max_new_tokens)
-    chatting = _Chat(screen, client, talk, person, options)
+    chatting = _Chat(screen, client, talk, person, options, options)
     commands: Commands = {
         **(more or {}),
         "/route": chatting.show_route,
@@ -214,6 +235,8 @@ def _written(value: object) -> str:
     """A setting as it is typed."""
     if isinstance(value, list):
         return " ".join(map(str, value))
+    if isinstance(value, bool):
+        return str(value).lower()
     return DEFAULT if value is None else str(value)
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from swarm.cli.node_process import Told, told
+from swarm.cli.sources import without_settings
 
 # After SIGTERM a node says goodbye within about two seconds.
 LEAVE_WITHIN_S: Final = 5.0
@@ -141,7 +142,8 @@ class Restarts:
 
 
 def own_environment(**more: str) -> dict[str, str]:
-    """What a child gets of this process's environment: not where it joins, nor who may ask, which it is told."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("SWARM_JOIN", "SWARM_API_KEY")}
+    """What a child gets of this process's environment: not its options, which it is told, nor who may ask."""
+    kept = without_settings(os.environ)
+    kept.pop("SWARM_API_KEY", None)
     kept.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # several on one machine wait for one another
     return {**kept, **more}

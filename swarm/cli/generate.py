@@ -13,7 +13,7 @@ import typer
 from protocol.errors import SwarmError
 from swarm import blocking
 from swarm.answers import Answered, Several
-from swarm.cli.answering import AnswerOptions
+from swarm.cli.answering import AnswerOptions, check, settled
 from swarm.cli.connection import open_amateur, open_client
 from swarm.cli.options import ANSWER, OUTPUT, Json, Verbose, taking
 from swarm.cli.prompts import Given, one_line_of, read_prompts
@@ -92,7 +92,7 @@ def _generate(options: GenerateOptions) -> None:
     swarm generate --prompts questions.txt --at-once 16 --json > answers.jsonl
     ```
     """
-    request = options.request(options.top_logprobs)
+    check(options, options.top_logprobs)
     several = Several(options.at_once, not options.as_they_come, options.routes)
     given = read_prompts(options.prompt or (), options.prompts)
     screen = Screen(open_terminal())
@@ -101,6 +101,7 @@ def _generate(options: GenerateOptions) -> None:
         open_amateur(client, options.where, options.amateur, screen.terminal) as amateur,
     ):
         screen.news.blocks = client.model.blocks
+        request = settled(options, client.text.about.suggested).request(options.top_logprobs)
         request = replace(request, amateur=amateur)
         if len(given) == 1 and options.prompts is None:
             _answer(options, client, given[0].text, request, screen)
@@ -119,8 +120,10 @@ def _answer(
     generation = client.generate(text, request=request, chat=_chats(options, client))
     try:
         for piece in generation:
-            if not options.as_json:
+            if options.stream and not options.as_json:
                 screen.printer.write(piece.text)
+        if not options.stream and not options.as_json:
+            screen.printer.write(generation.answer.text)
     finally:
         screen.printer.end()
     answer = generation.answer

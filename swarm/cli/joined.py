@@ -1,4 +1,4 @@
-"""Where to enter the swarm: what the user says, else SWARM_JOIN, else the swarm entered last."""
+"""Where to enter the swarm: what the user says, else the swarm entered last."""
 
 from __future__ import annotations
 
@@ -52,8 +52,6 @@ def find_doors(given: Sequence[str]) -> Doors:
     """Where to enter. Raises: ConfigError, if nothing says where."""
     if given:
         return Doors(tuple(given))
-    if from_environment := os.environ.get("SWARM_JOIN", "").replace(",", " ").split():
-        return Doors(tuple(from_environment))
     if remembered := _remembered():
         return Doors(remembered, remembered=True)
     raise ConfigError(_NOWHERE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,12 +197,11 @@ class NodeOptions:
 
     def config(self) -> dict[str, Any]:
         """Fields of `node.config.NodeConfig`. Raises: ConfigError."""
-        from_environment = os.environ.get("SWARM_JOIN", "").replace(",", " ").split()
         found: dict[str, Any] = {
             "model": self.model,
             "layers": parse_layers(self.layers),
             "ends": self.ends,
-            "join": tuple(self.join or from_environment),
+            "join": tuple(self.join or ()),
             "announce": tuple(self.announce or ()),
             "device": self.device,
             "dtype": self.dtype,
@@ -222,8 +220,8 @@ class NodeOptions:
         }
         if self.listen:
             found["listen"] = tuple(self.listen)
-        if home := self.home or os.environ.get("SWARM_HOME"):
-            found["home"] = Path(home)
+        if self.home:
+            found["home"] = self.home
         return found
 
 

@@ -10,12 +10,15 @@ from typing import Annotated, Any, Final, TypeVar, get_type_hints
 import typer
 
 from swarm.cli.logs import show_logs, show_logs_as_json
+from swarm.cli.sources import origins_of
 
 T = TypeVar("T")
 
 NETWORK: Final = "Where"
 ANSWER: Final = "The answer"
 OUTPUT: Final = "Output"
+# The field of that name in a dataclass of options.
+ORIGINS: Final = "origins"
 
 
 def readable(argument: str) -> str:
@@ -138,15 +141,21 @@ class Where:
 
 
 def taking(options: type[T], command: Callable[[T], None]) -> Callable[..., None]:
-    """A command as typer wants it, with an option for each field of the dataclass that `command` takes."""
+    """A command as typer wants it, with an option for each field of the dataclass that `command` takes.
 
-    def run(**given: Any) -> None:
+    A field `origins` is no option: it tells where the others came from.
+    """
+
+    def run(context: typer.Context | None = None, **given: Any) -> None:
+        if context is not None:
+            given[ORIGINS] = origins_of(context)
         command(options(**given))
 
     hints = get_type_hints(options, include_extras=True)
+    hints[ORIGINS] = typer.Context
     parameters = [
         inspect.Parameter(
-            field.name,
+            "context" if field.name == ORIGINS else field.name,
             inspect.Parameter.KEYWORD_ONLY,
             default=inspect.Parameter.empty if field.default is MISSING else field.default,
             annotation=hints[field.name],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,12 +86,12 @@ class UpOptions(ApiOptions, _Nodes):
     @property
     def doors(self) -> tuple[str, ...]:
         """Nodes elsewhere to join."""
-        return tuple(self.join or os.environ.get("SWARM_JOIN", "").replace(",", " ").split())
+        return tuple(self.join or ())
 
     @property
     def folder(self) -> Path:
         """Where the nodes' folders are."""
-        return (self.home or Path(os.environ.get("SWARM_HOME") or "~/.inference-swarm")).expanduser()
+        return (self.home or Path("~/.inference-swarm")).expanduser()
 
     def check(self) -> None:
         """Raises: ConfigError."""

@@ -19,15 +19,19 @@ from swarm.decoding.asks import (
 from swarm.decoding.beams import BeamSearch
 from swarm.decoding.best_of import BestOf
 from swarm.decoding.contrastive import Contrastive
-from swarm.decoding.sampling import Sampling
+from swarm.decoding.presets import PRESETS
+from swarm.decoding.sampling import DRAWING, Sampling
 from swarm.decoding.single import Greedy, Sample
 from swarm.decoding.speculative import Speculative
-from swarm.decoding.table import AUTO, STRATEGIES, choose_strategy, parse_strategy
+from swarm.decoding.table import AUTO, NAMES, STRATEGIES, choose_strategy, parse_strategy
 
 __all__ = [
     "AMATEUR",
     "AUTO",
     "DRAFT",
+    "DRAWING",
+    "NAMES",
+    "PRESETS",
     "STRATEGIES",
     "Ask",
     "BeamSearch",

@@ -20,6 +20,10 @@ STRATEGIES: Final[Mapping[str, type[Strategy]]] = {
 }
 # The name for the usual way: greedy or drawn, as the temperature says, with drafts where they pay.
 AUTO: Final = "auto"
+# Other names for Sample, each a setting that has to be in use then: configurations of other programs have them.
+BY_SETTING: Final = ("top_k", "top_p")
+# All that a strategy may be called.
+NAMES: Final = (AUTO, *STRATEGIES, *BY_SETTING)
 
 
 def choose_strategy(asked: Strategy | str, sampling: Sampling) -> Strategy:
@@ -27,8 +31,12 @@ def choose_strategy(asked: Strategy | str, sampling: Sampling) -> Strategy:
     if asked == AUTO:
         return Speculative()
     if isinstance(asked, str):
-        if asked not in STRATEGIES:
-            raise ConfigError(f"strategy {asked!r}: there are {', '.join([AUTO, *STRATEGIES])}")
+        if asked not in NAMES:
+            raise _no_strategy(asked)
+        if asked in BY_SETTING:
+            if asked not in sampling.drawing:
+                raise ConfigError(f"strategy {asked} draws by the setting of that name: give {asked} too")
+            asked = Sample.name
         asked = STRATEGIES[asked]()
     asked.check(sampling)
     return asked
@@ -40,10 +48,12 @@ def parse_strategy(text: str) -> Strategy | str:
     Raises: ConfigError, with the names that there are.
     """
     name, _, written = text.partition(":")
-    if name == AUTO and not written:
-        return AUTO
+    if name in (AUTO, *BY_SETTING):
+        if written:
+            raise ConfigError(f"strategy {name} has no parameters: nothing follows its name")
+        return name
     if name not in STRATEGIES:
-        raise ConfigError(f"strategy {name!r}: there are {', '.join([AUTO, *STRATEGIES])}")
+        raise _no_strategy(name)
     kind: Any = STRATEGIES[name]
     kinds = get_type_hints(kind)
     names = [field.name for field in fields(kind)]
@@ -56,6 +66,10 @@ def parse_strategy(text: str) -> Strategy | str:
         given[parameter] = _parse(value, kinds[parameter], f"strategy {name}: {parameter}")
     strategy: Strategy = kind(**given)
     return strategy
+
+
+def _no_strategy(name: str) -> ConfigError:
+    return ConfigError(f"strategy {name!r}: there are {', '.join(NAMES)}")
 
 
 def _parse(text: str, kind: Any, what: str) -> Any:

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from protocol import limits
 from protocol.errors import Malformed
 from swarm.text.chat_template import ChatTemplate
+from swarm.text.suggestions import read_suggestions
 
 T = TypeVar("T")
 
@@ -32,6 +33,7 @@ class TextModel:
     context     the longest sequence in tokens that the config names
     chats       whether the model has a chat template
     silent      ids without text: special tokens
+    suggested   how the generation config says that tokens are chosen
     """
 
     def __init__(self, files: Mapping[str, bytes]) -> None:
@@ -50,6 +52,7 @@ class TextModel:
         self.bos = self._id_of("bos_token", config)
         ends = [config.get("eos_token_id"), generation.get("eos_token_id"), self._id_of("eos_token", {})]
         self.eos = frozenset(token for end in ends for token in _ids(end) if token < self.vocab_size)
+        self.suggested = read_suggestions(generation)
         added = self._tokenizer.get_added_tokens_decoder()
         self.silent = frozenset(token for token, how in added.items() if how.special)
 

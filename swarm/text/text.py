@@ -11,6 +11,7 @@ from protocol.errors import Malformed, TooLarge
 from protocol.fields import FLAG, Rule, optional, parse_fields, uint, wire
 from swarm.text.process import TextProcess
 from swarm.text.stream import TextStream
+from swarm.text.suggestions import SUGGESTIONS
 from swarm.text.wire import END_IDS, SILENT_IDS, TOKEN_TEXT_CHARS, WINDOWS, pack_ids, parse_ids
 
 _ID = uint(limits.VOCABULARY - 1)
@@ -31,6 +32,7 @@ class About:
     context     the longest sequence in tokens that the config names
     chats       whether the model has a chat template
     silent      ids without text: special tokens
+    suggested   how the generation config says that tokens are chosen, by the names of `Sampling`'s fields
     """
 
     eos: frozenset[int] = wire(_ids(END_IDS))
@@ -39,6 +41,7 @@ class About:
     context: int = wire(uint(limits.VOCABULARY))
     chats: bool = wire(FLAG)
     silent: frozenset[int] = wire(_ids(SILENT_IDS))
+    suggested: Mapping[str, float] = wire(SUGGESTIONS)
 
 
 class Text:
@@ -56,6 +59,11 @@ class Text:
     def eos(self) -> frozenset[int]:
         """Ids that end an answer."""
         return self.about.eos
+
+    @property
+    def suggested(self) -> Mapping[str, float]:
+        """Settings of `Sampling` that the checkpoint's generation_config.json says; see `swarm.text.suggestions`."""
+        return self.about.suggested
 
     @property
     def chats(self) -> bool:

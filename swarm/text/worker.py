@@ -91,6 +91,7 @@ class _Worker:
             "context": model.context,
             "chats": model.chats,
             "silent": pack_ids(sorted(model.silent)),
+            "suggested": model.suggested,
         }
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import Any
 
 import pytest
 
 from protocol.errors import ConfigError
-from swarm.cli.answering import AnswerOptions, set_option, settings_of
+from swarm.cli.answering import AnswerOptions, check, set_option, settings_of, settled
 from swarm.cli.chat import ChatOptions
-from swarm.decoding import BeamSearch, BestOf, Greedy, Sampling, parse_strategy
+from swarm.cli.origins import Origin, Rank
+from swarm.decoding import BeamSearch, BestOf, Greedy, Sample, Sampling, choose_strategy, parse_strategy
 from swarm.request import Request
 
 USUAL = AnswerOptions()
@@ -69,6 +71,7 @@ def test_strategies_as_they_are_written(text: str, strategy: object) -> None:
         ("beam_search:early_stopping=soon", "never"),
         ("greedy:beams=3", "no parameters"),
         ("auto:x=1", "auto"),
+        ("top_k:k=40", "no parameters"),
     ],
 )
 def test_strategies_that_there_are_not(text: str, says: str) -> None:
@@ -88,6 +91,7 @@ def test_strategies_that_there_are_not(text: str, says: str) -> None:
         (AnswerOptions(top_p=3.0), "top_p"),
         (AnswerOptions(strategy="best_of"), "temperature"),
         (AnswerOptions(strategy="greedy", temperature=1.0), "temperature"),
+        (AnswerOptions(strategy="top_k", temperature=1.0), "give top_k"),
     ],
 )
 def test_what_cannot_be_asked(options: AnswerOptions, says: str) -> None:
@@ -119,7 +123,70 @@ def test_settings_change_in_a_chat() -> None:
         ("seed", "x", "whole number"),
         ("top_p", "", "a number"),
         ("top_p", "7", "top_p"),
-        ("strategy", "best_of", "temperature"),
+        ("strategy", "top_p", "give top_p"),
+        ("stream", "maybe", "true or false"),
+        ("mode", "wild", "exploratory"),
     ]:
         with pytest.raises(ConfigError, match=says):
             set_option(options, name, text)
+
+
+def test_a_strategy_may_be_called_by_its_setting() -> None:
+    """As other programs do; the setting has to be in use."""
+    for name, given in [("top_k", {"top_k": 40}), ("top_p", {"top_p": 0.9})]:
+        sampling = Sampling(temperature=1.0, **given)  # type: ignore[arg-type]
+        assert choose_strategy(parse_strategy(name), sampling) == Sample()
+
+
+SUGGESTED = {"temperature": 0.6, "top_k": 20, "top_p": 0.95, "repetition_penalty": 1.05}
+
+
+def at(rank: Rank, **given: Any) -> ChatOptions:
+    """Options that some place says."""
+    return ChatOptions(**given, origins={name: Origin(rank, "there") for name in given})
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (at(Rank.FILE), SUGGESTED),
+        (at(Rank.FILE, temperature=0.0), {**SUGGESTED, "temperature": 0.0}),
+        (at(Rank.FLAG, strategy="greedy"), {"repetition_penalty": 1.05, "temperature": 0.0, "top_p": 1.0}),
+        (at(Rank.FLAG, strategy="beam_search"), {"temperature": 0.0, "top_k": 0}),
+        (at(Rank.FLAG, strategy="top_p"), SUGGESTED),
+        (at(Rank.FILE, mode="focused"), {"temperature": 0.3, "top_p": 0.9, "top_k": 0}),
+        (at(Rank.FILE, mode="focused", temperature=0.5), {"temperature": 0.5, "top_p": 0.9, "top_k": 0}),
+        (at(Rank.FILE, mode="focused", strategy="greedy"), {"strategy": "greedy", "temperature": 0.0}),
+    ],
+)
+def test_what_the_model_suggests_is_below_all_that_is_said(
+    options: ChatOptions, expected: dict[str, Any]
+) -> None:
+    """Of the model, of a mode and of strategies that draw nothing only as much as nobody nearer denies."""
+    held = settled(options, SUGGESTED)
+    held.request()
+    assert {name: getattr(held, name) for name in expected} == expected
+
+
+def test_a_strategy_that_draws_has_a_temperature() -> None:
+    """1, where nobody says one; who says 0 is told."""
+    assert settled(at(Rank.FLAG, strategy="best_of"), {}).temperature == 1
+    with pytest.raises(ConfigError, match="temperature"):
+        settled(at(Rank.FLAG, strategy="sample", temperature=0.0), {}).request()
+    with pytest.raises(ConfigError, match="leave out temperature"):
+        check(at(Rank.FLAG, strategy="greedy", temperature=1.0))
+    check(at(Rank.FLAG, strategy="top_k"))  # the model may suggest one
+
+
+def test_a_mode_in_a_chat_takes_the_place_of_what_was_said_before() -> None:
+    """And default goes back to what the chat began with."""
+    begun = at(Rank.FLAG, temperature=0.7)
+    options = begun
+    for name, text in [("temperature", "0.2"), ("mode", "exploratory")]:
+        options = set_option(options, name, text, begun, SUGGESTED)
+    held = settled(options, SUGGESTED)
+    assert (held.temperature, held.min_p, held.top_p, held.top_k) == (1.0, 0.05, 1.0, 0)
+    options = set_option(options, "mode", "default", begun, SUGGESTED)
+    held = settled(options, SUGGESTED)
+    assert (held.temperature, held.min_p, held.top_p, held.top_k) == (0.7, 0.0, 0.95, 20)
+    assert held.origins["temperature"].text == "there"

@@ -82,7 +82,7 @@ class SamplingFields(Fields):
 
     def _sampling_by(self, strategy: Strategy | str) -> Sampling:
         """Settings; where a strategy that draws nothing was asked for, without the temperature that is usual."""
-        if strategy == AUTO or self.temperature is not None:
+        if isinstance(strategy, str) or self.temperature is not None:
             return self.sampling()
         given = self.model_dump(include=set(SAMPLING), exclude_none=True)
         usual = 1.0 if getattr(strategy, "name", "") in ("sample", "best_of") else 0.0
