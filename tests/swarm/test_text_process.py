@@ -523,6 +523,9 @@ def test_ids_are_parsed_or_refused(data: Any) -> None:
         {"context": True},
         {"chats": 1},
         {"silent": b"123"},
+        {"suggested": None},
+        {"suggested": {"temperature": 0.0}},
+        {"suggested": {"stop": 1}},
         {"more": 1},
     ],
     ids=str,
@@ -536,7 +539,8 @@ def test_what_a_model_says_of_itself_is_parsed_strictly(change: dict[str, Any]) 
         "context": 9,
         "chats": True,
         "silent": pack_ids([1]),
+        "suggested": {"top_k": 20},
     }
-    assert parse_fields(About, good) == About(frozenset([1]), None, 5, 9, True, frozenset([1]))
+    assert parse_fields(About, good) == About(frozenset([1]), None, 5, 9, True, frozenset([1]), {"top_k": 20})
     with pytest.raises((Malformed, TooLarge)):
         parse_fields(About, {**good, **change})
