@@ -220,6 +220,9 @@ def test_a_command_goes_by_the_file(tmp_path: Path) -> None:
     done = run("generate", "hi", home=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "leave out temperature" in done.stderr
+    (tmp_path / "swarm.toml").write_text("top_p = 7\n")
+    done = run("generate", "hi", home=tmp_path)
+    assert f"{tmp_path / 'swarm.toml'}: top_p 7.0: it is above 0" in done.stderr
     (tmp_path / "swarm.toml").write_text("[serve]\nprot = 1\n")
     done = run("status", home=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
