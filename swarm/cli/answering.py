@@ -146,8 +146,15 @@ class AnswerOptions(WhereOptions):
 
 
 def check(options: AnswerOptions, top_logprobs: int = 0) -> None:
-    """Raises: ConfigError, for what could not be whatever the model suggests."""
-    settled(options, _ALL_SUGGESTED).request(top_logprobs)
+    """Raises: ConfigError, for what could not be whatever the model suggests; it says where that came from."""
+    try:
+        settled(options, _ALL_SUGGESTED).request(top_logprobs)
+    except ConfigError as error:
+        name = str(error).partition(" ")[0].rstrip(":")
+        origin = options.origins.get(name)
+        if origin is None or origin.rank == Rank.FLAG:
+            raise
+        raise ConfigError(f"{origin.text}: {error}") from error
 
 
 def settled(options: T, suggested: Mapping[str, float]) -> T:

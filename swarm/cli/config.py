@@ -15,6 +15,7 @@ from rich.text import Text
 
 from protocol.errors import ConfigError
 from protocol.files import write_whole
+from protocol.plain import one_line
 from swarm.cli.answering import AnswerOptions, settled
 from swarm.cli.connection import open_client
 from swarm.cli.options import ORIGINS, Json, Verbose
@@ -72,7 +73,7 @@ def config(
         case ["show", command]:
             _show(command, file, ask=ask, as_json=as_json)
         case ["path"]:
-            print(own_file())
+            open_terminal().show(Text(str(own_file())))
         case ["init"]:
             _init(own_file())
         case ["init", path]:
@@ -136,9 +137,8 @@ def _picture(
         table.add_column(header)
     for name, value in values.items():
         usual = texts[name] == USUAL.text
-        table.add_row(
-            name, "" if value is None else _literal(value), texts[name], style="dim" if usual else ""
-        )
+        shown = "" if value is None else one_line(_literal(value))
+        table.add_row(name, shown, one_line(texts[name]), style="dim" if usual else "")
     yield table
 
 
@@ -151,7 +151,7 @@ def _init(path: Path) -> None:
         write_whole(path, "\n".join(_new_file()).encode(), replace=False)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error}") from error
-    print(path)
+    open_terminal().show(Text(str(path)))
 
 
 def _new_file() -> Iterator[str]:

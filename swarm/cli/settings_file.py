@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any, Final
 
 from protocol.errors import ConfigError
 from protocol.plain import one_line
-from swarm.cli.schema import ALIASES, TABLES, Setting, settings_of, shared_settings
+from swarm.cli.schema import ALIASES, FOR_ALL, TABLES, Setting, settings_of, shared_settings
 
 # What may stand in a file that nobody named and that is only found in the working folder: how answers are made.
 # Nothing that says who gets the prompt or who may ask, or that names a file: the folder may be a stranger's.
@@ -24,6 +25,8 @@ HARMLESS: Final = frozenset(
 )  # fmt: skip
 # Names of models that are folders or files where they look like it.
 _PLACES: Final = frozenset({"amateur", "draft", "expert", "model"})
+# Whole numbers up to here are numbers of any other kind too.
+_LARGEST: Final = 2**53
 # A fault is looked for in so many lines.
 _LINES: Final = 500
 _WORDS: Final = {
@@ -63,7 +66,7 @@ def parse_document(document: Document) -> Said:
     """Raises: ConfigError."""
     try:
         content = tomllib.loads(document.text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a TOMLDecodeError, or a number of thousands of digits
         raise ConfigError(f"{document.name} is not TOML: {one_line(str(error))}") from error
     tables = {}
     top = {}
@@ -72,7 +75,11 @@ def parse_document(document: Document) -> Said:
             tables[key] = _checked(document, value, settings_of(key), (key,))
         else:
             top[key] = value
-    return Said(_checked(document, top, shared_settings(), ()), tables)
+    # Of what a node needs of a file, a node learns without the modules of a client.
+    known = (
+        shared_settings() if top.keys() - FOR_ALL else {name: settings_of("node")[name] for name in FOR_ALL}
+    )
+    return Said(_checked(document, top, known, ()), tables)
 
 
 def _checked(
@@ -128,7 +135,7 @@ def _read(value: Any, setting: Setting, folder: Path) -> tuple[Any, str]:
     if fault := out_of_range(found, setting):
         return None, fault
     if setting.kind is Path or (setting.name in _PLACES and found.startswith(("./", "../", "~/"))):
-        return str(folder / Path(found).expanduser()), ""
+        return str(folder / os.path.expanduser(found)), ""
     return found, ""
 
 
@@ -150,7 +157,7 @@ def _as_kind(value: Any, kind: type) -> Any:
         values = value if isinstance(value, list) else [value]
         return [str(each) for each in values] if all(type(each) in (str, int) for each in values) else None
     if kind is float and type(value) is int:
-        return float(value)
+        return float(value) if abs(value) <= _LARGEST else None
     return value if type(value) is (str if kind is Path else kind) else None
 
 
@@ -176,7 +183,7 @@ def _line_of(text: str, path: tuple[str, ...]) -> int | None:
     for count in range(1, min(len(lines), _LINES) + 1):
         try:
             found: Any = tomllib.loads("\n".join(lines[:count]))
-        except tomllib.TOMLDecodeError:
+        except ValueError:
             continue
         for name in path:
             found = found.get(name) if isinstance(found, dict) else None

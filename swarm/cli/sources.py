@@ -58,10 +58,10 @@ def find_files(named: str | None) -> list[tuple[Path, Rank]]:
     if named == NO_FILE:
         return []
     if named is not None:
-        return [(Path(named).expanduser(), Rank.FILE)]
+        return [(Path(os.path.expanduser(named)), Rank.FILE)]
     own, here = own_file(), Path(FILE_NAME)
-    found = [(own, Rank.FILE)] if own.exists() else []
-    if here.exists() and not (found and here.samefile(own)):
+    found = [(own, Rank.FILE)] if os.path.exists(own) else []
+    if os.path.exists(here) and not (found and here.samefile(own)):
         found.append((here, Rank.FOLDER))
     return found
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +74,7 @@ def test_the_document_names_what_holds_without_a_name() -> None:
         ("temprature = 1", r"^swarm\.toml:1: .*'temprature': did you mean temperature\?$"),
         ("\n# x\nstop = '''\ntop_q = 1\n'''\n\ntop_q = 1", r":7: .*'top_q'"),
         ("[nodes]\nlayers = '0:8'", r":1: .*table \[node\]"),
-        ("port = 80", r"belongs in \[serve\]"),
+        ("port = 80", r"belongs in .*\[serve\]"),
         ("[node]\nlayer = '0:8'", r":2: .*in \[node\]: did you mean layers"),
         ("temperature = '1'", r":1: temperature is a number, not '1'"),
         ("top_k = true", "a whole number, not True"),
@@ -83,6 +85,10 @@ def test_the_document_names_what_holds_without_a_name() -> None:
         ("max_new_tokens = 0", r":1: max_new_tokens 0: it is at least 1"),
         ("[serve]\nport = 70000", "at most 65535"),
         ("model = 'a'\nexpert = 'b'", r":2: model is said twice"),
+        ("temperature = 1" + "0" * 400, "a number, not 1000"),
+        ("seed = 1" + "0" * 5000, "is not TOML"),
+        ("strategy = 1979-13-01", "is not TOML"),
+        ("strategy = 1979-12-01", "a text, not"),
         ("x = ", "is not TOML: Invalid value"),
         ("a = " + "[" * 5000, "is not TOML"),
         ("'a\\u001b[31m' = 1", "there is no setting"),
@@ -97,9 +103,15 @@ def test_faults_are_one_line_that_leads_there(text: str, says: str) -> None:
 
 def test_paths_begin_at_the_file_and_names_are_left() -> None:
     """Also of models, where they look like paths."""
-    said = parse_document(document("expert = './big'\namateur = 'small'\n[node]\nhome = 'key'"))
+    said = parse_document(
+        document(
+            "expert = './big'\namateur = 'small'\n[node]\nhome = 'key'\ncache_dir = '~nobody-of-that-name/x'"
+        )
+    )
     assert said.shared == {"model": "/etc/swarm/big", "amateur": "small"}
-    assert said.tables == {"node": {"home": "/etc/swarm/key"}}
+    assert said.tables == {
+        "node": {"home": "/etc/swarm/key", "cache_dir": "/etc/swarm/~nobody-of-that-name/x"}
+    }
 
 
 @pytest.mark.parametrize("name", sorted({*shared_settings()} - HARMLESS))
@@ -220,10 +232,26 @@ def test_a_command_goes_by_the_file(tmp_path: Path) -> None:
     done = run("generate", "hi", home=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "leave out temperature" in done.stderr
+    (tmp_path / "swarm.toml").write_text("top_p = 7\n")
+    done = run("generate", "hi", home=tmp_path)
+    assert f"{tmp_path / 'swarm.toml'}: top_p 7.0: it is above 0" in done.stderr
     (tmp_path / "swarm.toml").write_text("[serve]\nprot = 1\n")
     done = run("status", home=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "swarm.toml:2: there is no setting 'prot' in [serve]: did you mean port?" in done.stderr
+
+
+def test_a_node_learns_of_its_settings_without_a_client() -> None:
+    """What stands for it in a file, it reads with its own modules."""
+    program = (
+        "import sys; from pathlib import Path; from swarm.cli.settings_file import Document, parse_document; "
+        "parse_document(Document('x', 'join = \\'/a\\'\\n[node]\\nlayers = \\'0:1\\'', Path('/'), True)); "
+        "print(*sorted({'swarm.client', 'swarm.cli.chat'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "", "")
 
 
 def test_every_option_can_be_said_in_a_file() -> None:

@@ -541,6 +541,6 @@ def test_what_a_model_says_of_itself_is_parsed_strictly(change: dict[str, Any]) 
         "silent": pack_ids([1]),
         "suggested": {"top_k": 20},
     }
-    assert parse_fields(About, good) == About(frozenset([1]), None, 5, 9, True, frozenset([1]))
+    assert parse_fields(About, good) == About(frozenset([1]), None, 5, 9, True, frozenset([1]), {"top_k": 20})
     with pytest.raises((Malformed, TooLarge)):
         parse_fields(About, {**good, **change})
