@@ -125,9 +125,7 @@ def shoot(page: Page, file: Path) -> None:
     except ImportError:
         return
     with Image.open(file) as picture:
-        picture.convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
-            file, optimize=True
-        )
+        picture.convert("RGB").quantize(COLOURS, kmeans=4, dither=Image.Dither.NONE).save(file, optimize=True)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import { count, ms, nameOf, shortLayers, tokens } from "./words.js";
 const COLUMNS = ["node", "layers", "ms/layer", "queue", "free KV", "away"];
 const HUES = [168, 262, 32, 330, 208, 98, 292, 60]; // by the order in which nodes were seen
 const LIGHT_MS = 350;
+const CROWDED = 24; // stages: from here on a letter has no room over one of them
 
 export const hueOf = (place) => String(HUES[place % HUES.length]);
 
@@ -68,7 +69,7 @@ export class SwarmMap {
     this.#shape = shape;
     const stages = layers + 2;
     const step = Math.max(1, Math.ceil(layers / 4 / (layers > 8 ? 2 : 1)) * (layers > 8 ? 2 : 1));
-    const ticks = [[0.5, "E"], [stages - 0.5, "H"]];
+    const ticks = stages > CROWDED ? [[-0.022 * stages, "E"], [1.022 * stages, "H"]] : [[0.5, "E"], [stages - 0.5, "H"]];
     for (let layer = 0; layer <= layers; layer += step) ticks.push([layer + 1, String(layer)]);
     this.#axis.replaceChildren(...ticks.map(([at, text]) => el("span", { class: "tick", vars: { "--at": at / stages } }, text)));
     const cells = runs(copies).map(({ from, to, value }) => {
@@ -117,6 +118,7 @@ export class SwarmMap {
     const stages = blocks + 2;
     row.span.style.setProperty("--from", node.stages[0] / stages);
     row.span.style.setProperty("--to", node.stages[1] / stages);
+    row.span.toggleAttribute("data-late", node.stages[0] > 0.7 * stages);
     row.span.title = `${node.serves}, ${node.numerics}`;
     say(row.span.firstChild, shortLayers(node.stages, blocks));
     say(row.numerics, node.numerics);
