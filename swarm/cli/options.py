@@ -16,6 +16,8 @@ T = TypeVar("T")
 NETWORK: Final = "Where"
 ANSWER: Final = "The answer"
 OUTPUT: Final = "Output"
+# What a node listens on by itself.
+EVERYWHERE: Final = "/ip4/0.0.0.0/udp/0/quic-v1"
 
 
 def readable(argument: str) -> str:
