@@ -27,6 +27,7 @@ from node.hop.neighbours import Neighbours
 from node.hop.seats import Room
 from node.hop.server import HopServer
 from node.presence.announce import Announcer, Load, Served, disagreeing
+from node.presence.dialback import DialBacks
 from node.presence.gossip import Gossip
 from node.presence.modelfiles import ModelFiles
 from node.presence.upload import Upload
@@ -92,6 +93,7 @@ class Node:
         NoRoute, if nobody there gives the weights of what is to be served.
         """
         self._announcer.serve()
+        DialBacks(self._transport).serve()
         fetched, backends = await self._find_model()
         if fetched is None and self._config.join:
             self._compare(backends[0].model)

@@ -36,6 +36,7 @@ SESSION_PROTOCOL = "/swarm/session/1"
 MAP_PROTOCOL = "/swarm/map/1"
 MODEL_PROTOCOL = "/swarm/model/1"
 WEIGHTS_PROTOCOL = "/swarm/weights/1"
+DIAL_PROTOCOL = "/swarm/dial/1"
 
 _SESSION_ID = exactly(16)
 _NUMBER = uint(limits.STEP_NUMBER)
@@ -280,6 +281,25 @@ class MapReply(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class DialRequest(Message):
+    """Can you reach `peer` at this UDP port of where you see me?"""
+
+    tag = "dial?"
+    peer: str = wire(PEER)
+    port: int = wire(uint(65_535))
+
+
+@dataclass(frozen=True, slots=True)
+class DialReply(Message):
+    """Whether it was reached, or why not; `host` is the IP address that the asker is seen at."""
+
+    tag = "dialled"
+    host: str = wire(said())
+    reached: bool = wire(FLAG)
+    why: str = wire(said())
+
+
+@dataclass(frozen=True, slots=True)
 class ManifestRequest(Message):
     """Give me the manifest of this model."""
 
@@ -362,7 +382,7 @@ class ParcelReply(Message):
 
 ALL: tuple[type[Message], ...] = (
     Open, Opened, Refused, Attach, Step, Known, Unknown, Instead, Output, Ack, Relink, LinkDown, Ping, Pong, Close,
-    Error, MapRequest, MapReply, ManifestRequest, ManifestReply, FileRequest, FileChunk,
+    Error, MapRequest, MapReply, DialRequest, DialReply, ManifestRequest, ManifestReply, FileRequest, FileChunk,
     HoldingsRequest, HoldingsReply, InventoryRequest, InventoryReply, ParcelRequest, ParcelReply,
 )  # fmt: skip
 BY_TAG: dict[str, type[Message]] = {cls.tag: cls for cls in ALL}

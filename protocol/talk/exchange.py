@@ -12,8 +12,11 @@ from protocol import limits
 from protocol.book import RecordBook
 from protocol.errors import Lost, Malformed, RemoteProtocolError, TooLarge
 from protocol.messages import (
+    DIAL_PROTOCOL,
     MAP_PROTOCOL,
     MODEL_PROTOCOL,
+    DialReply,
+    DialRequest,
     FileChunk,
     FileRequest,
     ManifestReply,
@@ -45,6 +48,13 @@ async def exchange_maps(
         await channel.send(MapRequest(records))
         reply = await channel.expect(MapReply, limits.CONTROL_TIMEOUT_S)
         return reply.records, trio.current_time() - asked
+
+
+async def ask_dial(transport: Transport, node: PeerAddrs, request: DialRequest) -> DialReply:
+    """Have a node dial back. Raises: PeerUnavailable; RemoteProtocolError."""
+    async with await _open(transport, node.peer, node.addrs, DIAL_PROTOCOL) as channel:
+        await channel.send(request)
+        return await channel.expect(DialReply, limits.CONTROL_TIMEOUT_S)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import ipaddress
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from protocol.errors import ConfigError
+from protocol.messages import DialReply
 from protocol.plain import plain
 from protocol.records import Announcement
-from protocol.transport.addresses import parse_address, sound_addresses
+from protocol.transport.addresses import Address, parse_address, sound_addresses
 from swarm.cli.words import count, describe_size, name_of
 from swarm.coverage import Coverage
 
@@ -125,6 +126,28 @@ def of_doors(addrs: Sequence[str], whence: str) -> Iterable[Finding]:
             yield Finding("config", "wrong", str(error), f"correct {whence}; every node prints its addresses")
 
 
+def of_dials(port: int, replies: Sequence[DialReply], own_hosts: Collection[str], peers: int) -> Finding:
+    """Whether nodes reach a UDP port of this machine; `own_hosts` are the addresses of its interfaces."""
+    if not replies:
+        step = "ask by a node of this version: swarm doctor --join ADDRESS"
+        return Finding("reach", "note", f"none of {count(peers, 'node')} dials back", step)
+    seen = sorted({reply.host for reply in replies if _is_address(reply.host)})
+    at = f"UDP port {port}, of this machine as it is seen at {', '.join(seen) or 'no address'}"
+    reached = sum(reply.reached for reply in replies)
+    if reached:
+        text = f"{reached} of {count(len(replies), 'node')} asked reached {at}"
+        if not seen or set(seen) & set(own_hosts):
+            return ok("reach", text)
+        step = f"start nodes with --announce {Address.of(seen[0], port)}"
+        return Finding("reach", "note", f"{text}: behind a router, that is where others find it", step)
+    why = plain(replies[0].why)
+    if seen and not set(seen) & set(own_hosts):
+        step = f"forward UDP port {port} to this machine, then: swarm doctor --listen /ip4/0.0.0.0/udp/{port}/quic-v1"
+    else:
+        step = f"let UDP port {port} in through this machine's firewall"
+    return Finding("reach", "wrong", f"nobody reached {at}: {why}; nodes here would serve few", step)
+
+
 def of_clock(complaint: str, answered: int) -> Finding:
     """What those who answered say of this machine's clock."""
     if complaint.startswith("this machine"):
@@ -171,6 +194,15 @@ def of_own_node(running: bool, own: Announcement | None, others: Sequence[Announ
             "own node", "note", f"{text}; none of {count(len(others), 'node')} says it met it", step
         )
     return ok("own node", f"{text}; met by {met} of {count(len(others), 'node')}")
+
+
+def _is_address(host: str) -> bool:
+    """Whether what a stranger says is one."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _only_near(nodes: Sequence[Announcement]) -> bool:

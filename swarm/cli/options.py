@@ -19,6 +19,8 @@ ANSWER: Final = "The answer"
 OUTPUT: Final = "Output"
 # The field of that name in a dataclass of options.
 ORIGINS: Final = "origins"
+# What a node listens on by itself.
+EVERYWHERE: Final = "/ip4/0.0.0.0/udp/0/quic-v1"
 
 
 def readable(argument: str) -> str:

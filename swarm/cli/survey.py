@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
+import trio
+
 from protocol import identity
+from protocol.errors import SwarmError
 from protocol.hints import RecordRule
+from protocol.messages import DialReply, DialRequest
 from protocol.records import Announcement
+from protocol.talk.exchange import ask_dial
 from protocol.transport.background import background_tasks
+from protocol.transport.base import PeerAddrs
 from swarm.cli.joined import places
 from swarm.routing.view import View
 
 # Nodes that are shown though they do not answer; an announcement outlives a node that died by up to a minute.
 SILENT_SHOWN = 16
+# Nodes that are asked to dial back, each of another origin.
+DIALLERS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +65,23 @@ class Surveyor:
             disputes,
             tuple(places(view.book)),
         )
+
+    async def dial_back(self, request: DialRequest) -> list[DialReply]:
+        """What some nodes say that answered and were asked to dial: the nearest of each origin."""
+        view = self._view
+        nearest: dict[str | None, Announcement] = {}
+        for said in sorted(view.answered(), key=lambda said: view.rtt_ms[said.peer]):
+            nearest.setdefault(view.book.origin(said.peer), said)
+        replies: list[DialReply] = []
+
+        async def ask(said: Announcement) -> None:
+            with suppress(SwarmError):  # one that does not know how is of another version
+                replies.append(await ask_dial(view.transport, PeerAddrs(said.peer, said.addrs), request))
+
+        async with trio.open_nursery() as nursery:
+            for said in list(nearest.values())[:DIALLERS]:
+                nursery.start_soon(ask, said)
+        return replies
 
     def complaint(self) -> str:
         """One line on whose clock is wrong; empty if nobody's is."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 
@@ -16,10 +16,7 @@ from swarm.cli.demo_layout import AUTO, Layout, Weights, choose_layout
 from swarm.cli.demo_nodes import shipped_model, thread_options
 from swarm.cli.local_nodes import Task
 from swarm.cli.node_options import parse_size
-from swarm.cli.options import NETWORK, JsonLines, LogJson, Verbose
-
-# What `swarm node` listens on by itself.
-EVERYWHERE: Final = "/ip4/0.0.0.0/udp/0/quic-v1"
+from swarm.cli.options import EVERYWHERE, NETWORK, JsonLines, LogJson, Verbose
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from protocol.messages import DialReply
 from swarm.cli import findings
 from swarm.cli.findings import Finding
 from tests.cli.test_usage import NOBODY
@@ -40,6 +41,25 @@ def test_each_finding_has_its_next_step(found: Finding, state: str, step: str) -
     assert found.state == state
     assert step in found.step
     assert bool(found.step) is (state != "ok")
+
+
+@pytest.mark.parametrize(
+    ("replies", "state", "step"),
+    [
+        ([], "note", "of this version"),
+        ([DialReply("192.168.1.2", True, "")], "ok", ""),
+        ([DialReply("192.168.1.2", False, "no answer")], "wrong", "firewall"),
+        ([DialReply("8.8.8.8", True, "")], "note", "--announce /ip4/8.8.8.8/udp/4001/quic-v1"),
+        ([DialReply("$(id)", True, "")], "ok", ""),
+        ([DialReply("8.8.8.8", False, "no answer")], "wrong", "forward UDP port 4001"),
+    ],
+    ids=str,
+)
+def test_what_nodes_say_of_a_port(replies: list[DialReply], state: str, step: str) -> None:
+    """Whether it is this machine's firewall or a router that keeps them out."""
+    found = findings.of_dials(4001, replies, {"192.168.1.2"}, 3)
+    assert found.state == state
+    assert step in found.step
 
 
 def test_what_is_missing_is_named() -> None:

@@ -139,6 +139,7 @@ def test_the_doctor_asks_the_swarm(join: list[str], tmp_path: Path) -> None:
     assert found["sound"] is (done.returncode == 0)
     said = {each["about"]: each["text"] for each in found["findings"]}
     assert said["swarm"].startswith("2 nodes answered")
+    assert said["reach"].startswith("1 of 1 node asked reached UDP port ")
     assert (said["clock"], said["model"]) == ("agrees with 2 nodes", "tiny on 2 nodes: every layer is served")
 
 

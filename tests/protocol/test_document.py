@@ -13,6 +13,7 @@ from protocol import inventory, limits, records
 from protocol.candidates import Want
 from protocol.messages import (
     BY_TAG,
+    DIAL_PROTOCOL,
     MAP_PROTOCOL,
     MODEL_PROTOCOL,
     SESSION_PROTOCOL,
@@ -97,7 +98,7 @@ def test_golden_bytes() -> None:
 
 def test_names() -> None:
     """Stream protocols and the domains of hashes, letter by letter."""
-    for name in (SESSION_PROTOCOL, MAP_PROTOCOL, MODEL_PROTOCOL, WEIGHTS_PROTOCOL):
+    for name in (SESSION_PROTOCOL, MAP_PROTOCOL, DIAL_PROTOCOL, MODEL_PROTOCOL, WEIGHTS_PROTOCOL):
         assert f"| `{name}` |" in DOCUMENT
     assert f'SHA-256("{records.DOMAIN}")' in DOCUMENT
     assert f'SHA-256("{inventory.STAGE_DOMAIN.decode()}")' in DOCUMENT

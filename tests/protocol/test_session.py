@@ -21,6 +21,8 @@ from protocol.messages import (
     Ack,
     Attach,
     Close,
+    DialReply,
+    DialRequest,
     Error,
     FileChunk,
     FileRequest,
@@ -143,6 +145,7 @@ def test_only_ends_lead_to_closed() -> None:
 def test_other_protocols_are_not_spoken_here() -> None:
     """Maps, manifests, files and weights have streams of their own."""
     foreign = {MapRequest, MapReply, ManifestRequest, ManifestReply, FileRequest, FileChunk}
+    foreign |= {DialRequest, DialReply}
     foreign |= {HoldingsRequest, HoldingsReply, InventoryRequest, InventoryReply, ParcelRequest, ParcelReply}
     for state, side in itertools.product(State, Side):
         assert not said(state, side) & foreign

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from swarm.decoding import AMATEUR, BestOf, Contrastive, Sample, Sampling, Speculative, Strategy, Task
+from swarm.decoding import DRAFT, BestOf, Contrastive, Sample, Sampling, Speculative, Strategy, Task
 from tests.swarm.decoding.chi_square import answers_of, p_value
 from tests.swarm.decoding.reference import Logits, Model, Run, make_model, probabilities, processed, run
 
@@ -45,13 +45,13 @@ class Way:
 
     strategy: Strategy
     first_seed: int
-    amateur: bool = False
+    draft: bool = False
 
 
 WAYS = {
     "plain": Way(Sample(), 0),
     "runs": Way(Speculative(run=2), 100_000),
-    "draft": Way(Speculative(run=0), 200_000, amateur=True),
+    "draft": Way(Speculative(run=0), 200_000, draft=True),
 }
 
 
@@ -86,8 +86,8 @@ def drawn(way: str, setting: str) -> tuple[Counter[tuple[int, ...]], int, int]:
     """How often each answer came; and how many tokens were drafted for them, and how many answers took drafts."""
     how, seen, drafted, saved = WAYS[way], Counter[tuple[int, ...]](), 0, 0
     for seed in range(how.first_seed, how.first_seed + DRAWS):
-        found = decoded(how.strategy, SETTINGS[setting], seed, amateur_vocab=VOCAB if how.amateur else None)
-        steps = [ask for ask in found.asked if ask.branch != AMATEUR]
+        found = decoded(how.strategy, SETTINGS[setting], seed, draft_vocab=VOCAB if how.draft else None)
+        steps = [ask for ask in found.asked if ask.branch != DRAFT]
         seen[tuple(found.ids)] += 1
         drafted += sum(len(ask.tokens) - 1 for ask in steps)
         saved += len(found.ids) - len(steps)

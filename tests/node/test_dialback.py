@@ -1,0 +1,68 @@
+"""Nodes dial whoever asks whether it can be reached: over real QUIC, at loopback."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+
+from node.presence.dialback import DIALS_BURST, DialBacks
+from protocol import identity
+from protocol.errors import PeerUnavailable
+from protocol.hints import RecordRule
+from protocol.identity import Identity
+from protocol.messages import DIAL_PROTOCOL, DialRequest
+from protocol.talk.exchange import ask_dial
+from protocol.transport.addresses import parse_address
+from protocol.transport.base import PeerAddrs, Stream, Transport
+from protocol.transport.libp2p import open_transport
+from tests.support.local_swarm import LOOPBACK
+
+pytestmark = pytest.mark.net
+
+
+@asynccontextmanager
+async def place(*listen: str, me: Identity | None = None) -> AsyncIterator[Transport]:
+    """Somebody's, who hangs up on whoever dials."""
+
+    async def hang_up(stream: Stream) -> None:
+        await stream.aclose()
+
+    key = (me or identity.generate()).key
+    async with open_transport(key, listen=listen, validate=RecordRule()) as transport:
+        transport.serve(DIAL_PROTOCOL, hang_up)
+        yield transport
+
+
+def port_of(transport: Transport) -> int:
+    return parse_address(transport.addrs[0]).port
+
+
+async def test_a_node_says_whether_it_reached_who_asks() -> None:
+    """Where it listens, where nobody does, where somebody else does; and after a few times it says nothing."""
+    async with place(LOOPBACK) as node, place() as asker, place(LOOPBACK) as listener:
+        DialBacks(node).serve()
+        at = PeerAddrs(node.peer, node.addrs)
+        reply = await ask_dial(asker, at, DialRequest(listener.peer, port_of(listener)))
+        assert (reply.host, reply.reached, reply.why) == ("127.0.0.1", True, "it answered")
+        other = identity.generate().peer
+        reply = await ask_dial(asker, at, DialRequest(other, port_of(listener)))
+        assert (reply.host, reply.reached, bool(reply.why)) == ("127.0.0.1", False, True)
+        reply = await ask_dial(asker, at, DialRequest(listener.peer, port_of(listener)))
+        assert "already" in reply.why
+        assert not (await ask_dial(asker, at, DialRequest(node.peer, 1))).reached
+        assert DIALS_BURST == 4  # asked so far
+        with pytest.raises(PeerUnavailable):
+            await ask_dial(asker, at, DialRequest(other, 9))
+
+
+async def test_a_node_dials_nobody_elses_address() -> None:
+    """Port 0, and what is no peer, lead nowhere; the node serves on."""
+    async with place(LOOPBACK) as node, place() as asker:
+        DialBacks(node).serve()
+        at = PeerAddrs(node.peer, node.addrs)
+        with trio.fail_after(20):
+            assert not (await ask_dial(asker, at, DialRequest(identity.generate().peer, 0))).reached
+            assert not (await ask_dial(asker, at, DialRequest("192.0.2.9/udp/1", 4001))).reached
