@@ -21,6 +21,7 @@ EVERY = [
     events.Address("/one"),
     events.Invitation("join", "swarm node --join /one"),
     events.Ready("12D3", ("/one", "/two")),
+    events.Metrics("http://127.0.0.1:9100/metrics"),
     events.Noted("so it is"),
     events.Warned("take care"),
     events.Leaving(),
