@@ -68,6 +68,12 @@ def join_candidates(parts: Sequence[Candidates]) -> Candidates | None:
     return Candidates(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
+def last_row(found: Candidates) -> Candidates:
+    """The last row alone."""
+    states = None if found.states is None else found.states[-1:]
+    return Candidates(found.ids[-1:], found.logits[-1:], found.lse[-1:], found.asked[-1:], states)
+
+
 def candidates_from_tensors(
     ids: Tensor, logits: Tensor, lse: Tensor, asked: Tensor, states: Tensor | None = None
 ) -> Candidates:

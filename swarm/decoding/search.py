@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protocol import limits
-from protocol.candidates import Candidates, Want
+from protocol.candidates import Candidates, Want, last_row
 from protocol.errors import ConfigError, LocalProtocolError
 from swarm.decoding.asks import Ask, Decoding, Ending, Task, Together, Token
 from swarm.decoding.chooser import expect_candidates
@@ -41,7 +41,7 @@ class ContrastiveSearch:
     alpha       how much repetition counts, of 1; 0 is greedy decoding
     candidates  how many tokens are run at each place
 
-    Processors change the probabilities. It does not go with layers that keep a state, which cannot go back.
+    Processors change the probabilities. Layers that keep a state, and so run all again to go back, are not for it.
     """
 
     name: ClassVar[str] = "contrastive_search"
@@ -165,18 +165,24 @@ class _Context:
 
 
 def _prompt(task: Task, place: _Place) -> Generator[Ask, Any, tuple[_Context, Candidates]]:
-    """Run all of it, so many rows at a time as an answer takes; what the last place gives comes from its last row."""
-    prompt, width = task.prompt, task.hidden_size
-    context = _Context(width, len(prompt) + task.max_new_tokens)
-    most_bytes = max(limits.ANSWER_BYTES, 8 * task.vocab_size)
-    rows = max(1, min(ROWS, most_bytes // (4 * width + 16)))
-    for start in range(0, len(prompt) - 1, rows):
-        stop = min(start + rows, len(prompt) - 1)
-        found = yield Ask(tuple(prompt[start:stop]), start, replace(STATE, every=True))
-        context.add(_states(expect_candidates(found)))
-    found = expect_candidates((yield Ask((prompt[-1],), len(prompt) - 1, place.want)))
+    """Run all of it, so many rows at a time as an answer takes; and what the last row gives."""
+    prompt, want = task.prompt, replace(place.want, every=True)
+    context = _Context(task.hidden_size, len(prompt) + task.max_new_tokens)
+    start, last = 0, len(prompt) - min(len(prompt), _rows(task, want))
+    while start < last:
+        stop = min(start + _rows(task, STATE), last)
+        found = expect_candidates((yield Ask(tuple(prompt[start:stop]), start, replace(STATE, every=True))))
+        context.add(_states(found))
+        start = stop
+    found = expect_candidates((yield Ask(tuple(prompt[last:]), last, want)))
     context.add(_states(found))
-    return context, found
+    return context, last_row(found)
+
+
+def _rows(task: Task, want: Want) -> int:
+    """How many rows a hop answers at once."""
+    row_bytes = 4 * task.hidden_size + 8 * (want.top or task.vocab_size) + 4 * len(want.ids) + 4
+    return max(1, min(ROWS, max(limits.ANSWER_BYTES, 8 * task.vocab_size) // row_bytes))
 
 
 def _states(found: Candidates) -> States:
