@@ -25,6 +25,7 @@ class Want:
     top         how many of the best logits a row returns; 0 means the whole vocabulary
     ids         token ids whose logits are returned besides (a repetition penalty's window)
     temperature the log-sum-exp is taken over logits / temperature
+    states      each row returns, besides, the states of which its logits are made
     """
 
     kind: str = wire(word("nothing", "hidden", "candidates"), default="candidates")
@@ -32,6 +33,7 @@ class Want:
     top: int = wire(uint(limits.VOCABULARY), default=1)
     ids: tuple[int, ...] = wire(sequence(uint(limits.VOCABULARY - 1), limits.ASKED_IDS), default=())
     temperature: float = wire(real(1e-3, 1e3), default=1.0)
+    states: bool = wire(FLAG, default=False)
 
 
 NOTHING = Want("nothing")
@@ -46,10 +48,15 @@ class Candidates:
     logits: NDArray[np.float32]  # [rows, n], raw: no penalty, no temperature
     lse: NDArray[np.float32]  # [rows], log-sum-exp of logits / temperature over the whole vocabulary
     asked: NDArray[np.float32]  # [rows, m], logits of Want.ids in their order
+    states: NDArray[np.float32] | None = (
+        None  # [rows, hidden_size], after the last norm, where they were wanted
+    )
 
     def pack(self) -> dict[str, object]:
-        """The msgpack map."""
+        """The msgpack map; without states, where there are none."""
         arrays = {"ids": self.ids, "logits": self.logits, "lse": self.lse, "asked": self.asked}
+        if self.states is not None:
+            arrays["states"] = self.states
         return {name: pack_array(array) for name, array in arrays.items()}
 
 
@@ -57,11 +64,19 @@ def join_candidates(parts: Sequence[Candidates]) -> Candidates | None:
     """All rows in order; None if there are no parts."""
     if len(parts) < 2:
         return parts[0] if parts else None
-    names = ("ids", "logits", "lse", "asked")
+    names = ["ids", "logits", "lse", "asked"] + ["states"] * (parts[0].states is not None)
     return Candidates(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
-def candidates_from_tensors(ids: Tensor, logits: Tensor, lse: Tensor, asked: Tensor) -> Candidates:
+def last_row(found: Candidates) -> Candidates:
+    """The last row alone."""
+    states = None if found.states is None else found.states[-1:]
+    return Candidates(found.ids[-1:], found.logits[-1:], found.lse[-1:], found.asked[-1:], states)
+
+
+def candidates_from_tensors(
+    ids: Tensor, logits: Tensor, lse: Tensor, asked: Tensor, states: Tensor | None = None
+) -> Candidates:
     """Candidates whose shapes and dtypes agree. Raises: Malformed."""
     if ids.dtype != "i32" or any(t.dtype != "f32" for t in (logits, lse, asked)):
         raise Malformed("candidates are int32 ids and fp32 logits")
@@ -69,7 +84,12 @@ def candidates_from_tensors(ids: Tensor, logits: Tensor, lse: Tensor, asked: Ten
         raise Malformed("candidates of different shapes")
     if len(asked.shape) != 2 or asked.shape[0] != ids.shape[0]:
         raise Malformed("asked logits of a wrong shape")
-    found = Candidates(ids.numpy(), logits.numpy(), lse.numpy(), asked.numpy())
+    if states is not None and (
+        states.dtype != "f32" or len(states.shape) != 2 or states.shape[0] != ids.shape[0]
+    ):
+        raise Malformed("states of a wrong shape")
+    whole = None if states is None else states.numpy()
+    found = Candidates(ids.numpy(), logits.numpy(), lse.numpy(), asked.numpy(), whole)
     check_sound(found)
     return found
 
@@ -80,11 +100,15 @@ def check_sound(found: Candidates) -> None:
     below_infinity = all((logits < np.inf).all() for logits in (found.logits, found.asked) if logits.size)
     if not below_infinity or not all(map(math.isfinite, found.lse.tolist())) or (found.ids < 0).any():
         raise Malformed("candidates hold NaN, infinity, an infinite normaliser or a negative id")
+    if found.states is not None and not np.isfinite(found.states).all():
+        raise Malformed("candidates come with states that are not finite")
 
 
 def _parse_candidates(value: Any) -> Candidates:
-    if not isinstance(value, dict) or set(value) != {"ids", "logits", "lse", "asked"}:
-        raise Malformed("candidates are a map of ids, logits, lse and asked")
+    if not isinstance(value, dict) or value.keys() - {"states"} != {"ids", "logits", "lse", "asked"}:
+        raise Malformed(
+            "candidates are a map of ids, logits, lse and asked, and states where they were wanted"
+        )
     return candidates_from_tensors(**{name: parse_tensor(tensor) for name, tensor in value.items()})
 
 

@@ -245,6 +245,7 @@ class Generation:
             None if request.amateur is None else request.amateur.vocab_size,
             None if request.draft is None else request.draft.vocab_size,
             lambda: session.goes_back,
+            hidden_size=session.spec.hidden_size,
         )
         strategy = request.chosen_strategy().decode(task)
         async with aclosing(Branches(session, beside)) as self._branches:

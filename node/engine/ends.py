@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import torch
 
 from node.compute.casting import cast_hidden
@@ -18,7 +20,7 @@ from protocol.tensors import Tensor
 
 
 class LocalEnds:
-    """Stages 0 and L + 1 of a model. Keeps nothing of a session. For one thread."""
+    """Stages 0 and L + 1 of a model. Keeps nothing of a session; any thread may call it."""
 
     def __init__(self, checkpoint: Checkpoint, dtype: str, device: str) -> None:
         """Use `load`."""
@@ -30,6 +32,7 @@ class LocalEnds:
         self._checkpoint = checkpoint
         self._model = SplitModel(checkpoint, frozenset((0, last)), dtype, device)
         self.weight_bytes = self._model.weight_bytes
+        self._computing = threading.Lock()  # what a forward leaves on its way is of one at a time
 
     @classmethod
     def load(cls, checkpoint: Checkpoint, dtype: str | None = None, device: str = "cpu") -> LocalEnds:
@@ -52,7 +55,9 @@ class LocalEnds:
         """
         ids = convert.ids_in(tokens, self.manifest.vocab_size).to(self._model.device)
         check_context(position, tokens, self.manifest.context)
-        return convert.hidden_out(self._model.hidden(self._first, self._at(self._first, position), ids)[0])
+        with self._computing:
+            states = self._model.hidden(self._first, self._at(self._first, position), ids)
+        return convert.hidden_out(states[0])
 
     @torch.inference_mode()
     def head(self, hidden: Tensor, want: Want, position: int) -> Candidates:
@@ -67,9 +72,12 @@ class LocalEnds:
         own = cast_hidden(hidden, self.dtype)
         states = convert.hidden_in(own, self.hidden_size, self._model.dtype).to(self._model.device)
         caches = self._at(self._last, position)
-        return head.candidates(
-            self._model.logits(self._last, caches, states, 0 if want.every else 1)[0], want
-        )
+        rows = 0 if want.every else 1
+        with self._computing:
+            if want.states:
+                logits, normed = self._model.logits_and_states(self._last, caches, states, rows)
+                return head.candidates(logits[0], want, normed[0])
+            return head.candidates(self._model.logits(self._last, caches, states, rows)[0], want)
 
     def _at(self, span: Span, position: int) -> LayerCaches:
         caches = self._model.new_cache(span).layers

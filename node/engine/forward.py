@@ -55,6 +55,18 @@ class Forward:
         logits: torch.Tensor = out.logits
         return logits[:, -rows:]
 
+    def logits_and_states(
+        self, caches: Caches, inputs: torch.Tensor, rows: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same, and the states after the last norm [1 or sessions, rows, width]."""
+        states: list[torch.Tensor] = []
+        hook = self._decoder.register_forward_hook(lambda module, given, out: states.append(out[0]))
+        try:
+            logits = self.logits(caches, inputs, rows)
+        finally:
+            hook.remove()
+        return logits, states[0][:, -rows:]
+
     @staticmethod
     def _arguments(takes: frozenset[str], caches: Caches, inputs: torch.Tensor, rows: int) -> dict[str, Any]:
         given: dict[str, Any] = {

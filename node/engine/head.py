@@ -25,8 +25,9 @@ def of_each(logits: torch.Tensor, want: Want) -> list[Candidates | Malformed]:
     ]
 
 
-def candidates(logits: torch.Tensor, want: Want) -> Candidates:
-    """What `want` asks of logits [rows, vocabulary]. Ties go to the lower id, on every machine alike.
+def candidates(logits: torch.Tensor, want: Want, states: torch.Tensor | None = None) -> Candidates:
+    """What `want` asks of logits [rows, vocabulary], with the states [rows, hidden] that they were made of if it asks
+    for these. Ties go to the lower id, on every machine alike.
 
     Raises: Malformed, if the states that came in are so large that the logits overflow.
     """
@@ -49,6 +50,7 @@ def candidates(logits: torch.Tensor, want: Want) -> Candidates:
         logits.gather(1, ids).cpu().numpy(),
         lse.cpu().numpy(),
         asked.cpu().numpy(),
+        None if states is None else states.float().cpu().numpy(),
     )
 
 

@@ -150,7 +150,7 @@ class SpanEngine:
             except (Malformed, UnsupportedModel, CacheFull) as error:
                 results[place] = error
                 continue
-            if self.batches and entered.inputs.shape[1] == 1:
+            if self.batches and entered.inputs.shape[1] == 1 and not entered.want.states:
                 rows.setdefault(entered.cache.span, []).append(entered)
             else:
                 alone.append(entered)
@@ -179,7 +179,8 @@ class SpanEngine:
     def _replays(self, group: Sequence[_Entered]) -> bool:
         """Whether there are recordings for a group: of single rows through the whole span."""
         first = group[0]
-        return self.records and first.cache.span == self.span and first.inputs.shape[1] == 1
+        single = first.inputs.shape[1] == 1 and not first.want.states
+        return self.records and first.cache.span == self.span and single
 
     def _run_recorded(self, group: Sequence[_Entered], results: _Results) -> bool:
         """One row of each session, recorded; False if that cannot be, and nothing is taken."""
@@ -261,9 +262,13 @@ class SpanEngine:
             for piece in pieces:
                 self._model.fill(cache.span, cache.layers, piece)
             return None
-        found = [
-            self._model.logits(cache.span, cache.layers, piece, 0 if want.every else 1)[0] for piece in pieces
-        ]
+        rows = 0 if want.every else 1
+        if want.states:
+            both = [self._model.logits_and_states(cache.span, cache.layers, piece, rows) for piece in pieces]
+            kept = both if want.every else both[-1:]
+            logits, states = (torch.cat([each[part][0] for each in kept]) for part in (0, 1))
+            return head.candidates(logits, want, states)
+        found = [self._model.logits(cache.span, cache.layers, piece, rows)[0] for piece in pieces]
         return head.candidates(torch.cat(found) if want.every else found[-1], want)
 
     def _make_room(self, group: Sequence[_Entered]) -> None:

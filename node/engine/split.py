@@ -197,6 +197,13 @@ class SplitModel:
         with self._running(span, caches, inputs):
             return self._forward.logits(caches, self._offered(span, inputs), rows)
 
+    def logits_and_states(
+        self, span: Span, caches: Caches, inputs: torch.Tensor, rows: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The same, and the states after the last norm [1 or sessions, rows, hidden]."""
+        with self._running(span, caches, inputs):
+            return self._forward.logits_and_states(caches, self._offered(span, inputs), rows)
+
     @contextlib.contextmanager
     def _running(self, span: Span, caches: Caches, inputs: torch.Tensor) -> Iterator[None]:
         layers = self.layers_of(span)

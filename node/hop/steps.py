@@ -130,6 +130,7 @@ class Shape:
             return asked_bytes
         vocab_size = self.manifest.vocab_size
         a_row = 8 * min(want.top or vocab_size, vocab_size) + 4 * len(want.ids)
+        a_row += self.manifest.hidden_size * ITEM_BYTES["f32"] if want.states else 0
         return asked_bytes + a_row * (step.inputs.rows if want.every else 1)
 
 
@@ -276,9 +277,10 @@ def size_of(output: Output | None) -> int:
     if output.hidden is not None:
         return len(output.hidden.data)
     found = output.candidates
-    return (
-        0 if found is None else found.ids.nbytes + found.logits.nbytes + found.lse.nbytes + found.asked.nbytes
-    )
+    if found is None:
+        return 0
+    states = 0 if found.states is None else found.states.nbytes
+    return found.ids.nbytes + found.logits.nbytes + found.lse.nbytes + found.asked.nbytes + states
 
 
 def as_fill(step: Step) -> Step:

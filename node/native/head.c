@@ -56,6 +56,13 @@ int native_head(Team *team, const Head *head, const float *states, int32_t rows,
     return 0;
 }
 
+/* The states [rows][ins] after the last norm. */
+void native_last_norm(const Head *head, const float *states, int32_t rows, float *out) {
+    for (size_t row = 0, hidden = (size_t)head->weights.ins; row < (size_t)rows; row++)
+        normalise(out + row * hidden, states + row * hidden, head->norm, head->weights.ins, head->centred,
+                  head->epsilon);
+}
+
 /* The greatest of logits / temperature, and the sum of e^(logit / temperature - greatest), in blocks of 256. */
 double native_normaliser(const float *logits, int64_t count, float temperature, float *greatest) {
     uint64_t rounding = set_rounding();

@@ -47,9 +47,9 @@ class Head:
         Ties go to the lower id. Malformed, where states are so large that the logits overflow.
         """
         logits = self._logits(np.concatenate([states for states, _ in asked]))
-        return [self._answer(islice(logits, len(states)), want) for states, want in asked]
+        return [self._answer(islice(logits, len(states)), states, want) for states, want in asked]
 
-    def _answer(self, logits: Iterator[Rows], want: Want) -> Candidates | Malformed:
+    def _answer(self, logits: Iterator[Rows], states: Rows, want: Want) -> Candidates | Malformed:
         found, failure = [], None
         for row in logits:  # to the last, whatever one of them holds: the next call's follow
             try:
@@ -59,7 +59,13 @@ class Head:
         if failure is not None:
             return failure
         ids, best, normalisers, asked = zip(*found, strict=True)
-        return Candidates(np.stack(ids), np.stack(best), np.array(normalisers, np.float32), np.stack(asked))
+        return Candidates(
+            np.stack(ids),
+            np.stack(best),
+            np.array(normalisers, np.float32),
+            np.stack(asked),
+            self._kernel.last_norm(self._struct, np.ascontiguousarray(states)) if want.states else None,
+        )
 
     def _logits(self, states: Rows) -> Iterator[Rows]:
         outs, divisor = self._weights.matrix.outs, self._shape.logits_divisor

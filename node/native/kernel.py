@@ -225,6 +225,12 @@ class Kernel:
             raise MemoryError(f"no memory for the logits of {len(states)} rows")
         return logits[:, :outs]
 
+    def last_norm(self, head: HeadStruct, states: NDArray[np.float32]) -> NDArray[np.float32]:
+        """States [rows, ins], contiguous, after the last norm: of what the logits are made."""
+        normed = np.empty_like(states)
+        self._library.native_last_norm(ctypes.byref(head), address(states), len(states), address(normed))
+        return normed
+
     def product(self, matrix: Matrix, states: NDArray[np.float32]) -> NDArray[np.float32]:
         """The matrix times each row of states [rows, ins], contiguous, with its bias: [rows, padded outs]."""
         out = np.empty((len(states), matrix.padded), np.float32)
@@ -255,6 +261,8 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
     library.native_pack.argtypes = [pointer, ctypes.c_int, int32, int32, pointer, pointer, pointer]
     library.native_blocks.argtypes = [pointer] * 3
     library.native_head.argtypes = [pointer] * 3 + [int32, pointer]
+    library.native_last_norm.argtypes = [pointer, pointer, int32, pointer]
+    library.native_last_norm.restype = None
     library.native_linear.argtypes = [pointer] * 3 + [int32, pointer]
     library.native_read.argtypes = [pointer, pointer, ctypes.c_int64]
     library.native_normaliser.argtypes = [pointer, ctypes.c_int64, ctypes.c_float, pointer]

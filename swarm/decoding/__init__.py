@@ -21,6 +21,7 @@ from swarm.decoding.best_of import BestOf
 from swarm.decoding.contrastive import Contrastive
 from swarm.decoding.presets import PRESETS
 from swarm.decoding.sampling import DRAWING, Sampling
+from swarm.decoding.search import ContrastiveSearch
 from swarm.decoding.single import Greedy, Sample
 from swarm.decoding.speculative import Speculative
 from swarm.decoding.table import AUTO, NAMES, STRATEGIES, choose_strategy, parse_strategy
@@ -39,6 +40,7 @@ __all__ = [
     "BestOf",
     "Continuation",
     "Contrastive",
+    "ContrastiveSearch",
     "Decoding",
     "Ending",
     "Greedy",

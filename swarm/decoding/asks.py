@@ -120,6 +120,7 @@ class Task:
     cached        tokens of the prompt that branch 0 holds already
     eos           ids that end an answer; they are part of it
     top_logprobs  how many of the best ids each token tells of
+    hidden_size   numbers of a state, for strategies that ask for states
     amateur_vocab the vocabulary of the model on the branch AMATEUR, if there is one
     draft_vocab   the same of the model on the branch DRAFT
     goes_back     whether branch 0 goes back at the cost of the rows asked alone; else all before them is run again
@@ -138,6 +139,7 @@ class Task:
     amateur_vocab: int | None = None
     draft_vocab: int | None = None
     goes_back: Callable[[], bool] = lambda: True
+    hidden_size: int = 0
     clock: Callable[[], float] = time.perf_counter
 
     def __post_init__(self) -> None:

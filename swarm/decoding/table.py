@@ -12,11 +12,13 @@ from swarm.decoding.beams import BeamSearch
 from swarm.decoding.best_of import BestOf
 from swarm.decoding.contrastive import Contrastive
 from swarm.decoding.sampling import Sampling
+from swarm.decoding.search import ContrastiveSearch
 from swarm.decoding.single import Greedy, Sample
 from swarm.decoding.speculative import Speculative
 
 STRATEGIES: Final[Mapping[str, type[Strategy]]] = {
-    kind.name: kind for kind in (Greedy, Sample, Speculative, BeamSearch, BestOf, Contrastive)
+    kind.name: kind
+    for kind in (Greedy, Sample, Speculative, BeamSearch, BestOf, Contrastive, ContrastiveSearch)
 }
 # The name for the usual way: greedy or drawn, as the temperature says, with drafts where they pay.
 AUTO: Final = "auto"

@@ -63,6 +63,7 @@ class Asked:
             if output.candidates is None or output.hidden is not None:
                 raise Misfit("returned no candidates where they were asked for")
             check_candidates(output.candidates, self.want, self.answer_rows, vocab_size)
+            check_states(output.candidates, self.want, hidden_size)
             first = self.position
         if output.position != first:
             raise Misfit(f"returned position {output.position} where {first} was asked for")
@@ -115,6 +116,13 @@ def check_candidates(found: Candidates, want: Want, rows: int, vocab_size: int) 
     _check_lse(logits, found.lse, want.temperature, vocab_size)
 
 
+def check_states(found: Candidates, want: Want, hidden_size: int) -> None:
+    """Raises: Misfit, if there are no states where they are wanted, or others; what they say nobody can check."""
+    shape = None if found.states is None else found.states.shape
+    if shape != ((len(found.ids), hidden_size) if want.states else None):
+        raise Misfit(f"returned states {shape} with {len(found.ids)} rows of candidates")
+
+
 def _check_row(
     ids: NDArray[np.int32],
     logits: NDArray[np.float32],
@@ -156,6 +164,7 @@ def answer_bytes(asked: Asked, vocab_size: int, hidden_size: int) -> int:
     else:
         top = min(asked.want.top or vocab_size, vocab_size)
         row_bytes = 8 * top + 4 * len(asked.want.ids) + 4
+        row_bytes += hidden_size * ITEM_BYTES["f32"] if asked.want.states else 0
     return min(asked.answer_rows * row_bytes + FRAME_EXTRA_BYTES, limits.FRAME_BYTES)
 
 

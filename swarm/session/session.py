@@ -29,7 +29,7 @@ from swarm.session.flight import Flight
 from swarm.session.hop_stream import HopStream
 from swarm.session.inbox import Inbox
 from swarm.session.mender import Mender
-from swarm.session.outputs import Asked, check_candidates
+from swarm.session.outputs import Asked, check_candidates, check_states
 from swarm.session.watch import GiveUp, Probe, Slow, Unlinked, Watch
 
 # Tokens of a prompt that travel together: small enough that hops work at once, large enough for full matmuls.
@@ -361,6 +361,7 @@ class Session:
         found = await trio.to_thread.run_sync(self._ends.head, hidden, want, output.position)
         check_sound(found)
         check_candidates(found, want, hidden.rows, self.spec.vocab_size)
+        check_states(found, want, self.spec.hidden_size)
         return found
 
     # -- what runs beside the steps

@@ -203,7 +203,13 @@ def _head(hidden: Rows, want: Want) -> Candidates:
     ids = np.argsort(-logits, axis=1, kind="stable")[:, :top].astype(np.int32)
     lse = np.log(np.exp(logits / want.temperature).sum(axis=1)).astype(np.float32)
     asked = logits[:, list(want.ids)].astype(np.float32)
-    return Candidates(ids, np.take_along_axis(logits, ids, 1), lse, asked)
+    return Candidates(
+        ids,
+        np.take_along_axis(logits, ids, 1),
+        lse,
+        asked,
+        hidden.astype(np.float32) if want.states else None,
+    )
 
 
 def run_whole(tokens: list[int], stop: int, want: Want) -> Any:

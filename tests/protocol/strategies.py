@@ -115,11 +115,13 @@ def candidates(draw: st.DrawFn) -> Candidates:
     rows, best, asked = draw(st.integers(0, 4)), draw(st.integers(0, 5)), draw(st.integers(0, 3))
     finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
     logit = finite | st.just(-math.inf)
+    states = draw(st.none() | hnp.arrays(np.float32, (rows, 3), elements=finite))
     return Candidates(
         draw(hnp.arrays(np.int32, (rows, best), elements=st.integers(0, limits.VOCABULARY - 1))),
         draw(hnp.arrays(np.float32, (rows, best), elements=logit)),
         draw(hnp.arrays(np.float32, (rows,), elements=finite)),
         draw(hnp.arrays(np.float32, (rows, asked), elements=logit)),
+        states,
     )
 
 
@@ -130,6 +132,7 @@ wants = st.builds(
     top=uints(limits.VOCABULARY),
     ids=st.lists(uints(limits.VOCABULARY - 1), max_size=20).map(tuple),
     temperature=reals(1e-3, 1e3),
+    states=st.booleans(),
 )
 
 FIELDS: dict[type[Message], dict[str, st.SearchStrategy[Any]]] = {

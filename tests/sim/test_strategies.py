@@ -24,6 +24,7 @@ from swarm.decoding import (
     BeamSearch,
     BestOf,
     Contrastive,
+    ContrastiveSearch,
     Sampling,
     Speculative,
     Strategy,
@@ -35,7 +36,7 @@ from swarm.events import Rerouted
 from swarm.generation import Generation
 from swarm.request import Asking, Request
 from swarm.session.session import Session
-from tests.node.fakes import MANIFEST, VOCAB, FakeEngine, token_rows
+from tests.node.fakes import HIDDEN, MANIFEST, VOCAB, FakeEngine, token_rows
 from tests.sim.test_answers import client_in
 from tests.sim.test_session import DOUBLE, FAULTS
 from tests.sim.world import ALL, World, swarm_of
@@ -77,6 +78,7 @@ CASES = {
     "beams": Case(BeamSearch(4, 0.8, False, 3), SHAPED),
     "early": Case(BeamSearch(2, early_stopping=True), Sampling()),
     "best": Case(BestOf(3), DRAWN),
+    "search": Case(ContrastiveSearch(0.6, 3), SHAPED),
 }
 
 
@@ -90,11 +92,26 @@ def _logits(tokens: tuple[int, ...]) -> Logits:
     return logits
 
 
+@cache
+def _state(tokens: tuple[int, ...]) -> Logits:
+    engine = FakeEngine(ALL)
+    found = run_alone(engine, engine.new_cache(ALL), 0, token_rows(list(tokens)), Want(states=True))
+    assert isinstance(found, Candidates)
+    assert found.states is not None
+    state: Logits = found.states[0]
+    return state
+
+
 def reference(case: Case) -> list[tuple[tuple[int, ...], str]]:
     """What the strategy finds over the unsplit fake model, best first."""
-    task = Task(PROMPT, VOCAB, NEW, case.sampling, EOS)
+    task = Task(PROMPT, VOCAB, NEW, case.sampling, EOS, hidden_size=HIDDEN)
     strategy = choose_strategy(case.strategy, case.sampling)
-    found = run(strategy.decode(task), lambda tokens: _logits(tuple(tokens)), PROMPT)
+    found = run(
+        strategy.decode(task),
+        lambda tokens: _logits(tuple(tokens)),
+        PROMPT,
+        states=lambda tokens: _state(tuple(tokens)),
+    )
     others = [(tuple(token.id for token in each.tokens), each.reason) for each in found.ending.others]
     return [(tuple(found.ids), found.ending.reason), *others]
 
@@ -129,7 +146,7 @@ async def drive(
 ) -> list[tuple[tuple[int, ...], str]]:
     """A strategy over a session's branches, without text; `before` is called with each ask's number."""
     strategy = choose_strategy(case.strategy, case.sampling).decode(
-        Task(PROMPT, VOCAB, NEW, case.sampling, EOS, top_logprobs=2)
+        Task(PROMPT, VOCAB, NEW, case.sampling, EOS, top_logprobs=2, hidden_size=HIDDEN)
     )
     given: list[int] = []
     reply, number = None, 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from protocol.errors import Malformed
 from protocol.journal import Entry
 from protocol.messages import Output
 from protocol.tensors import from_numpy
-from swarm.session.outputs import Asked, Misfit, check_candidates, fit_rows
+from swarm.session.outputs import Asked, Misfit, check_candidates, check_states, fit_rows
 
 VOCAB = 40
 HIDDEN = 4
@@ -97,6 +98,19 @@ def test_candidates_that_cannot_be(found: Candidates) -> None:
     check_candidates(spoilt(), WANT, 1, VOCAB)
     with pytest.raises(Malformed):
         check(found)
+
+
+@pytest.mark.parametrize("shape", [None, (1, HIDDEN - 1), (1, HIDDEN)], ids=str)
+@pytest.mark.parametrize("wanted", [False, True])
+def test_states_come_where_they_are_wanted(shape: tuple[int, int] | None, wanted: bool) -> None:
+    """As wide as the model's, and nowhere else."""
+    states = None if shape is None else np.zeros(shape, np.float32)
+    found, want = replace(spoilt(), states=states), replace(WANT, states=wanted)
+    if shape == ((1, HIDDEN) if wanted else None):
+        check_states(found, want, HIDDEN)
+    else:
+        with pytest.raises(Misfit):
+            check_states(found, want, HIDDEN)
 
 
 def test_the_position_is_that_asked_for() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -86,9 +86,18 @@ class Run:
 
 
 def run(
-    strategy: Decoding, model: Model, prompt: Sequence[int], beside: Model | None = None, trip_s: float = 1.0
+    strategy: Decoding,
+    model: Model,
+    prompt: Sequence[int],
+    beside: Model | None = None,
+    trip_s: float = 1.0,
+    states: Model | None = None,
 ) -> Run:
-    """Drive it to its end. beside: the model that is the amateur, or drafts; what is begun takes `trip_s`."""
+    """Drive it to its end.
+
+    beside: the model that is the amateur, or drafts; what is begun takes `trip_s`; `states` gives the state of which a
+    row of logits is made, where that is asked for.
+    """
     done = Run()
     branches: dict[int, list[int]] = {0: list(prompt), AMATEUR: [], DRAFT: []}
     begun: deque[Candidates] = deque()
@@ -100,10 +109,17 @@ def run(
         cache[said.position :] = said.tokens
         done.asked.append(said)
         asked = model if said.branch not in (AMATEUR, DRAFT) or beside is None else beside
+
+        def row(tokens: Sequence[int]) -> Candidates:
+            found = answer(asked(tokens), said.want)
+            if not said.want.states:
+                return found
+            assert states is not None
+            return replace(found, states=states(tokens)[None])
+
         if not said.want.every:
-            return answer(asked(cache), said.want)
-        rows = [answer(asked(cache[: said.position + n]), said.want) for n in range(1, len(said.tokens) + 1)]
-        joined = join_candidates(rows)
+            return row(cache)
+        joined = join_candidates([row(cache[: said.position + n]) for n in range(1, len(said.tokens) + 1)])
         assert joined is not None
         return joined
 
