@@ -9,13 +9,16 @@ from protocol.errors import Busy, PeerUnavailable
 from protocol.messages import DIAL_PROTOCOL, DialReply, DialRequest
 from protocol.talk.channel import Channel
 from protocol.transport.addresses import Address, parse_address
-from protocol.transport.allowance import PeerAllowance
+from protocol.transport.allowance import Allowance, PeerAllowance
 from protocol.transport.base import Stream, Transport
 from protocol.transport.slots import Slots
 
 # Somebody who looks for what is wrong asks a few times in a minute.
 DIALS_BURST = 4
 DIALS_PER_S = 0.1
+# Identities are free: all of one origin together.
+ORIGIN_DIALS_BURST = 16
+ORIGIN_DIALS_PER_S = 0.5
 # At once; each waits for at most what a dial takes.
 DIALS = 8
 
@@ -26,6 +29,7 @@ class DialBacks:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
         self._allowance = PeerAllowance(DIALS_PER_S, DIALS_BURST)
+        self._of_origin = Allowance(ORIGIN_DIALS_PER_S, ORIGIN_DIALS_BURST)
         self._slots = Slots(DIALS)
 
     def serve(self) -> None:
@@ -34,7 +38,10 @@ class DialBacks:
 
     async def handle(self, stream: Stream) -> None:
         """One request. Raises: Busy, if the peer asks too often; PeerUnavailable; RemoteProtocolError."""
-        if not self._allowance.take(stream.origin, stream.peer, trio.current_time()):
+        now = trio.current_time()
+        if not self._allowance.take(stream.origin, stream.peer, now) or not self._of_origin.take(
+            stream.origin, now
+        ):
             raise Busy(f"{stream.peer} asks to be dialled too often")
         async with Channel(stream, frame_limit=limits.FIRST_FRAME_BYTES) as channel:
             with self._slots.taken(stream):

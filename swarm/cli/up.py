@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from swarm.http.settings import Settings
 
 # Of what a node tells while it starts, what is shown of several.
-_SHOWN: Final = ("fetching", "fetched", "serving", "warned", "noted")
+_SHOWN: Final = ("fetching", "fetched", "metrics", "serving", "warned", "noted")
 
 
 def _up(options: UpOptions) -> None:
@@ -124,7 +124,8 @@ class Up:
         extra = [*["--log-json"] * self._options.log_json, *["-v"] * self._options.verbose]
         for number, task in enumerate(self._plan.tasks, 1):
             place = Place(f"node {number}", self._options.folder / f"up-{number}", with_port(beside))
-            self._nodes.launch(place, task.with_options(*extra))
+            metrics = self._options.metrics_of(number - 1)
+            self._nodes.launch(place, task.with_options(*extra, *metrics))
             beside = _any_port(place.listen)
 
     def _wait_until_ready(self) -> None:

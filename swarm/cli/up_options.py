@@ -16,7 +16,7 @@ from swarm.cli.demo_layout import AUTO, Layout, Weights, choose_layout
 from swarm.cli.demo_nodes import shipped_model, thread_options
 from swarm.cli.local_nodes import Task
 from swarm.cli.node_options import parse_size
-from swarm.cli.options import EVERYWHERE, NETWORK, JsonLines, LogJson, Verbose
+from swarm.cli.options import EVERYWHERE, NETWORK, OUTPUT, JsonLines, LogJson, Verbose
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +71,16 @@ class _Nodes:
         Path | None,
         typer.Option(help="Where the nodes' keys are kept, by which others know them.", show_default=False),
     ] = None
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[ADDRESS:]PORT",
+            help="Where Prometheus may ask for the first node's numbers; the others have those after it. The "
+            "API has its own at /metrics.",
+            show_default=False,
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None
     as_json: JsonLines = False
     log_json: LogJson = False
     verbose: Verbose = 0
@@ -95,6 +105,17 @@ class UpOptions(ApiOptions, _Nodes):
         if self.doors and self.nodes > 1:
             raise ConfigError("one node joins a swarm: leave out --nodes, or --join")
         parse_size(self.max_memory)
+        self.metrics_of(0)
+
+    def metrics_of(self, number: int) -> list[str]:
+        """The option of the node of this number, counted from 0. Raises: ConfigError."""
+        if self.metrics is None:
+            return []
+        host, colon, port = self.metrics.rpartition(":")
+        if not (port.isascii() and port.isdigit()):
+            raise ConfigError(f"metrics {self.metrics!r}: give a port, as 9464, or an address and a port")
+        chosen = int(port) + number if int(port) else 0  # 0: each takes a free one
+        return ["--metrics", f"{host}{colon}{chosen}"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,11 @@ The only place that knows how an answer is asked of the client: what a dialect s
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Final, Protocol
 
 import trio
 
@@ -30,6 +31,8 @@ from swarm.http.place import Place
 from swarm.http.pool import Pool
 from swarm.routing.route import Route
 from swarm.session.session import PREFILL_CHUNK, Session
+
+_log: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +221,18 @@ class Answering:
         async with aclosing(answer.generation):
             while await answer.step():
                 pass
-        self._tally.answered(await answer.end())
+        ended = await answer.end()
+        self._tally.answered(ended)
+        said = ended.answer
+        _log.info(
+            "answered %d tokens with %d: %s, the first after %.3f s, then %.1f a second, %d reroutes",
+            said.prompt_tokens,
+            len(said.tokens),
+            said.finish_reason,
+            said.ttft_s,
+            said.tokens_per_s,
+            len(said.reroutes),
+        )
 
     async def _is_served(self, client: Client) -> bool:
         """Whether it is but room that is missing: also where those who have none are left alone for a while."""

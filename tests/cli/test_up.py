@@ -80,7 +80,7 @@ def test_up_starts_all_and_starts_again_what_dies(processes: Processes, tmp_path
         assert "node 1 was ended by SIGKILL; it is started again in 1 s" in lost.string
         block_until(lambda: "Paris" in asked(url).text, 60)
     assert not [line for line in up.lines if SECRET in line]
-    assert [line for line in up.lines if '"level": "debug"' in line]
+    assert [line for line in up.lines if '"level": "info"' in line and "answered " in line]
 
 
 def nodes_of(up: Process) -> list[int]:
@@ -145,6 +145,15 @@ def test_nodes_get_what_there_is_memory_for(
     assert [task.layers for task in found.tasks] == layers
     options = found.tasks[0].options
     assert (options[options.index("--quant") + 1] if "--quant" in options else None) == quant
+
+
+def test_each_node_has_a_port_for_its_numbers() -> None:
+    """The one after that of the node before."""
+    assert UpOptions().metrics_of(1) == []
+    assert UpOptions(metrics="9464").metrics_of(2) == ["--metrics", "9466"]
+    assert UpOptions(metrics="[::1]:0").metrics_of(2) == ["--metrics", "[::1]:0"]
+    with pytest.raises(ConfigError, match="9464"):
+        UpOptions(metrics="here").check()
 
 
 def test_one_node_joins_a_swarm() -> None:

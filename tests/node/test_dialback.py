@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 import trio
@@ -17,6 +17,7 @@ from protocol.messages import DIAL_PROTOCOL, DialRequest
 from protocol.talk.exchange import ask_dial
 from protocol.transport.addresses import parse_address
 from protocol.transport.base import PeerAddrs, Stream, Transport
+from protocol.transport.dialling import PLACE_DATAGRAMS
 from protocol.transport.libp2p import open_transport
 from tests.support.local_swarm import LOOPBACK
 
@@ -66,3 +67,34 @@ async def test_a_node_dials_nobody_elses_address() -> None:
         with trio.fail_after(20):
             assert not (await ask_dial(asker, at, DialRequest(identity.generate().peer, 0))).reached
             assert not (await ask_dial(asker, at, DialRequest("192.0.2.9/udp/1", 4001))).reached
+
+
+async def test_who_asks_for_dials_of_silence_gets_few_datagrams_sent() -> None:
+    """However many ask, and however often: what a port gets that answers nothing is bounded by its place."""
+    heard = 0
+
+    async def listen(port: trio.socket.SocketType) -> None:
+        nonlocal heard
+        while True:
+            await port.recv(65_535)
+            heard += 1
+
+    async def ask(node: Transport, port: int) -> None:
+        async with place() as asker:
+            for _ in range(2 * DIALS_BURST):
+                with suppress(PeerUnavailable):
+                    request = DialRequest(identity.generate().peer, port)
+                    reply = await ask_dial(asker, PeerAddrs(node.peer, node.addrs), request)
+                    assert not reply.reached
+
+    silent = trio.socket.socket(type=trio.socket.SOCK_DGRAM)
+    await silent.bind(("127.0.0.1", 0))
+    async with place(LOOPBACK) as node, trio.open_nursery() as nursery:
+        DialBacks(node).serve()
+        nursery.start_soon(listen, silent)
+        async with trio.open_nursery() as askers:
+            for _ in range(4):
+                askers.start_soon(ask, node, silent.getsockname()[1])
+        nursery.cancel_scope.cancel()
+    silent.close()
+    assert 0 < heard <= PLACE_DATAGRAMS
