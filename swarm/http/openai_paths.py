@@ -36,18 +36,21 @@ def router(service: Service) -> APIRouter:
 
     @paths.post("/chat/completions")
     async def chat_completions(request: Request, fields: ChatFields) -> Response:
+        fields.go_by(service.suggested)
         check_model(fields.model, service.model)
         writer = ChatWriter(service.model, fields)
         return await reply(request, service.ask(fields.ask()), writer, stream=fields.stream)
 
     @paths.post("/completions")
     async def completions(request: Request, fields: CompletionFields) -> Response:
+        fields.go_by(service.suggested)
         check_model(fields.model, service.model)
         writer = CompletionWriter(service.model, fields)
         return await reply(request, service.ask(*fields.asks()), writer, stream=fields.stream)
 
     @paths.post("/responses")
     async def responses(request: Request, fields: ResponseFields) -> Response:
+        fields.go_by(service.suggested)
         check_model(fields.model, service.model)
         writer = ResponseWriter(service.model, fields)
         return await reply(request, service.ask(fields.ask()), writer, stream=fields.stream)

@@ -35,6 +35,7 @@ def router(service: Service) -> APIRouter:
 def _anthropic(paths: APIRouter, service: Service) -> None:
     @paths.post("/v1/messages", tags=["Anthropic"])
     async def messages(request: Request, fields: MessageFields) -> Response:
+        fields.go_by(service.suggested)
         check_model(fields.model, service.model)
         writer = MessageWriter(service.model, fields)
         return await reply(request, service.ask(fields.ask()), writer, stream=fields.stream)
@@ -50,6 +51,7 @@ def _ollama(paths: APIRouter, service: Service) -> None:
     async def answered(
         request: Request, fields: ollama.ChatFields | ollama.GenerateFields, *, chat: bool
     ) -> Response:
+        fields.go_by(service.suggested)
         check_model(fields.model, service.model)
         writer, ask = ollama.OllamaWriter(service.model, chat=chat), fields.ask()
         if ask is None:
@@ -81,11 +83,13 @@ def _ollama(paths: APIRouter, service: Service) -> None:
 def _own(paths: APIRouter, service: Service) -> None:
     @paths.post("/generate", tags=["swarm"])
     async def generate(request: Request, fields: GenerateFields) -> Response:
+        fields.go_by(service.suggested)
         writer = GenerateWriter(service.model)
         return await reply(request, service.ask(fields.ask()), writer, stream=fields.stream)
 
     @paths.post("/infer", tags=["swarm"])
     async def infer(request: Request, fields: InferFields) -> Response:
+        fields.go_by(service.suggested)
         prompt = await until_gone(request, service.tokens(fields.prompt))
         writer = InferWriter(service.model)
         return await reply(request, service.ask(fields.ask(prompt)), writer, stream=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import trio
@@ -47,6 +47,11 @@ class Service:
     def model(self) -> str:
         """What the served model is called. Raises: ApiError, 503, while there is none."""
         return plain(self.client.model.name)
+
+    @property
+    def suggested(self) -> Mapping[str, float]:
+        """How the model suggests that tokens are chosen. Raises: ApiError, 503."""
+        return self.client.text.suggested
 
     def ask(self, *asks: Ask) -> Stream[Said]:
         """What comes of them, as it comes; the caller reads it to its end or closes it."""

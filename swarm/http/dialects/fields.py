@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, Final, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from protocol.errors import ConfigError
 from swarm.decoding import AUTO, Sampling, Strategy, parse_strategy
@@ -29,6 +29,11 @@ class Fields(BaseModel):
 
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
     refused: ClassVar[Mapping[str, tuple[object, ...]]] = {}
+    _suggested: Mapping[str, float] = PrivateAttr(default_factory=dict)
+
+    def go_by(self, suggested: Mapping[str, float]) -> None:
+        """Settings that hold where the request says nothing of them: those that the model suggests."""
+        self._suggested = suggested
 
     @model_validator(mode="before")
     @classmethod
@@ -72,7 +77,7 @@ class SamplingFields(Fields):
 
     def sampling(self) -> Sampling:
         """The same as the client takes it. Raises: ApiError, 400."""
-        return sampling_of(self.model_dump(include=set(SAMPLING), exclude_none=True))
+        return sampling_of(self.model_dump(include=set(SAMPLING), exclude_none=True), self._suggested)
 
     def decoded(self, stop: tuple[str, ...] = (), name: str | None = None, **more: Any) -> AnswerRequest:
         """How to answer: by the strategy of that `name`, or by the one in `swarm`. Raises: ApiError, 400."""
@@ -85,16 +90,19 @@ class SamplingFields(Fields):
         if isinstance(strategy, str) or self.temperature is not None:
             return self.sampling()
         given = self.model_dump(include=set(SAMPLING), exclude_none=True)
-        usual = 1.0 if getattr(strategy, "name", "") in ("sample", "best_of") else 0.0
-        return sampling_of({"temperature": usual, **given})
+        usual = {} if getattr(strategy, "name", "") in ("sample", "best_of") else {"temperature": 0.0}
+        return sampling_of({**usual, **given}, self._suggested)
 
 
 SAMPLING: Final = tuple(name for name in SamplingFields.model_fields if name != "swarm")
 
 
-def sampling_of(settings: Mapping[str, Any]) -> Sampling:
-    """Settings of which those that are absent are as usual: drawn at temperature 1. Raises: ApiError, 400."""
-    found = {"temperature": 1.0, **settings}
+def sampling_of(settings: Mapping[str, Any], suggested: Mapping[str, float]) -> Sampling:
+    """Settings of which those that are absent are as suggested, or else as usual: drawn at temperature 1.
+
+    Raises: ApiError, 400.
+    """
+    found: dict[str, Any] = {"temperature": 1.0, **suggested, **settings}
     if found["temperature"] < COLDEST or found.get("top_p") == 0:  # the best token alone
         found["temperature"] = 0.0
         for name in ("top_p", "top_k", "min_p", "typical_p"):  # clients send them all the same

@@ -69,7 +69,7 @@ class OllamaFields(Fields):
     def made(self, prompt: str | Conversation) -> Ask:
         """An ask with these options. Raises: ApiError, 400."""
         given = self.options.model_dump(include=set(_WORDS), exclude_none=True)
-        sampling = sampling_of({_WORDS[name]: value for name, value in given.items()})
+        sampling = sampling_of({_WORDS[name]: value for name, value in given.items()}, self._suggested)
         request = request_of(sampling, checked_stop(self.options.stop, "options.stop"))
         return Ask(prompt, request, self.options.most)
 

@@ -138,6 +138,7 @@ class ResponseWriter:
 
     def _frame(self, status: str) -> dict[str, Any]:
         asked = self._fields
+        held = asked.sampling()
         return {
             **self._head,
             "status": status,
@@ -152,11 +153,11 @@ class ResponseWriter:
             "previous_response_id": None,
             "reasoning": {"effort": None, "summary": None},
             "store": False,
-            "temperature": 1.0 if asked.temperature is None else asked.temperature,
+            "temperature": held.temperature if asked.temperature is None else asked.temperature,
             "text": {"format": {"type": "text"}},
             "tool_choice": "auto",
             "tools": [],
-            "top_p": 1.0 if asked.top_p is None else asked.top_p,
+            "top_p": held.top_p if asked.top_p is None else asked.top_p,
             "truncation": "disabled",
             "usage": None,
         }
