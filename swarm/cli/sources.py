@@ -91,6 +91,8 @@ def configured(name: str, command: Callable[..., None]) -> Callable[..., None]:
     settings = settings_in(command)
 
     def read(context: typer.Context, file: str | None) -> None:
+        if context.resilient_parsing:  # a shell completes what is typed
+            return
         found = find_settings(name, settings, file)
         context.default_map = dict(found.values)
         context.meta[_META] = found.origins
