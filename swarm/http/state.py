@@ -123,8 +123,9 @@ class State:
         self._watchers.add(told)
         try:
             last = await self.status(place)
-            for news in (News("status", last), *kept):
-                await send(news)
+            await send(News("status", last))
+            for news in kept:
+                await send(News(news.name, {**news.fields, "past": True}))
             while True:
                 found = await self.status(place)
                 if found != last:

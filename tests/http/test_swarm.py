@@ -161,7 +161,7 @@ def test_who_comes_later_is_told_what_happened() -> None:
             state, event = next(told), next(told)
         assert state["commands"]["node"].startswith("swarm node --join ")
         assert len(state["models"][0]["copies"]) == state["models"][0]["layers"] + 2
-        assert (event["kind"], event["lost"], event["number"]) == ("rerouted", dead, 1)
+        assert (event["kind"], event["lost"], event["number"], event["past"]) == ("rerouted", dead, 1, True)
         assert event["at"] > 1.7e9
 
 

@@ -14,6 +14,7 @@ from tests.page.conftest import Served
 pytestmark = [pytest.mark.net, pytest.mark.process, pytest.mark.timeout(120)]
 
 COUNT = "Count from 3 to 40."
+DOWN = "Count down from 51 to 27."  # asked nowhere else: no other idle session begins like it
 NUMBERS = ", ".join(map(str, range(3, 41)))
 
 
@@ -74,14 +75,14 @@ def test_it_fits_and_everybody_can_use_it(looking: Browser, served: Served) -> N
 def test_a_kill_is_seen_as_it_happens(looking: Browser, served: Served) -> None:
     """`kill -9` in mid-answer: the same text; the answer and the map say who was lost, and what that cost."""
     with open_page(looking, served.url) as page:
-        ask(page, COUNT)
+        ask(page, DOWN)
         expected = answered(page, 1)
         killed = f"…{route_of(page, 0)[1]}"
         peer = page.locator(".row.node .name", has_text=killed).get_attribute("title")
         victim = served.nodes.nodes[served.named(peer)]
         row = page.locator(".row.node", has=page.get_by_text(killed, exact=False))
-        victim.process.stop()  # so that the answer is still under way when it is killed
-        ask(page, COUNT)
+        victim.process.stop()  # so that the answer, which goes on from that session, is under way when it is killed
+        ask(page, DOWN)
         expect(page.locator(".turn").nth(1).locator(".figures")).to_contain_text(re.compile("answering|turn"))
         victim.process.kill9()
         assert answered(page, 2) == expected

@@ -71,7 +71,7 @@ function showLink(state, words) {
 }
 
 function showEvents(swarm, newest, speech) {
-  if (SPOKEN.has(newest.kind) && !newest.answers && Date.now() / 1000 - newest.at < 5) speech.say(describe(newest).text);
+  if (SPOKEN.has(newest.kind) && !newest.answers && !newest.past) speech.say(describe(newest).text);
   byId("happened").replaceChildren(...swarm.events.map((event) => {
     const { mark, tone, text, more } = describe(event);
     return el("li", { data: { tone } }, el("time", {}, clock(event.at)), el("span", { class: "mark", "aria-hidden": "true" }, mark),

@@ -8,6 +8,7 @@ import { count, ms, nameOf, shortLayers, tokens } from "./words.js";
 const COLUMNS = ["node", "layers", "ms/layer", "queue", "free KV", "away"];
 const HUES = [168, 262, 32, 330, 208, 98, 292, 60]; // by the order in which nodes were seen
 const LIGHT_MS = 350;
+const OTHERS_NAMED = 4; // models
 const CROWDED = 24; // stages: from here on a letter has no room over one of them
 
 export const hueOf = (place) => String(HUES[place % HUES.length]);
@@ -163,7 +164,8 @@ export class SwarmMap {
     else if (this.#swarm.latest.length) parts.push("The dotted line is the way of the last answer.");
     if (nodes.some((node) => node.lost || node.state === "silent")) parts.push("Hatched: does not answer.");
     const others = this.#swarm.others.map((each) => `${each.model} (${count(each.nodes.length, "node")})`);
-    if (others.length) parts.push(`Also in this swarm: ${others.join(", ")}.`);
+    const more = others.splice(OTHERS_NAMED).length;
+    if (others.length) parts.push(`Also in this swarm: ${others.join(", ")}${more ? ` and ${count(more, "other model")}` : ""}.`);
     say(this.#legend, parts.join(" "));
   }
 

@@ -3,6 +3,7 @@
 const ALIKE_S = 5; // reroutes for one reason within this time are one: each answer under way has its own
 const LOST_MS = 60_000; // how long a node that failed in an answer is marked, unless it serves again
 const KEPT = 60; // events
+const PLACES = 1024; // peers that are remembered: identities are free
 const ANSWERS_KEPT = 3; // among them: many answers leave the rest to be seen
 const NO_HOPS = [];
 
@@ -14,8 +15,9 @@ export class Swarm {
   lost = new Map(); // peer -> when it failed in an answer
   events = []; // the newest first
   #hearers = {};
-  #numbers = new Set();
+  #seen = []; // of events, the latest
   #order = new Map(); // peer -> its place on the map, kept while the page is open
+  #next = 0;
   #now;
 
   constructor(now = () => performance.now()) {
@@ -66,7 +68,7 @@ export class Swarm {
 
   /** A small number that is the peer's as long as the page is open. */
   place(peer) {
-    if (!this.#order.has(peer)) this.#order.set(peer, this.#order.size);
+    if (!this.#order.has(peer)) this.#order.set(peer, this.#next++);
     return this.#order.get(peer);
   }
 
@@ -93,22 +95,26 @@ export class Swarm {
     if (this.model && before?.digest === this.model.digest) {
       for (const event of differences(before.nodes, this.model.nodes)) this.#happened({ ...event, at: Date.now() / 1000 });
     }
-    for (const node of this.model?.nodes ?? []) if (!node.taken) this.#forgetSilent(node);
+    this.#forget();
     const alive = new Map((status.doing.under_way ?? []).map((each) => [each.id, each.route]));
     for (const id of this.answers.keys()) if (!alive.has(id)) this.answers.delete(id);
     for (const [id, route] of alive) if (!this.answers.has(id)) this.#begin(id, route);
   }
 
-  /** That it is silent says the map from now on; the mark is for the seconds before. */
-  #forgetSilent(node) {
-    if (node.state === "silent") this.lost.delete(node.peer);
+  /** Let go of what is over. That a node is silent says the map from now on; the mark is for the seconds before. */
+  #forget() {
+    for (const node of this.model?.nodes ?? []) if (node.state === "silent") this.lost.delete(node.peer);
+    for (const [peer, since] of this.lost) if (this.#now() - since > LOST_MS) this.lost.delete(peer);
+    if (this.#order.size <= PLACES) return;
+    const here = new Set(this.model?.nodes.map((node) => node.peer));
+    for (const peer of this.#order.keys()) if (!here.has(peer)) this.#order.delete(peer);
   }
 
   #event(event) {
     const key = `${event.number} ${event.at}`;
-    if (this.#numbers.has(key)) return; // told again after a reconnection
-    this.#numbers.add(key);
-    if (event.kind === "rerouted" && Date.now() / 1000 - event.at < LOST_MS / 1000) {
+    if (this.#seen.includes(key)) return; // told again after a reconnection
+    this.#seen = [...this.#seen.slice(-KEPT), key];
+    if (event.kind === "rerouted" && !event.past) {
       this.lost.set(event.lost, this.#now());
       this.#tell("rerouted", event);
     }
@@ -150,8 +156,8 @@ export class Swarm {
       Object.assign(same, { answers: (same.answers ?? 1) + 1, seconds: Math.max(same.seconds, event.seconds) });
       return this.#tell("happened", same);
     }
-    const later = this.events.findIndex((each) => each.at <= event.at);
-    this.events.splice(later < 0 ? this.events.length : later, 0, event);
+    const earlier = event.past ? this.events.findIndex((each) => each.at <= event.at) : 0;
+    this.events.splice(earlier < 0 ? this.events.length : earlier, 0, event);
     let answers = 0;
     const counts = (each) => each.kind !== "ended" || ++answers <= ANSWERS_KEPT;
     this.events = this.events.filter(counts).slice(0, KEPT);
