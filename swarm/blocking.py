@@ -86,7 +86,7 @@ class Client:
 
     @contextmanager
     def beside(self, *addrs: str, **how: Any) -> Iterator[clients.Client]:
-        """Another client, to be the amateur of a request; takes and raises what `swarm.connect` does."""
+        """Another client, to be the amateur of a request, or to draft; takes and raises what `swarm.connect` does."""
         with self._portal.holding(entry.connect(*addrs, **how)) as other:
             yield other
 

@@ -55,7 +55,17 @@ class WhereOptions:
         str | None,
         _option(
             "A smaller model of the same tokenizer, by its name in the swarm or as a checkpoint here: the strategy "
-            "contrastive needs one, speculative has it draft.",
+            "contrastive needs one.",
+            metavar="MODEL",
+            panel=NETWORK,
+            show_default=False,
+        ),
+    ] = None
+    draft: Annotated[
+        str | None,
+        _option(
+            "A small model of the same tokenizer that drafts what comes next, likewise: the tokens are the same, in "
+            "fewer trips.",
             metavar="MODEL",
             panel=NETWORK,
             show_default=False,
@@ -88,8 +98,9 @@ class AnswerOptions(WhereOptions):
     strategy: Annotated[
         str,
         _option(
-            f"The way to decode: {', '.join(NAMES)}; auto goes by the temperature. Parameters follow a colon, as "
-            "in beam_search:beams=4,length_penalty=0.8 or best_of:answers=8.",
+            f"The way to decode: {', '.join(NAMES)}; auto is greedy or drawn, by the temperature, with "
+            "drafts where they pay. Parameters follow a colon, as in beam_search:beams=4,length_penalty=0.8 or "
+            "best_of:answers=8.",
             metavar="NAME[:PARAMETERS]",
         ),
     ] = AUTO

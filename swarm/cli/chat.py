@@ -22,7 +22,7 @@ from swarm.cli.answering import (
     settings_of,
     settled,
 )
-from swarm.cli.connection import a_door, copyable, open_amateur, open_client
+from swarm.cli.connection import a_door, copyable, open_beside, open_client
 from swarm.cli.coverage import render
 from swarm.cli.lines import Lines
 from swarm.cli.options import ANSWER, Verbose, readable, taking
@@ -71,9 +71,12 @@ def _chat(options: ChatOptions) -> None:
     screen = Screen(open_terminal())
     with (
         open_client(options.where, screen.terminal, screen.event) as client,
-        open_amateur(client, options.where, options.amateur, screen.terminal) as amateur,
+        open_beside(client, options.where, options.amateur, screen.terminal) as amateur,
+        open_beside(client, options.where, options.draft, screen.terminal) as draft,
     ):
-        request = replace(settled(options, client.text.about.suggested).request(), amateur=amateur)
+        request = replace(
+            settled(options, client.text.about.suggested).request(), amateur=amateur, draft=draft
+        )
         talk = client.conversation(system=readable(options.system or "") or None, request=request)
         with talk as entered:
             screen.news.blocks = client.model.blocks
@@ -152,7 +155,8 @@ class _Chat:
         """/set NAME VALUE, for the next turns."""
         suggested = self.client.text.about.suggested
         self.options = set_option(self.options, name, value, self.begun, suggested)
-        self.talk.request = replace(self.settled.request(), amateur=self.talk.request.amateur)
+        before = self.talk.request
+        self.talk.request = replace(self.settled.request(), amateur=before.amateur, draft=before.draft)
 
     def reset(self) -> None:
         """/reset"""

@@ -49,7 +49,7 @@ def open_client(where: Where, terminal: Terminal, on_event: OnEvent) -> Iterator
 
 
 @contextmanager
-def open_amateur(
+def open_beside(
     client: blocking.Client, where: Where, name: str | None, terminal: Terminal
 ) -> Iterator[Model | None]:
     """Another model: a checkpoint on this machine, or by its name one of the same swarm; None, where none is named.

@@ -14,7 +14,7 @@ from protocol.errors import SwarmError
 from swarm import blocking
 from swarm.answers import Answered, Several
 from swarm.cli.answering import AnswerOptions, check, settled
-from swarm.cli.connection import open_amateur, open_client
+from swarm.cli.connection import open_beside, open_client
 from swarm.cli.options import ANSWER, OUTPUT, Json, Verbose, taking
 from swarm.cli.prompts import Given, one_line_of, read_prompts
 from swarm.cli.screen import Screen
@@ -98,11 +98,12 @@ def _generate(options: GenerateOptions) -> None:
     screen = Screen(open_terminal())
     with (
         open_client(options.where, screen.terminal, screen.event) as client,
-        open_amateur(client, options.where, options.amateur, screen.terminal) as amateur,
+        open_beside(client, options.where, options.amateur, screen.terminal) as amateur,
+        open_beside(client, options.where, options.draft, screen.terminal) as draft,
     ):
         screen.news.blocks = client.model.blocks
         request = settled(options, client.text.about.suggested).request(options.top_logprobs)
-        request = replace(request, amateur=amateur)
+        request = replace(request, amateur=amateur, draft=draft)
         if len(given) == 1 and options.prompts is None:
             _answer(options, client, given[0].text, request, screen)
         else:

@@ -134,11 +134,14 @@ async def test_drafts_save_steps_and_change_nothing() -> None:
         ids = await client.text.encode_chat(question)
         for sampling in (PLAIN, Sampling(0.4, top_p=0.9, repetition_penalty=1.05, seed=3)):
             tokens, steps = [], []
-            ways: list[tuple[Strategy | str, Model | None]] = [("auto", None), (swarm.Speculative(), draft)]
-            for strategy, amateur in ways:
+            ways: list[tuple[Strategy | str, Model | None]] = [
+                ("greedy" if sampling.greedy else "sample", None),
+                ("auto", draft),
+            ]
+            for strategy, model in ways:
                 async with client.session(max_tokens=len(ids) + 60) as session:
                     generation = client.generate(
-                        ids, session=session, request=Request(60, sampling, strategy, amateur=amateur)
+                        ids, session=session, request=Request(60, sampling, strategy, draft=model)
                     )
                     async for _ in generation:
                         pass

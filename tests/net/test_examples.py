@@ -35,7 +35,8 @@ async def test_examples_run() -> None:
     ):
         for source in PYTHON:
             code = compile(source, "docs/decoding.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-            names: dict[str, Any] = {"swarm": swarm, "client": client, "amateur": client, "ADDRESS": addrs[0]}
+            names: dict[str, Any] = {"swarm": swarm, "client": client, "ADDRESS": addrs[0]}
+            names |= {"amateur": client, "draft": client}
             running = eval(code, names)
             if running is not None:
                 await running

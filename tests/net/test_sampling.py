@@ -44,7 +44,7 @@ WAYS: dict[str, tuple[Strategy, bool, Sampling]] = {
 }
 
 
-async def drawn(folder: Path, amateur: WholeModel) -> dict[str, list[list[int]]]:
+async def drawn(folder: Path, draft: WholeModel) -> dict[str, list[list[int]]]:
     """Answers of each way, prompt included; those with drafts took fewer steps than they have tokens."""
     found: dict[str, list[list[int]]] = {}
     async with (
@@ -61,7 +61,7 @@ async def drawn(folder: Path, amateur: WholeModel) -> dict[str, list[list[int]]]
                         session=session,
                         strategy=strategy,
                         sampling=replace(sampling, seed=1000 * number + seed),
-                        amateur=amateur if drafts else None,
+                        draft=draft if drafts else None,
                         max_new_tokens=NEW,
                         eos=(),
                     )
@@ -98,10 +98,10 @@ def places(
 async def test_tokens_fall_as_transformers_says(tmp_path: Path) -> None:
     """Plain and with drafts, with top-p and penalties; and another temperature is told apart."""
     folder = make_model("llama", tmp_path / "model", seed=3, layers=4)
-    amateur = await trio.to_thread.run_sync(WholeModel.open, str(folder), "int4")
+    draft = await trio.to_thread.run_sync(WholeModel.open, str(folder), "int4")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     even = {(one, other): 1 / PLACES**2 for one in range(PLACES) for other in range(PLACES)}
-    for way, answers in (await drawn(folder, amateur)).items():
+    for way, answers in (await drawn(folder, draft)).items():
         sampling = WAYS[way][2]
         for likely_first in (True, False):
             assert p_value(places(model, answers, sampling, likely_first), even) > FITS, way

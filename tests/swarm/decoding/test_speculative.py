@@ -214,3 +214,31 @@ def test_a_pace_stays_within_its_bounds(steps: list[tuple[float, float, int]]) -
             pace.drafting_took(length, drafting_s)
             pace.held(length, min(kept, length))
         assert 0 <= pace.holds <= 1
+
+
+@pytest.mark.parametrize(
+    ("holds", "row_s", "ahead", "sends"),
+    [(0.99, 0.01, 16, True), (0.99, 0.01, 400, False), (0.5, 0.01, 4, False), (0.8, 0.5, 2, False)],
+)
+def test_drafting_goes_on_where_that_is_likely_to_save_a_trip(
+    holds: float, row_s: float, ahead: int, sends: bool
+) -> None:
+    """Not behind what is unlikely to hold, nor where rows cost as much as steps."""
+    pace, rng = Pace(16), np.random.default_rng(5)
+    assert pace.beyond(1) == 0  # before anything is known
+    for _ in range(200):
+        length = pace.length() or 1
+        pace.held(length, next((n for n in range(length) if rng.random() >= holds), length))
+        pace.took(0, 1.0)
+        pace.took(length, 1.0 + row_s * length)
+    pace.holds = holds
+    assert bool(pace.beyond(ahead)) is sends
+
+
+def test_runs_go_on_behind_what_is_only_guessed() -> None:
+    """What is guessed is looked up behind the tokens, and taken for none of them."""
+    runs = Runs(4)
+    assert runs.after([1, 2, 3, 4, 5, 1, 2], [], 3) == (3, 4, 5)
+    assert runs.after([1, 2, 3, 4, 5, 1, 2], [3, 4, 5], 3) == (1, 2, 3)
+    assert runs.after([1, 2, 3, 4, 5, 1, 2, 9], [8, 9], 2) == ()
+    assert runs.after([1, 2, 3, 4, 5, 1, 2, 9, 2], [3], 2) == (4, 5)
