@@ -92,7 +92,7 @@ def test_a_machine_without_a_swarm(tmp_path: Path) -> None:
     """Is looked at by itself; a swarm that does not answer is wrong, and a key that others can read."""
     done = run("doctor", "--json", home=tmp_path)
     about = {found["about"] for found in json.loads(done.stdout)["findings"]}
-    assert {"packages", "kernels", "memory", "disk", "udp", "swarm"} <= about
+    assert {"config", "packages", "kernels", "memory", "disk", "udp", "swarm"} <= about
     (tmp_path / "node.key").write_bytes(b"x" * 32)
     (tmp_path / "node.key").chmod(0o644)
     done = run("doctor", "--join", NOBODY, home=tmp_path)
