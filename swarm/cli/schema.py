@@ -32,7 +32,7 @@ _OF_A_CALL: Final = frozenset({"as_json", "config", "prompts", "stop_on_eof", "v
 class Setting:
     """One of a command's options that may be said elsewhere.
 
-    kind   bool, int, float, str, Path, or list of texts
+    kind   bool, int, float, str, Path, or list of texts; what is called FILE is a Path, whatever it becomes
     least  and most: the range of a number, where there is one
     """
 
@@ -53,8 +53,9 @@ def settings_in(command: Callable[..., None]) -> dict[str, Setting]:
         base, *extras = get_args(parameter.annotation)
         info = next((extra for extra in extras if isinstance(extra, OptionInfo)), None)
         if info is not None:
+            kind = Path if info.metavar == "FILE" else _kind(base)
             found[parameter.name] = Setting(
-                parameter.name, _kind(base), parameter.default, info.help or "", info.min, info.max
+                parameter.name, kind, parameter.default, info.help or "", info.min, info.max
             )
     return found
 

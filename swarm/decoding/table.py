@@ -22,7 +22,7 @@ STRATEGIES: Final[Mapping[str, type[Strategy]]] = {
 }
 # The name for the usual way: greedy or drawn, as the temperature says, with drafts where they pay.
 AUTO: Final = "auto"
-# Other names for Sample, each a setting that has to be in use then: configurations of other programs have them.
+# Other names for drawing in the usual way, each a setting that has to be in use then: other programs have them.
 BY_SETTING: Final = ("top_k", "top_p")
 # All that a strategy may be called.
 NAMES: Final = (AUTO, *STRATEGIES, *BY_SETTING)
@@ -38,7 +38,8 @@ def choose_strategy(asked: Strategy | str, sampling: Sampling) -> Strategy:
         if asked in BY_SETTING:
             if asked not in sampling.drawing:
                 raise ConfigError(f"strategy {asked} draws by the setting of that name: give {asked} too")
-            asked = Sample.name
+            Sample().check(sampling)
+            return Speculative()
         asked = STRATEGIES[asked]()
     asked.check(sampling)
     return asked

@@ -11,7 +11,7 @@ from protocol.errors import ConfigError
 from swarm.cli.answering import AnswerOptions, check, set_option, settings_of, settled
 from swarm.cli.chat import ChatOptions
 from swarm.cli.origins import Origin, Rank
-from swarm.decoding import BeamSearch, BestOf, Greedy, Sample, Sampling, choose_strategy, parse_strategy
+from swarm.decoding import BeamSearch, BestOf, Greedy, Sampling, Speculative, choose_strategy, parse_strategy
 from swarm.request import Request
 
 USUAL = AnswerOptions()
@@ -135,7 +135,7 @@ def test_a_strategy_may_be_called_by_its_setting() -> None:
     """As other programs do; the setting has to be in use."""
     for name, given in [("top_k", {"top_k": 40}), ("top_p", {"top_p": 0.9})]:
         sampling = Sampling(temperature=1.0, **given)  # type: ignore[arg-type]
-        assert choose_strategy(parse_strategy(name), sampling) == Sample()
+        assert choose_strategy(parse_strategy(name), sampling) == Speculative()
 
 
 SUGGESTED = {"temperature": 0.6, "top_k": 20, "top_p": 0.95, "repetition_penalty": 1.05}

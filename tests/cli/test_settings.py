@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import typer
@@ -18,7 +18,7 @@ from swarm.cli.answering import AnswerOptions, settings_of
 from swarm.cli.app import COMMANDS, app_of
 from swarm.cli.options import taking
 from swarm.cli.origins import Rank
-from swarm.cli.schema import TABLES, shared_settings
+from swarm.cli.schema import TABLES, settings_in, shared_settings
 from swarm.cli.schema import settings_of as settings_of_command
 from swarm.cli.settings_file import HARMLESS, Document, parse_document
 from swarm.cli.sources import configured, find_settings
@@ -252,6 +252,20 @@ def test_a_node_learns_of_its_settings_without_a_client() -> None:
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "", "")
+
+
+def test_what_is_called_a_file_is_a_path() -> None:
+    """So that in a configuration it begins where that is."""
+
+    def command(
+        schema: Annotated[str | None, typer.Option(metavar="FILE")] = None,
+        words: Annotated[list[str] | None, typer.Option()] = None,
+        often: Annotated[int, typer.Option(min=1, max=9)] = 2,
+    ) -> None:
+        """Nothing."""
+
+    found = {name: (each.kind, each.least, each.most) for name, each in settings_in(command).items()}
+    assert found == {"schema": (Path, None, None), "words": (list, None, None), "often": (int, 1, 9)}
 
 
 def test_every_option_can_be_said_in_a_file() -> None:
