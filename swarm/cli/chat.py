@@ -29,9 +29,11 @@ from swarm.cli.options import ANSWER, Verbose, readable, taking
 from swarm.cli.reading import open_lines
 from swarm.cli.route import route_table
 from swarm.cli.screen import Screen
+from swarm.cli.sibling import Sibling
 from swarm.cli.terminal import open_terminal
 from swarm.cli.words import count, describe_answer
 from swarm.coverage import by_model
+from swarm.decoding import Speculative
 
 _HELP: Final = (
     "/route   the hops that answer",
@@ -94,6 +96,7 @@ class _Chat:
     person: bool
     begun: AnswerOptions
     options: AnswerOptions  # as /set has changed them
+    sibling: Sibling | None  # drafts for a person who has named nothing that does
 
     @property
     def settled(self) -> AnswerOptions:
@@ -103,6 +106,8 @@ class _Chat:
     def answer(self, line: str) -> None:
         """Put one turn and stream the answer. To a person a failure is told, and the chat goes on."""
         printer, terminal = self.screen.printer, self.screen.terminal
+        if self.sibling is not None and isinstance(self.talk.request.chosen_strategy(), Speculative):
+            self.talk.request = replace(self.talk.request, draft=self.sibling.model)
         generation = self.talk.say(line)
         try:
             for piece in generation:
@@ -156,7 +161,8 @@ class _Chat:
         suggested = self.client.text.about.suggested
         self.options = set_option(self.options, name, value, self.begun, suggested)
         before = self.talk.request
-        self.talk.request = replace(self.settled.request(), amateur=before.amateur, draft=before.draft)
+        draft = before.draft if self.sibling is None else None
+        self.talk.request = replace(self.settled.request(), amateur=before.amateur, draft=draft)
 
     def reset(self) -> None:
         """/reset"""
@@ -184,7 +190,9 @@ def converse(
     """
     person = sys.stdin.isatty()
     options = options or AnswerOptions(max_new_tokens=talk.request.max_new_tokens)
-    chatting = _Chat(screen, client, talk, person, options, options)
+    is_left_to_us = person and talk.request.draft is None
+    sibling = Sibling(client.model.manifest.tokenizer) if is_left_to_us else None
+    chatting = _Chat(screen, client, talk, person, options, options, sibling)
     commands: Commands = {
         **(more or {}),
         "/route": chatting.show_route,

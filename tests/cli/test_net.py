@@ -228,6 +228,15 @@ def test_contrastive_decoding_by_two_clients(join: list[str], tmp_path: Path) ->
     assert (lacking.returncode, "amateur" in lacking.stderr) == (2, True)
 
 
+def test_a_model_that_drafts(join: list[str], tmp_path: Path) -> None:
+    """A checkpoint here; where nothing is drafted, or its ids are other text, that is one line."""
+    sibling = str(shipped_model().with_name("tiny-draft"))
+    done = run("generate", QUESTION, *join, "--draft", sibling, home=tmp_path)
+    assert "Paris" in done.stdout
+    useless = run("generate", QUESTION, *join, "--draft", sibling, "--strategy", "greedy", home=tmp_path)
+    assert (useless.returncode, "greedy drafts nothing" in useless.stderr) == (2, True)
+
+
 def test_the_blocking_client(swarm_of_two: LocalSwarm) -> None:
     """The same client without async: generate, a conversation, leaving an answer early, the map."""
     with blocking.connect(*(node.addr for node in swarm_of_two.nodes)) as client:
