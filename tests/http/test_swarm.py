@@ -132,7 +132,12 @@ def test_watchers_see_answers_come(monkeypatch: pytest.MonkeyPatch) -> None:
         found.client() as other,
     ):
         told = (each for each in frames(said) if "kind" in each)
-        body = {"prompt": endless(), "temperature": 0, "max_tokens": 5}
+        body = {
+            "prompt": endless(),
+            "temperature": 0,
+            "max_tokens": 5,
+            "swarm": {"strategy": "greedy"},  # a token each time
+        }
         answer = other.post("/v1/completions", json=body).json()
         seen = [next(told) for _ in range(7)]
         assert [each["kind"] for each in seen] == ["began", *["tokens"] * 5, "ended"]
@@ -153,7 +158,7 @@ def test_who_comes_later_is_told_what_happened() -> None:
         with ThreadPoolExecutor(1) as pool, found.client() as other:
             body = {"prompt": endless(), "temperature": 0, "max_tokens": NEW}
             asked = pool.submit(other.post, "/v1/completions", json=body)
-            block_until(lambda: found.steps() > 20)
+            block_until(lambda: found.steps() > 6)
             found.portal.soon(lambda: found.world.network.kill(dead))
             assert asked.result().status_code == 200
         with client.stream("GET", "/swarm/events") as said:

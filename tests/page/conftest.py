@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from functools import partial
 
 import pytest
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 
 from swarm import entry
 from swarm.cli.demo_nodes import shipped_model
 from swarm.http.serve import serve
 from swarm.http.settings import Settings
 from swarm.portal import Portal
-from tests.page.browser import browser, chromium
+from tests.page.browser import WITHIN_MS, browser, chromium
 from tests.support.forge import Forge
 from tests.support.local_swarm import LocalSwarm
 from tests.support.processes import Processes
@@ -29,6 +29,7 @@ def looking() -> Iterator[Browser]:
     """The browser."""
     if chromium() is None:
         pytest.skip("there is no Chromium here: apt-get install chromium fonts-dejavu-core")
+    expect.set_options(timeout=WITHIN_MS)
     with browser() as running:
         yield running
 

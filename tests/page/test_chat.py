@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.net, pytest.mark.process, pytest.mark.timeout(120)]
 KEY = "a-key-of-some-length"
 ENDLESS = "55"  # the fake model's answer to it is as long as may be
 STEP_S = 0.005
+BUSY_S = 20  # on a machine that also has a browser to run
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +53,7 @@ def test_stopping_ends_the_answer_everywhere(looking: Browser, shared: Api, way:
     """What has come stays, the nodes are let go, and the map shows both: tokens that pass, and that none do."""
     with open_page(looking, shared.url) as page:
         set_to(page, Temperature="0", Tokens_at_most="900")
+        page.get_by_label("Strategy").select_option("greedy")  # a token each step
         ask(page, ENDLESS)
         turn = page.locator(".turn")
         expect(turn.locator(".text")).to_contain_text("66")
@@ -64,7 +66,7 @@ def test_stopping_ends_the_answer_everywhere(looking: Browser, shared: Api, way:
         expect(turn.locator(".figures")).to_contain_text("Stopped after")
         expect(page.get_by_role("button", name="Send")).to_be_visible()
         expect(turn.locator(".text")).to_contain_text("66")
-        block_until(lambda: shared.serving.service.line.active == 0)
+        block_until(lambda: shared.serving.service.line.active == 0, BUSY_S)
         expect(page.locator(".row.node[data-used]")).to_have_count(0)
 
 
@@ -72,6 +74,7 @@ def test_nothing_moves_where_that_is_not_wanted(looking: Browser, shared: Api) -
     """The way is drawn all the same, and what is used is marked."""
     with open_page(looking, shared.url, reduced_motion="reduce") as page:
         set_to(page, Temperature="0", Tokens_at_most="900")
+        page.get_by_label("Strategy").select_option("greedy")  # a token each step
         ask(page, ENDLESS)
         expect(page.locator(".turn .text")).to_contain_text("6666")
         expect(page.locator(".row.node[data-used]")).to_have_count(2)
@@ -175,7 +178,7 @@ def test_a_hidden_page_watches_nothing(looking: Browser, shared: Api) -> None:
         assert service.watched
         page.evaluate(hide, True)
         expect(page.locator("#link-words")).to_have_text("paused")
-        block_until(lambda: not service.watched)
+        block_until(lambda: not service.watched, BUSY_S)
         page.evaluate(hide, False)
         page.locator("#link[data-state=live]").wait_for()
 
