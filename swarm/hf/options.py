@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from protocol.errors import ConfigError
-from swarm.decoding import BeamSearch, Sampling, Speculative, Strategy
+from swarm.decoding import BeamSearch, ContrastiveSearch, Sampling, Speculative, Strategy
 from swarm.decoding.speculative import DRAFTS, RUN
 from swarm.request import Request
 
@@ -40,6 +40,7 @@ KNOWN: Final = frozenset(DEFAULTS) | {
     "sequence_bias",
     "prompt_lookup_num_tokens",
     "max_matching_ngram_size",
+    "penalty_alpha",
     "eos_token_id",
     "pad_token_id",
 }
@@ -128,6 +129,8 @@ def _strategy(of: Mapping[str, Any], beams: int, returned: int) -> Strategy | st
     if beams == 1:
         if returned > 1 and not of["do_sample"]:
             raise ConfigError(f"num_return_sequences {returned}: without beams or do_sample there is one")
+        if of.get("penalty_alpha") and not of["do_sample"] and of["top_k"] > 1:
+            return ContrastiveSearch(float(of["penalty_alpha"]), int(of["top_k"]))
         if drafts is None:
             return "auto"
         run = of.get("max_matching_ngram_size") or 2

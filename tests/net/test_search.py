@@ -22,12 +22,12 @@ from tests.swarm.decoding.reference import processors
 pytestmark = pytest.mark.net
 
 PROMPT = "The answer, in one word: one two three one two"
-NEW_TOKENS = 14
+NEW_TOKENS = 9
 # By kernels, and by the family's own modules.
 FAMILIES = ["shipped", "opt"]
 CASES = [
     (swarm.ContrastiveSearch(0.6, 4), Sampling()),
-    (swarm.ContrastiveSearch(0.3, 6), Sampling(repetition_penalty=1.2, min_new_tokens=6, no_repeat_ngram=3)),
+    (swarm.ContrastiveSearch(0.3, 5), Sampling(repetition_penalty=1.2, min_new_tokens=6, no_repeat_ngram=3)),
     (swarm.ContrastiveSearch(0.9, 3), Sampling(allowed=frozenset({70, 75}))),
 ]
 
@@ -79,7 +79,7 @@ async def test_three_nodes_equal_the_definition(folder: Path) -> None:
         ids = await client.text.encode(PROMPT)
         for how, sampling in CASES:
             expected = defined(model, ids, how, sampling, client.text.eos)
-            for asked in (client, full):
+            for asked in (client, full) if how is CASES[0][0] else (client,):
                 generation = asked.generate(ids, strategy=how, sampling=sampling, max_new_tokens=NEW_TOKENS)
                 async for _ in generation:
                     pass
