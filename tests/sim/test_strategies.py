@@ -14,6 +14,7 @@ import trio
 import trio.testing
 
 from node.compute.call import run_alone
+from node.whole import WholeModel
 from protocol.candidates import Candidates, Want
 from protocol.errors import ConfigError, NoRoute
 from protocol.model import ManifestFile
@@ -25,6 +26,7 @@ from swarm.decoding import (
     BestOf,
     Contrastive,
     ContrastiveSearch,
+    Greedy,
     Sampling,
     Speculative,
     Strategy,
@@ -246,6 +248,52 @@ async def test_an_amateur_beside(kill: bool) -> None:
         await eventually(lambda: not any(held(world)))
 
 
+@pytest.mark.parametrize(("victim", "temperature"), [(0, 0.05), (3, 0.0)])
+async def test_a_hop_dies_with_drafts_under_way(victim: int, temperature: float) -> None:
+    """Several steps of them: the same answer as undisturbed."""
+    sampling = Sampling(temperature, seed=3)
+    case, drafts = Case(Speculative(drafts=3, run=0, ahead=6), sampling), WholeModel(FakeEngine(ALL))
+    task = Task(PROMPT, VOCAB, 90, sampling)
+    plain = run(Greedy().decode(task), lambda tokens: _logits(tuple(tokens)), PROMPT).ids
+    async with (
+        swarm_of(*DOUBLE, slow=[4, 5, 6, 7]) as world,
+        client_in(world) as client,
+        client.session() as session,
+    ):
+        generation = client.generate(
+            PROMPT, session=session, request=case.request, draft=drafts, eos=(), max_new_tokens=90
+        )
+
+        def guessed() -> int:
+            return session.length - len(PROMPT) - len(generation.answer.tokens)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_consume, generation)
+            await eventually(lambda: guessed() > 6, 20)
+            world.network.kill(world.nodes[victim].peer)
+        assert list(generation.answer.tokens) == plain
+        assert generation.answer.reroutes
+
+
+async def test_where_layers_keep_a_state_auto_is_as_plain() -> None:
+    """Nothing is drafted; a place that is asked once more is computed again from the beginning, by the same hops."""
+    sampling = Sampling(30.0, top_p=0.99, seed=2)
+    async with swarm_of((0, 4), (4, 8)) as world, client_in(world) as client:
+        for node in world.nodes:
+            node.engine.keeps_state, node.engine.goes_back = True, False
+        answer = await answered(client, Case("auto", sampling), draft=client)
+        assert list(answer.tokens) == list(reference(Case("sample", sampling))[0][0])
+        assert not answer.reroutes
+        assert all(rows == 1 for position, rows in world.nodes[0].engine.steps if position)
+
+
+async def test_what_drafts_has_to_fit() -> None:
+    """Of the same tokenizer, and beside a strategy that drafts."""
+    async with swarm_of((0, 8)) as world, client_in(world) as client:
+        with pytest.raises(ConfigError, match="drafts nothing"):
+            client.generate(PROMPT, strategy="beam_search", draft=client)
+
+
 async def test_amateurs_that_do_not_fit() -> None:
     """One of another tokenizer, one where none is used, none where one is."""
     async with swarm_of((0, 8)) as world, client_in(world) as client:
@@ -261,8 +309,10 @@ async def test_amateurs_that_do_not_fit() -> None:
             direct=True,
             reuse=True,
         )
-        with pytest.raises(ConfigError, match="tokenizer"):
+        with pytest.raises(ConfigError, match="the amateur has another tokenizer"):
             client.generate(PROMPT, strategy="contrastive", amateur=other)
+        with pytest.raises(ConfigError, match="the draft has another tokenizer"):
+            client.generate(PROMPT, draft=other)
         with pytest.raises(ConfigError, match="no use"):
             client.conversation(amateur=client)
         with pytest.raises(ConfigError, match="needs an amateur"):
@@ -287,7 +337,8 @@ async def test_time_runs_out_within_a_step(name: str) -> None:
         generation = client.generate(PROMPT, request=CASES[name].request, eos=(), max_seconds=2.0)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_consume, generation)
-            await eventually(lambda: len(world.nodes[1].engine.steps) >= 3)
+            enough = 3 if name == "auto" else 5  # of its steps more than one token comes
+            await eventually(lambda: len(world.nodes[1].engine.steps) >= enough)
             world.network.pause(world.nodes[1].peer)
         answer = generation.answer
         assert answer.finish_reason == "time"
