@@ -248,12 +248,12 @@ async def test_an_amateur_beside(kill: bool) -> None:
         await eventually(lambda: not any(held(world)))
 
 
-@pytest.mark.parametrize(("victim", "temperature"), [(0, 0.8), (3, 0.0)])
+@pytest.mark.parametrize(("victim", "temperature"), [(0, 0.05), (3, 0.0)])
 async def test_a_hop_dies_with_drafts_under_way(victim: int, temperature: float) -> None:
     """Several steps of them: the same answer as undisturbed."""
     sampling = Sampling(temperature, seed=3)
     case, drafts = Case(Speculative(drafts=3, run=0, ahead=6), sampling), WholeModel(FakeEngine(ALL))
-    task = Task(PROMPT, VOCAB, 60, sampling)
+    task = Task(PROMPT, VOCAB, 90, sampling)
     plain = run(Greedy().decode(task), lambda tokens: _logits(tuple(tokens)), PROMPT).ids
     async with (
         swarm_of(*DOUBLE, slow=[4, 5, 6, 7]) as world,
@@ -261,7 +261,7 @@ async def test_a_hop_dies_with_drafts_under_way(victim: int, temperature: float)
         client.session() as session,
     ):
         generation = client.generate(
-            PROMPT, session=session, request=case.request, draft=drafts, eos=(), max_new_tokens=60
+            PROMPT, session=session, request=case.request, draft=drafts, eos=(), max_new_tokens=90
         )
 
         def guessed() -> int:
@@ -337,7 +337,8 @@ async def test_time_runs_out_within_a_step(name: str) -> None:
         generation = client.generate(PROMPT, request=CASES[name].request, eos=(), max_seconds=2.0)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_consume, generation)
-            await eventually(lambda: len(world.nodes[1].engine.steps) >= 3)
+            enough = 3 if name == "auto" else 5  # of its steps more than one token comes
+            await eventually(lambda: len(world.nodes[1].engine.steps) >= enough)
             world.network.pause(world.nodes[1].peer)
         answer = generation.answer
         assert answer.finish_reason == "time"

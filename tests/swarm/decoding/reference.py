@@ -95,8 +95,8 @@ def run(
 ) -> Run:
     """Drive it to its end.
 
-    beside: the model that is the amateur, or drafts; what is begun takes `trip_s`; `states` gives the state that a
-    row is made of, where that is asked for.
+    beside: the model that is the amateur, or drafts; what is begun takes `trip_s`; `states` gives the state of which
+    a row of logits is made, where that is asked for.
     """
     done = Run()
     branches: dict[int, list[int]] = {0: list(prompt), AMATEUR: [], DRAFT: []}
