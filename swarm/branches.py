@@ -148,12 +148,12 @@ class Branches:
     async def _together(self, asks: Sequence[Ask], dropped: Sequence[int]) -> list[Candidates]:
         # Before any parent takes its next step.
         new = [ask for ask in asks if ask.parent is not None]
-        await _at_once([partial(self._fork, ask) for ask in new])
+        await at_once([partial(self._fork, ask) for ask in new])
         for branch in set(dropped) - self._given:
             source = self._sources.pop(branch)
             self._past += source.events
             source.leave()
-        return await _at_once([partial(self._step, ask) for ask in asks])
+        return await at_once([partial(self._step, ask) for ask in asks])
 
     async def _fork(self, ask: Ask) -> None:
         assert ask.parent is not None
@@ -178,10 +178,10 @@ class Branches:
         if self._begun and isinstance(first, Sends):
             first.forget_steps()
         self._begun.clear()
-        await _at_once([partial(self._close, branch) for branch in self._sources.keys() - self._given])
+        await at_once([partial(self._close, branch) for branch in self._sources.keys() - self._given])
 
 
-async def _at_once(jobs: Sequence[Job[T]]) -> list[T]:
+async def at_once(jobs: Sequence[Job[T]]) -> list[T]:
     """What all of them give, in order. Raises: what the first raises that fails, when all others have ended."""
     if len(jobs) == 1:
         return [await jobs[0]()]

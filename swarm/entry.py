@@ -30,6 +30,7 @@ from swarm.routing.view import View
 from swarm.routing.weightstore import FolderStore, WeightStore
 from swarm.session.search import RETRY_EVERY_S
 from swarm.session.session import Ends
+from swarm.text.masks import mask_process
 from swarm.text.process import TextProcess
 from swarm.text.text import load_text
 
@@ -131,8 +132,9 @@ async def enter(
     """`connect` over a transport that is open already."""
     notify = on_event or _ignore
     async with background_tasks() as nursery:
-        texts = TextProcess()
+        texts, masks = TextProcess(), mask_process()
         nursery.start_soon(texts.run)  # comes up while the swarm is asked
+        nursery.start_soon(masks.run)
         view = View(
             transport,
             nursery,
@@ -149,7 +151,7 @@ async def enter(
         nodes = [node for node in view.answered() if node.digest == said.digest]
         manifest, contents = await model_files(transport, nodes, said.digest, cache)
         view.trusts[said.digest] = await _trust(manifest, options, ends, notify)
-        text = await load_text(texts, contents)
+        text = await load_text(texts, contents, masks)
         yield Client(
             view,
             Model(said.model, said.digest, manifest),

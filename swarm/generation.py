@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Final
 
@@ -18,6 +18,7 @@ from swarm.decoding import AMATEUR, DRAFT, Continuation, Decoding, Ending, OutOf
 from swarm.decoding.asks import Said, Told
 from swarm.decoding.runs import common_prefix
 from swarm.events import Altered, Event, Rerouted
+from swarm.guided import Guided, Held, Masked
 from swarm.request import Request
 from swarm.routing.route import Route
 from swarm.session.session import Session
@@ -206,7 +207,7 @@ class Generation:
 
     async def _new_pieces(self, session: Session, beside: dict[int, Source]) -> AsyncGenerator[Piece, None]:
         """The text as it comes."""
-        stream, stops = self._text.stream(), StopStrings(self._request.stop)
+        stream, stops = self._text.stream(self._request.marks), StopStrings(self._request.stop)
         shown, told, enough = "", 0, False
         async with aclosing(self._new_tokens(session, beside)) as tokens:
             async for token in tokens:
@@ -233,22 +234,29 @@ class Generation:
 
     async def _new_tokens(self, session: Session, beside: dict[int, Source]) -> AsyncGenerator[Token, None]:
         """Tokens, as the strategy gives them."""
-        request = self._request
-        task = Task(
-            self._prompt,
-            session.spec.vocab_size,
-            min(request.max_new_tokens, session.spec.max_tokens - len(self._prompt)),
-            request.settings,
-            self._eos,
-            common_prefix(session.tokens, self._prompt),
-            request.top_logprobs,
-            None if request.amateur is None else request.amateur.vocab_size,
-            None if request.draft is None else request.draft.vocab_size,
-            lambda: session.goes_back,
-            hidden_size=session.spec.hidden_size,
+        request, settings = self._request, self._request.settings
+        held = Held(
+            self._prompt, common_prefix(session.tokens, self._prompt), session.spec.vocab_size, self._eos
         )
-        strategy = request.chosen_strategy().decode(task)
         async with aclosing(Branches(session, beside)) as self._branches:
+            source: Branches | Guided = self._branches
+            if request.grammar is not None:
+                guide = Masked(self._text, request.grammar, held)
+                source, settings = Guided(self._branches, guide, held), replace(settings, allowed=guide)
+            task = Task(
+                self._prompt,
+                held.vocab_size,
+                min(request.max_new_tokens, session.spec.max_tokens - len(self._prompt)),
+                settings,
+                self._eos,
+                held.cached,
+                request.top_logprobs,
+                None if request.amateur is None else request.amateur.vocab_size,
+                None if request.draft is None else request.draft.vocab_size,
+                lambda: session.goes_back,
+                hidden_size=session.spec.hidden_size,
+            )
+            strategy = request.chosen_strategy().decode(task)
             said = _go_on(strategy, None)
             while not isinstance(said, Ending):
                 if isinstance(said, Token):
@@ -260,7 +268,7 @@ class Generation:
                     said = _go_on(strategy, None)
                     continue
                 with trio.move_on_at(self._deadline) as asking:
-                    told = await self._branches.answer(said)
+                    told = await source.answer(said)
                 said = _stop_short(strategy) if asking.cancelled_caught else _go_on(strategy, told)
             self._finish, self._score = said.reason, said.score
             self._alternatives = tuple([await self._written(each) for each in said.others])

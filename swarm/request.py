@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypedDict
 
 from protocol.errors import ConfigError
 from swarm.branches import Model
 from swarm.decoding import AUTO, Sampling, Speculative, Strategy, choose_strategy
+from swarm.decoding.grammar import Grammar
 
 # As in the OpenAI API; each costs a few bytes of every token's answer.
 TOP_LOGPROBS: Final = 20
@@ -30,6 +31,8 @@ class Asking(TypedDict, total=False):
     top_logprobs: int
     amateur: Model | None
     draft: Model | None
+    grammar: Grammar | None
+    marks: Mapping[int, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,8 @@ class Request:
     top_logprobs    of how many of the best ids each token tells the log-probability; its own is always told
     amateur         the other model of contrastive decoding: a client of another one, or one on this machine
     draft           a small model of the same tokenizer that drafts, likewise; "auto" and "speculative" use it
+    grammar         what the text of the answer has to be; where its length cuts it, it begins such a text
+    marks           special tokens whose text is given too, as those around calls of tools, by their ids
 
     Raises: ConfigError, where a value is out of range or two do not go together.
     """
@@ -60,6 +65,8 @@ class Request:
     top_logprobs: int = 0
     amateur: Model | None = field(default=None, compare=False)
     draft: Model | None = field(default=None, compare=False)
+    grammar: Grammar | None = None
+    marks: Mapping[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -70,6 +77,8 @@ class Request:
             raise ConfigError(f"max_seconds {self.max_seconds}: it is above 0")
         if not 0 <= self.top_logprobs <= TOP_LOGPROBS:
             raise ConfigError(f"top_logprobs {self.top_logprobs}: it is from 0 to {TOP_LOGPROBS}")
+        if self.grammar is not None and self.settings.allowed is not None:
+            raise ConfigError("grammar and allowed: give one of them")
         strategy = self.chosen_strategy()
         if self.draft is not None and not isinstance(strategy, Speculative):
             raise ConfigError(f"{strategy.name} drafts nothing: leave out the draft, or the strategy")

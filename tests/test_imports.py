@@ -48,6 +48,8 @@ RULES = [
     Rule(PurePosixPath("node/formats"), frozenset({"numpy", "protocol", "node"})),
     Rule(PurePosixPath("node/engine"), DAEMON | ENGINE | {"protocol", "node"}),
     Rule(PurePosixPath("swarm"), CLIENT | {"protocol", "swarm"}),
+    # In a process of its own, where there may be no such library.
+    Rule(PurePosixPath("swarm/text/mask_worker.py"), frozenset({"llguidance", "protocol", "swarm"})),
     # For those who have transformers anyway.
     Rule(PurePosixPath("swarm/hf"), CLIENT | {"torch", "transformers", "protocol", "swarm"}),
     Rule(PurePosixPath("swarm/http"), HTTP | {"protocol", "swarm"}),

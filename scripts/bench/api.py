@@ -1,4 +1,5 @@
-"""What the API costs over the Python client: per token, until the first, for small answers; how soon a hang-up ends.
+"""What the API costs over the Python client: per token, until the first, for small answers; how soon a hang-up ends;
+and what it costs that answers are held to a grammar.
 
     python scripts/bench/api.py [--quick] [--json FILE]
 
@@ -34,6 +35,8 @@ from tests.support.waiting import block_until
 
 COUNT = "Count from 3 to 40."
 SMALL = "What is 12 + 30?"
+# Every answer is one: what masks cost, and nothing of what they change.
+ANYTHING = swarm.Grammar.regex(r"(.|\n)*")
 
 
 def timed(pieces: Callable[[], Any]) -> tuple[float, float]:
@@ -102,6 +105,10 @@ def main() -> None:
         ways = {
             "client": lambda: client.generate(COUNT, chat=True, max_new_tokens=100),
             "http": lambda: by_http(asker, COUNT, 100),
+            "greedy": lambda: client.generate(COUNT, chat=True, max_new_tokens=100, strategy="greedy"),
+            "grammar": lambda: client.generate(
+                COUNT, chat=True, max_new_tokens=100, strategy="greedy", grammar=ANYTHING
+            ),
         }
         times: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
         for turn in range(rounds + 2):
@@ -114,6 +121,7 @@ def main() -> None:
         figures = {
             "ms_per_token": {way: round(value, 3) for way, value in token.items()},
             "overhead_ms_per_token": round(token["http"] - token["client"], 3),
+            "masks_ms_per_token": round(token["grammar"] - token["greedy"], 3),
             "overhead_ms_ttft": round(first["http"] - first["client"], 3),
             "hang_up_ms": round(statistics.median(hang_up_ms(asker, serving) for _ in range(rounds)), 2),
             "small_answers_per_s": round(small_per_second(serving.url, seconds, 8), 1),

@@ -2,7 +2,8 @@
 
     python scripts/clients/run.py FOLDER [NAME...]
 
-FOLDER keeps the environments. Prints each client with the version that was tried, and what went wrong.
+FOLDER keeps the environments. Prints each client with the version that was tried, and what went wrong. The swarm
+serves the shipped model with a chat template that knows tools.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from swarm.cli.demo_nodes import shipped_model  # noqa: E402
 from tests.support.local_swarm import LocalSwarm  # noqa: E402
 from tests.support.processes import Processes  # noqa: E402
+from tests.support.tooled import tooled_model  # noqa: E402
 
 PROGRAMS = Path(__file__).with_name("programs")
 ASKED, EXPECTED = "What is the capital of France?", "Paris"
@@ -30,7 +31,8 @@ ASKED, EXPECTED = "What is the capital of France?", "Paris"
 def served() -> Iterator[str]:
     """Three nodes of the shipped model behind an API; its address."""
     with tempfile.TemporaryDirectory() as folder, Processes() as processes:
-        nodes = LocalSwarm(processes, shipped_model(), Path(folder), extra=["--kv-tokens", "8192"])
+        model = tooled_model(Path(folder))
+        nodes = LocalSwarm(processes, model, Path(folder), extra=["--kv-tokens", "8192"])
         nodes.start("0:3", "3:6", "6:8")
         command = [sys.executable, "-m", "swarm", "serve", "--join", nodes.join, "--port", "0"]
         server = processes.start(command, env={"SWARM_HOME": folder}, name="serve")
@@ -72,27 +74,33 @@ def version_of(python: Path, needs: str) -> str:
 def main() -> int:
     """Try them; how many failed."""
     folder, names = Path(sys.argv[1]).resolve(), sys.argv[2:]
-    programs = [path for path in sorted(PROGRAMS.glob("*.py")) if not names or path.stem in names]
+    programs = [path for path in sorted(PROGRAMS.iterdir()) if not names or path.stem in names]
     failed = 0
     with served() as url:
         for path in programs:
-            needs = path.read_text().splitlines()[0].removeprefix("# needs: ")
-            python = environment(folder, needs)
+            name, command = prepared(folder, path)
             done = subprocess.run(
-                [python, "-P", path.resolve(), url, "tiny", ASKED, EXPECTED],
+                [*command, path.resolve(), url, "tiny", ASKED, EXPECTED],
                 capture_output=True,
                 text=True,
                 check=False,
                 cwd=folder,
             )
             failed += done.returncode != 0
-            print(
-                f"{needs} {version_of(python, needs)}: {'works' if done.returncode == 0 else 'fails'}",
-                flush=True,
-            )
+            print(f"{name}: {'works' if done.returncode == 0 else 'fails'}", flush=True)
             if done.returncode:
-                print(done.stderr)
+                print(done.stdout + done.stderr)
     return failed
+
+
+def prepared(folder: Path, program: Path) -> tuple[str, list[str | Path]]:
+    """A client with its version, and what runs its program."""
+    if program.suffix == ".sh":
+        told = subprocess.run(["curl", "--version"], check=True, capture_output=True, text=True).stdout
+        return " ".join(told.split()[:2]), ["bash"]
+    needs = program.read_text().splitlines()[0].removeprefix("# needs: ")
+    python = environment(folder, needs)
+    return f"{needs} {version_of(python, needs)}", [python, "-P"]
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar, get_args, get_type_hints
 
 import typer
@@ -24,7 +25,7 @@ from swarm.cli.options import (
     readable,
 )
 from swarm.cli.origins import MODEL, Origin, Origins, Rank, rank_of
-from swarm.decoding import AUTO, DRAWING, NAMES, PRESETS, Sampling, parse_strategy
+from swarm.decoding import AUTO, DRAWING, NAMES, PRESETS, Grammar, Sampling, parse_strategy
 from swarm.request import Request
 
 T = TypeVar("T", bound="AnswerOptions")
@@ -137,6 +138,12 @@ class AnswerOptions(WhereOptions):
         list[str] | None,
         _option("None of these tokens: ids, with commas.", metavar="IDS", show_default=False),
     ] = None
+    json_schema: Annotated[
+        str | None,
+        _option(
+            "The answer is JSON of the schema in this file.", metavar="FILE", panel=ANSWER, show_default=False
+        ),
+    ] = None
     seed: Annotated[int | None, _option("The same seed gives the same text.", show_default=False)] = None
     origins: Origins = field(default_factory=dict, compare=False)
 
@@ -153,6 +160,7 @@ class AnswerOptions(WhereOptions):
             tuple(map(readable, self.stop or ())),
             max_seconds=self.max_seconds,
             top_logprobs=top_logprobs,
+            grammar=None if self.json_schema is None else _schema(self.json_schema),
         )
 
 
@@ -212,6 +220,14 @@ def _fits(options: AnswerOptions) -> bool:
     except ConfigError:
         return False
     return True
+
+
+def _schema(file: str) -> Grammar:
+    """The grammar of a file. Raises: ConfigError."""
+    try:
+        return Grammar.json_schema(Path(file).read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--json-schema {readable(file)}: it cannot be read: {error}") from error
 
 
 def settings_of(options: AnswerOptions) -> dict[str, Any]:

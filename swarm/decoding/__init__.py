@@ -19,6 +19,7 @@ from swarm.decoding.asks import (
 from swarm.decoding.beams import BeamSearch
 from swarm.decoding.best_of import BestOf
 from swarm.decoding.contrastive import Contrastive
+from swarm.decoding.grammar import Grammar
 from swarm.decoding.presets import PRESETS
 from swarm.decoding.sampling import DRAWING, Sampling
 from swarm.decoding.search import ContrastiveSearch
@@ -43,6 +44,7 @@ __all__ = [
     "ContrastiveSearch",
     "Decoding",
     "Ending",
+    "Grammar",
     "Greedy",
     "Landed",
     "Next",

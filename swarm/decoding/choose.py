@@ -51,8 +51,13 @@ class Left:
         return float(self.mass[-1]) + self.tail[0], float(self.mass[-1]) + self.tail[1]
 
 
-def choose_best(row: Row) -> Choice:
-    """The id of the highest score; of equal ones the lowest. The row holds one id that no processor touches."""
+def choose_best(row: Row) -> Choice | None:
+    """The id of the highest score; of equal ones the lowest. The row holds one id that no processor touches.
+
+    None where ids were sifted out, and an unseen one may be as good.
+    """
+    if row.sifted and not row.certain and not row.whole:
+        return None
     best = np.flatnonzero(row.scores == row.scores[0])
     at = int(best[np.argmin(row.ids[best])])
     return Choice(int(row.ids[at]), float(row.logprobs[at]), 1)
@@ -64,6 +69,8 @@ def choose_sampled(row: Row, sampling: Sampling, u: float) -> Choice | None:
     None if the row holds too few candidates to tell. Rows of the same logits that hold enough give the
     same id, however many candidates they hold.
     """
+    if row.sifted and not row.certain and not row.whole:
+        return None
     left = cut(row, sampling)
     if left is None:
         return None

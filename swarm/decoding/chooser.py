@@ -20,6 +20,8 @@ from swarm.decoding.sampling import Sampling
 OPEN_WIDTH: Final = 1024
 # Beyond top-k: equal logits at the k-th place, common in bf16, are all left by top-k and so must be seen.
 TIES: Final = 32
+# Where some are taken out, and only the best that is left is looked for: it is rarely further down.
+SIFTED_WIDTH: Final = 64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,8 +54,13 @@ class Chooser:
         task, sampling = self._task, self._sampling
         edits = edits_of(sampling, tokens, len(task.prompt), task.eos)
         width = 0 if self._flat else usual_width(sampling, task.top_logprobs)
+        if width and edits.sifts:
+            # What is not enough at first costs all that came before where caches do not go back.
+            sifted = SIFTED_WIDTH if sampling.greedy else OPEN_WIDTH
+            width = max(width, sifted) if task.goes_back() else 0
         u = 0.0 if sampling.greedy else self._draw(len(tokens) - len(task.prompt))
-        return Place(edits, want_row(edits, width, sampling.divisor, task.vocab_size), u)
+        want = want_row(edits, width, sampling.divisor, task.vocab_size, again=True)
+        return Place(edits, want, u)
 
     def _draw(self, number: int) -> float:
         while len(self._drawn) <= number:
@@ -61,8 +68,12 @@ class Chooser:
         return self._drawn[number]
 
     def again(self, place: Place) -> Place:
-        """The same place and draw, with everything asked for."""
-        return Place(place.edits, Want(top=0, temperature=place.want.temperature), place.u)
+        """The same place and draw, with everything asked for that is left: by name, where that is little."""
+        edits, temperature = place.edits.known(), place.want.temperature
+        if not edits.by_name:
+            return Place(edits, Want(top=0, temperature=temperature), place.u)
+        width = max(1, self._task.top_logprobs)
+        return Place(edits, want_row(edits, width, temperature, self._task.vocab_size), place.u)
 
     def pick(self, place: Place, found: Candidates, at: int = 0) -> Token | None:
         """The token there; None, if row `at` of what was found does not settle it, which everything does."""
@@ -70,7 +81,7 @@ class Chooser:
         sampling = self._sampling
         choice = choose_best(row) if sampling.greedy else choose_sampled(row, sampling, place.u)
         if choice is None:
-            if not place.want.top:
+            if not place.want.top or place.edits.by_name:
                 raise LocalProtocolError("the whole vocabulary did not settle a token")
             return None
         self._flat = not sampling.top_k and choice.depth > OPEN_WIDTH

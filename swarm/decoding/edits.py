@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from protocol import limits
 from protocol.errors import ConfigError
+from swarm.decoding.grammar import Guide, Mask
 from swarm.decoding.sampling import Sampling
 
 Ids = NDArray[np.int64]
@@ -32,16 +35,36 @@ class Edit:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Edits:
-    """All processors at one place. `only`: the ids, rising, that are left at all; None: any."""
+    """All processors at one place.
 
-    ids: Ids  # rising: those whose scores change, of those that are left
+    ids    rising: those whose scores change, of those that are asked for by name
+    only   the ids, rising, that are left at all; None: any
+    later  which ids are left, where that is asked of a grammar: once the row is there
+    """
+
+    ids: Ids
     edits: tuple[Edit, ...]
-    only: Ids | None
+    only: Ids | None = None
+    later: Callable[[], Mask] | None = None
 
     @property
     def named(self) -> Ids:
         """The ids, rising, whose logits must be known, wherever they stand."""
-        return self.ids if self.only is None else self.only
+        return self.only if self.only is not None and self.by_name else self.ids
+
+    @property
+    def by_name(self) -> bool:
+        """Whether all ids that are left are asked for."""
+        return self.only is not None and len(self.only) <= limits.ASKED_IDS
+
+    @property
+    def sifts(self) -> bool:
+        """Whether those that are left are too many to ask for, so that the best of a row may not be among them."""
+        return self.later is not None or (self.only is not None and not self.by_name)
+
+    def known(self) -> Edits:
+        """The same when all rows are there: nothing is left to be asked of a grammar."""
+        return self if self.later is None else _limited(self.edits, np.flatnonzero(self.later()))
 
     def apply(self, ids: Ids, scores: Scores) -> Scores:
         """The scores of ids, in any order and each once, after all processors; -inf is out."""
@@ -58,6 +81,8 @@ class Edits:
                 changed[where] = edit.change(whole)[there]
         if self.only is not None:
             changed[~np.isin(ids, self.only)] = -np.inf
+        if self.later is not None:
+            changed[~self.later()[ids]] = -np.inf
         return changed
 
 
@@ -66,15 +91,24 @@ def edits_of(sampling: Sampling, tokens: Sequence[int], prompt: int, eos: Collec
 
     Raises: ConfigError, where a function allows no token.
     """
-    found = [edit for edit in _all(sampling, tokens, prompt, eos) if len(edit.ids)]
-    only = None
-    if sampling.allowed is not None:
-        named = sampling.allowed(tokens) if callable(sampling.allowed) else sampling.allowed
-        only = _ids(named)
-        if not len(only):
-            raise ConfigError(f"allowed names no token after {len(tokens)} tokens: nothing can follow")
-    ids = np.unique(np.concatenate([edit.ids for edit in found])) if found else NO_IDS
-    return Edits(ids if only is None else np.intersect1d(ids, only), tuple(found), only)
+    found = tuple(edit for edit in _all(sampling, tokens, prompt, eos) if len(edit.ids))
+    allowed = sampling.allowed
+    if isinstance(allowed, Guide):
+        return Edits(_touched(found), found, later=partial(allowed.mask, tuple(tokens)))
+    if allowed is None:
+        return Edits(_touched(found), found)
+    only = _ids(allowed(tokens) if callable(allowed) else allowed)
+    if not len(only):
+        raise ConfigError(f"allowed names no token after {len(tokens)} tokens: nothing can follow")
+    return _limited(found, only)
+
+
+def _limited(edits: tuple[Edit, ...], only: Ids) -> Edits:
+    return Edits(np.intersect1d(_touched(edits), only), edits, only)
+
+
+def _touched(edits: Sequence[Edit]) -> Ids:
+    return np.unique(np.concatenate([edit.ids for edit in edits])) if edits else NO_IDS
 
 
 def _all(sampling: Sampling, tokens: Sequence[int], prompt: int, eos: Collection[int]) -> list[Edit]:

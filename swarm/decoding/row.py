@@ -19,6 +19,8 @@ from swarm.decoding.edits import Edits
 class Row:
     """The known ids in falling order of score. No unseen id scores above `bound`.
 
+    Where processors left nothing of what is known, the scores are -inf, and what is left is unseen.
+
     `tail` brackets the sum of exp(score - scores[0]) over the unseen ids: the head's log-sum-exp is an fp32
     number, so what it leaves for them is known only within its rounding.
     """
@@ -28,6 +30,7 @@ class Row:
     logprobs: NDArray[np.float64]  # [n], of logits / temperature, before any processor
     bound: float
     tail: tuple[float, float]
+    sifted: bool = False  # ids were taken out that nobody named, so that the best may be unseen
 
     @property
     def certain(self) -> int:
@@ -40,14 +43,20 @@ class Row:
         return self.bound == -np.inf
 
 
-def want_row(edits: Edits, width: int, temperature: float, vocab_size: int) -> Want:
+def want_row(edits: Edits, width: int, temperature: float, vocab_size: int, *, again: bool = False) -> Want:
     """What to ask for so that, of the ids that no processor touches, the `width` best are known; 0: everything.
 
-    It is everything too where there are more ids to name than the protocol takes, or hardly fewer than all.
+    It is everything too where there are more ids to name than the protocol takes, or hardly fewer than all; and where
+    the edits sift, unless whoever asks does so `again` when nothing of what came is left.
     """
     named = edits.named
-    top = width if edits.only is not None else width + len(named)
-    if not width or top + len(named) >= vocab_size or len(named) > limits.ASKED_IDS:
+    top = width if edits.by_name else width + len(named)
+    if (
+        not width
+        or (edits.sifts and not again)
+        or top + len(named) >= vocab_size
+        or len(named) > limits.ASKED_IDS
+    ):
         return Want(top=0, temperature=temperature)
     return Want(top=top, ids=tuple(named.tolist()), temperature=temperature)
 
@@ -70,7 +79,7 @@ def read_row(
         others = ~np.isin(ids, named)
         ids = np.concatenate([ids[others], named])
         logits = np.concatenate([logits[others], found.asked[at]])
-    if len(ids) == vocab_size or edits.only is not None:
+    if len(ids) == vocab_size or edits.by_name:
         bound = -math.inf
     logprobs = (logits / divisor).astype(np.float64) - lse
     with np.errstate(over="ignore"):
@@ -78,9 +87,10 @@ def read_row(
         scores = edits.apply(ids, plain) / (np.float32(1) if normalised else divisor)
     scores = np.minimum(scores, np.finfo(np.float32).max)
     # Processors disturb the order of the answer. Of equal scores the lower id is first.
-    order = np.lexsort((ids, -scores)) if len(edits.named) or want.ids else np.arange(len(ids))
+    disturbed = len(edits.named) or want.ids or edits.sifts
+    order = np.lexsort((ids, -scores)) if disturbed else np.arange(len(ids))
     best = float(scores[order[0]])
-    if best == -math.inf:
+    if best == -math.inf and bound == -math.inf:
         raise ConfigError("no token is left to go on with: allowed, banned and the like exclude all")
     tail = (0.0, 0.0)
     if bound != -math.inf:
@@ -89,8 +99,9 @@ def read_row(
         scale = math.exp(min((0.0 if normalised else lse) - best, 700.0))
         most = (vocab_size - len(ids)) * math.exp(min(bound - best, 0.0))
         most = min(max(0.0, 1 + error - seen) * scale, most)
-        tail = (min(max(0.0, 1 - error - seen) * scale, most), most)
-    return Row(ids[order], scores[order], logprobs[order], bound, tail)
+        # Of the unseen ids all may be out.
+        tail = (0.0 if edits.sifts else min(max(0.0, 1 - error - seen) * scale, most), most)
+    return Row(ids[order], scores[order], logprobs[order], bound, tail, edits.sifts)
 
 
 def best_of_row(found: Candidates, want: Want, count: int, at: int = 0) -> Best:

@@ -8,9 +8,10 @@ from typing import Final
 
 from protocol import limits
 from protocol.errors import ConfigError
+from swarm.decoding.grammar import Guide
 
 # The ids that may come next, for ever or after the tokens so far (the prompt's too).
-Allowed = Collection[int] | Callable[[Sequence[int]], Collection[int]]
+Allowed = Collection[int] | Callable[[Sequence[int]], Collection[int]] | Guide
 
 # Settings that only say something where tokens are drawn, and what each is when it is off.
 DRAWING: Final = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
@@ -61,7 +62,7 @@ class Sampling:
         for token, bias in self.logit_bias.items():
             if not abs(bias) <= 1000:
                 raise ConfigError(f"logit_bias {bias} of token {token}: it is from -1000 to 1000")
-        if self.allowed is not None and not callable(self.allowed) and not self.allowed:
+        if self.named == frozenset():
             raise ConfigError("allowed names no token: nothing could be answered")
 
     def _ranges(self) -> dict[str, tuple[bool, str]]:
@@ -85,6 +86,13 @@ class Sampling:
         }
 
     @property
+    def named(self) -> Collection[int] | None:
+        """The ids that `allowed` names once and for all; None, if it names none so."""
+        if self.allowed is None or isinstance(self.allowed, Guide) or callable(self.allowed):
+            return None
+        return self.allowed or frozenset()
+
+    @property
     def greedy(self) -> bool:
         """Whether the best token is always taken."""
         return self.temperature == 0
@@ -103,8 +111,11 @@ class Sampling:
 
     def check_ids(self, vocab_size: int) -> None:
         """Raises: ConfigError, where a setting names an id that this vocabulary has not."""
-        allowed = () if self.allowed is None or callable(self.allowed) else self.allowed
-        for name, ids in (("logit_bias", self.logit_bias), ("allowed", allowed), ("banned", self.banned)):
+        for name, ids in (
+            ("logit_bias", self.logit_bias),
+            ("allowed", self.named or ()),
+            ("banned", self.banned),
+        ):
             for token in ids:
                 if not 0 <= token < vocab_size:
                     raise ConfigError(

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 import trio
 
-from protocol.errors import NoRoute, unwrapped
+from protocol.errors import ConfigError, NoRoute, unwrapped
 from protocol.model import Span
 from swarm.answer import Answer
 from swarm.client import Client
@@ -22,13 +22,17 @@ from swarm.decoding import Token
 from swarm.decoding.runs import common_prefix
 from swarm.events import Event
 from swarm.generation import Generation
+from swarm.guided import check_grammar
 from swarm.http import limits
 from swarm.http.asking import Ask, Conversation, Ids
+from swarm.http.calls import READERS, Call, Found
 from swarm.http.errors import bad_request, full
 from swarm.http.line import Line
 from swarm.http.maps import no_route
 from swarm.http.place import Place
 from swarm.http.pool import Pool
+from swarm.http.tools import Tools, calls_grammar, new_call_id, tool_format
+from swarm.request import Request
 from swarm.routing.route import Route
 from swarm.session.session import PREFILL_CHUNK, Session
 
@@ -66,6 +70,16 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
+class Called:
+    """An answer calls a tool; `number` counts its calls, and `id` is told again with what comes of it."""
+
+    index: int
+    number: int
+    id: str
+    call: Call
+
+
+@dataclass(frozen=True, slots=True)
 class Happened:
     """Something befell the session of an answer, which goes along `route` since."""
 
@@ -85,13 +99,18 @@ class HopTime:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """An answer is whole; `held` tokens of its prompt were there already, and `steps` came after it."""
+    """An answer is whole; `held` tokens of its prompt were there already, and `steps` came after it.
+
+    `text` is what it says beside its calls.
+    """
 
     index: int
     answer: Answer
     held: int
     hops: tuple[HopTime, ...]
+    text: str
     steps: int = 0
+    calls: tuple[Called, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +118,7 @@ class Over:
     """All answers are whole."""
 
 
-Said = Begun | Text | Happened | Ended | Over
+Said = Begun | Text | Called | Happened | Ended | Over
 Send = Callable[[Said], Awaitable[None]]
 
 
@@ -122,6 +141,8 @@ class _Job:
     prompt: Sequence[int]
     max_new_tokens: int
     first: int  # index of the first of its answers
+    request: Request
+    format: str = ""  # in which calls of tools are written, if there may be some
 
 
 class Answering:
@@ -133,22 +154,22 @@ class Answering:
         self._pool = pool
         self._tally = tally
 
-    async def answer(self, asks: Sequence[Ask], send: Send) -> None:
+    async def answer(self, asks: Sequence[Ask], asker: str, send: Send) -> None:
         """Send all that comes of them: `Begun` before anything else of an ask, an `Ended` of each answer, `Over`.
 
         Cancelled, it ends its sessions: nodes stop where they are. Raises: ApiError; what a session raises.
         """
-        if sum(ask.count for ask in asks) > self._line.places:
-            raise bad_request(f"at most {self._line.places} answers to one request are computed here")
+        if sum(ask.count for ask in asks) > self._line.share:
+            raise bad_request(f"at most {self._line.share} answers to one request are computed here")
         async with trio.open_nursery() as nursery:
             first = 0
             for ask in asks:
-                nursery.start_soon(self._answer, ask, first, send)
+                nursery.start_soon(self._answer, ask, asker, first, send)
                 first += ask.count
         await send(Over())
 
-    async def _answer(self, ask: Ask, first: int, send: Send) -> None:
-        async with self._line.place(ask.count):
+    async def _answer(self, ask: Ask, asker: str, first: int, send: Send) -> None:
+        async with self._line.place(ask.count, asker):
             client = self._place.client
             job = await self._job(client, ask, first)
             try:
@@ -166,6 +187,9 @@ class Answering:
 
     async def _job(self, client: Client, ask: Ask, first: int) -> _Job:
         prompt = await encode(client, ask.prompt)
+        request, how = ask.request, ""
+        if isinstance(ask.prompt, Conversation) and ask.prompt.tools is not None and ask.prompt.tools.tools:
+            request, how = await _with_tools(client, request, ask.prompt.tools)
         context = client.model.context
         if not prompt:
             raise bad_request("the prompt is empty: there is nothing to continue")
@@ -175,8 +199,14 @@ class Answering:
                 f"the prompt has {len(prompt)} tokens{wanted}; the model takes {context} in all",
                 code="context_length_exceeded",
             )
+        if request.grammar is not None:
+            field = ask.grammar_field if request.grammar is ask.request.grammar else "tools"
+            try:
+                await check_grammar(client.text, request.grammar, client.vocab_size)
+            except ConfigError as error:
+                raise bad_request(f"{field}: {error}", field) from error
         most = ask.max_new_tokens or min(limits.NEW_TOKENS, context - len(prompt))
-        return _Job(client, ask, prompt, most, first)
+        return _Job(client, ask, prompt, most, first, request, how)
 
     async def _over_session(self, job: _Job, send: Send) -> None:
         # With room for the next turns of a conversation: what is not used is not reserved.
@@ -255,6 +285,10 @@ class _Answer:
         self._held = held
         self._told = 0  # events
         self._over = False
+        self._calls: list[Called] = []
+        self._said: list[str] = []
+        tools = job.ask.prompt.tools if isinstance(job.ask.prompt, Conversation) else None
+        self._reader = READERS[job.format](tools.names) if job.format and tools is not None else None
         # The steps of the prompt are no measure of a token's.
         self._first_step = session.steps + -(-(len(job.prompt) - held) // PREFILL_CHUNK)
 
@@ -269,14 +303,33 @@ class _Answer:
         await self._tell_events()
         if not self._over:
             named = await self._named(piece.tokens) if self._job.ask.logprobs else ()
-            if piece.text or named:
-                await self._send(Text(self._index, piece.text, named, len(piece.tokens)))
+            text = piece.text if self._reader is None else self._reader.push(piece.text)
+            await self._tell(text, named, len(piece.tokens))
         return not self._over
+
+    async def _tell(
+        self, found: str | Sequence[Found], named: tuple[Named, ...] = (), count: int = 0
+    ) -> None:
+        """Send text and calls; the tokens that they came with go with the first text, or alone."""
+        for each in (found,) if isinstance(found, str) else (found or ("",)):
+            if isinstance(each, Call):
+                called = Called(self._index, len(self._calls), new_call_id(), each)
+                self._calls.append(called)
+                await self._send(called)
+            elif each or named:
+                self._said.append(each)
+                await self._send(Text(self._index, each, named, count))
+                named, count = (), 0
+        if named:
+            await self._send(Text(self._index, "", named, count))
 
     async def end(self) -> Ended:
         """Send and return the whole of it."""
+        if self._reader is not None:
+            await self._tell(self._reader.flush())
         steps = max(0, self._session.steps - self._first_step)
-        ended = Ended(self._index, self.generation.answer, self._held, self._hop_times(), steps)
+        answer, said, calls = self.generation.answer, "".join(self._said), tuple(self._calls)
+        ended = Ended(self._index, answer, self._held, self._hop_times(), said, steps, calls)
         await self._send(ended)
         return ended
 
@@ -306,15 +359,30 @@ class _Answer:
 
 def _generate(job: _Job, session: Session, index: int) -> Generation:
     """How a client is asked for it."""
-    request = replace(job.ask.request, max_new_tokens=job.max_new_tokens)
+    request = replace(job.request, max_new_tokens=job.max_new_tokens)
     if request.settings.seed is not None and index:
         request = replace(request, sampling=replace(request.settings, seed=request.settings.seed + index))
     return job.client.generate(job.prompt, request=request, session=session)
 
 
+async def _with_tools(client: Client, request: Request, tools: Tools) -> tuple[Request, str]:
+    """What is asked where tools may be called, and how calls are written. Raises: ApiError, 400."""
+    how = await tool_format(client.text)
+    request = replace(request, marks={token: mark for mark, token in how.marks.items()})
+    if request.grammar is None:
+        try:
+            request = replace(request, grammar=calls_grammar(tools, how))
+        except ConfigError as error:
+            raise bad_request(f"tools: {error}", "tools") from error
+    return request, how.format
+
+
 async def encode(client: Client, prompt: str | Ids | Conversation) -> list[int]:
     """The ids of a prompt. Raises: ApiError, 400; Malformed or TooLarge, a node's fault."""
     match prompt:
+        case Conversation(messages=messages, tools=Tools(tools=tools)):
+            await tool_format(client.text)
+            return await client.text.encode_chat(messages, [tool.as_function() for tool in tools])
         case Conversation(messages=messages):
             return await client.text.encode_chat(messages)
         case Ids(tokens=tokens):

@@ -8,6 +8,7 @@ from typing import Any
 
 from swarm.http import limits
 from swarm.http.errors import bad_request
+from swarm.http.tools import Tools
 from swarm.request import Request
 
 Message = Mapping[str, Any]
@@ -22,9 +23,13 @@ class Ids:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What was said so far, as chat templates take it; the answer is what the assistant says next."""
+    """What was said so far, as chat templates take it; the answer is what the assistant says next.
+
+    It may call `tools`. None: no tool was ever spoken of; with no tools in it: some were called before.
+    """
 
     messages: tuple[Message, ...]
+    tools: Tools | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,7 @@ class Ask:
 
     request         how tokens are chosen, and when an answer ends; its most tokens are said here
     max_new_tokens  None is what fits, at most `limits.NEW_TOKENS`
+    grammar_field   the field of the request that is to blame for a bad grammar
     logprobs        whether each token is told, with its log-probability and those of the request's `top_logprobs`
     """
 
@@ -41,6 +47,7 @@ class Ask:
     max_new_tokens: int | None = None
     count: int = 1
     logprobs: bool = False
+    grammar_field: str = "response_format"
 
 
 def checked_stop(value: str | Sequence[str] | None, param: str = "stop") -> tuple[str, ...]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import ipaddress
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from http import HTTPStatus
 from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from swarm.http import limits
@@ -19,6 +22,7 @@ from swarm.http.metrics import Metrics
 from swarm.http.pages import PAGE_PATHS
 from swarm.http.settings import Settings
 
+_ASKER: Final = "swarm.asker"
 # Asked by health checks and by pages before they have a key; these tell nothing that a key protects.
 WITHOUT_KEY: Final = PAGE_PATHS | {"/health"}
 # Pages are opened by links on other sites; what they load comes from here.
@@ -102,6 +106,25 @@ def _too_large() -> ApiError:
     )
 
 
+def asker_named(key: str | None, client: tuple[str, int] | None) -> str:
+    """A name for whoever asks: by the key, or by the address, of IPv6 by the block that one line has."""
+    if key is not None:
+        return hashlib.sha256(key.encode(errors="replace")).hexdigest()
+    try:
+        address = ipaddress.ip_address(client[0].partition("%")[0] if client else "")
+    except ValueError:
+        return ""
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is None:
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    return str(address)
+
+
+def asker_of(request: Request) -> str:
+    """Who asks, for whose turn it is."""
+    name: str = request.scope[_ASKER]
+    return name
+
+
 class Guard:
     """Refuses what may not come in, bounds the bodies of the rest, and puts on every response what protects pages."""
 
@@ -118,6 +141,7 @@ class Guard:
         fields = Headers(scope=scope)
         head = Head(scope["method"], scope["path"], fields, _size(scope))
         guarded = self._responding(scope, send, self._shared(fields))
+        scope[_ASKER] = asker_named(head.key if self._settings.keys else None, scope.get("client"))
         if error := refusal(head, self._settings):
             await error_response(scope["path"], error)(scope, receive, guarded)
             return

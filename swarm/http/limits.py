@@ -38,6 +38,8 @@ NEW_TOKENS: Final = 2048
 BIASES: Final = 1024
 STOPS: Final = 16
 STOP_CHARS: Final = 256
+# Tools of one request: agents bring some tens, and each takes some hundred tokens of the prompt.
+TOOLS: Final = 128
 # A conversation has two messages a turn; templates take a time that grows with them.
 MESSAGES: Final = 2048
 

@@ -11,6 +11,7 @@ from swarm.http.dialects.fields import check_model
 from swarm.http.dialects.openai import now
 from swarm.http.dialects.responses import ResponseFields, ResponseWriter
 from swarm.http.forms import json_response
+from swarm.http.guard import asker_of
 from swarm.http.replies import reply
 from swarm.http.service import Service
 
@@ -39,20 +40,26 @@ def router(service: Service) -> APIRouter:
         fields.go_by(service.suggested)
         check_model(fields.model, service.model)
         writer = ChatWriter(service.model, fields)
-        return await reply(request, service.ask(fields.ask()), writer, stream=fields.stream)
+        return await reply(
+            request, service.ask(asker_of(request), fields.ask()), writer, stream=fields.stream
+        )
 
     @paths.post("/completions")
     async def completions(request: Request, fields: CompletionFields) -> Response:
         fields.go_by(service.suggested)
         check_model(fields.model, service.model)
         writer = CompletionWriter(service.model, fields)
-        return await reply(request, service.ask(*fields.asks()), writer, stream=fields.stream)
+        return await reply(
+            request, service.ask(asker_of(request), *fields.asks()), writer, stream=fields.stream
+        )
 
     @paths.post("/responses")
     async def responses(request: Request, fields: ResponseFields) -> Response:
         fields.go_by(service.suggested)
         check_model(fields.model, service.model)
         writer = ResponseWriter(service.model, fields)
-        return await reply(request, service.ask(fields.ask()), writer, stream=fields.stream)
+        return await reply(
+            request, service.ask(asker_of(request), fields.ask()), writer, stream=fields.stream
+        )
 
     return paths

@@ -19,6 +19,7 @@ from swarm.http.dialects.plain import (
     TokensFields,
 )
 from swarm.http.forms import json_response
+from swarm.http.guard import asker_of
 from swarm.http.replies import reply, until_gone
 from swarm.http.service import Service
 
@@ -38,7 +39,9 @@ def _anthropic(paths: APIRouter, service: Service) -> None:
         fields.go_by(service.suggested)
         check_model(fields.model, service.model)
         writer = MessageWriter(service.model, fields)
-        return await reply(request, service.ask(fields.ask()), writer, stream=fields.stream)
+        return await reply(
+            request, service.ask(asker_of(request), fields.ask()), writer, stream=fields.stream
+        )
 
     @paths.post("/v1/messages/count_tokens", tags=["Anthropic"])
     async def count_tokens(request: Request, fields: CountFields) -> Response:
@@ -56,7 +59,7 @@ def _ollama(paths: APIRouter, service: Service) -> None:
         writer, ask = ollama.OllamaWriter(service.model, chat=chat), fields.ask()
         if ask is None:
             return json_response(writer.loaded())
-        return await reply(request, service.ask(ask), writer, stream=fields.stream)
+        return await reply(request, service.ask(asker_of(request), ask), writer, stream=fields.stream)
 
     @paths.get("/api/version", tags=["Ollama"])
     async def version() -> Response:
@@ -85,14 +88,16 @@ def _own(paths: APIRouter, service: Service) -> None:
     async def generate(request: Request, fields: GenerateFields) -> Response:
         fields.go_by(service.suggested)
         writer = GenerateWriter(service.model)
-        return await reply(request, service.ask(fields.ask()), writer, stream=fields.stream)
+        return await reply(
+            request, service.ask(asker_of(request), fields.ask()), writer, stream=fields.stream
+        )
 
     @paths.post("/infer", tags=["swarm"])
     async def infer(request: Request, fields: InferFields) -> Response:
         fields.go_by(service.suggested)
         prompt = await until_gone(request, service.tokens(fields.prompt))
         writer = InferWriter(service.model)
-        return await reply(request, service.ask(fields.ask(prompt)), writer, stream=False)
+        return await reply(request, service.ask(asker_of(request), fields.ask(prompt)), writer, stream=False)
 
     @paths.post("/tokenize", tags=["swarm"])
     async def tokenize(request: Request, fields: ContentFields) -> Response:

@@ -16,7 +16,7 @@ from starlette.types import Send as AsgiSend
 
 from protocol.errors import LocalProtocolError
 from swarm.http import limits
-from swarm.http.answering import Begun, Ended, Said, Text
+from swarm.http.answering import Begun, Called, Ended, Said, Text
 from swarm.http.bridge import Stream
 from swarm.http.errors import ApiError, translated
 from swarm.http.forms import SSE, json_response
@@ -108,7 +108,7 @@ async def _first(stream: Stream[Said]) -> list[Said]:
     """What comes up to the first text; or after a while what has come, if the session is open at least."""
     early: list[Said] = []
     give_up = asyncio.get_running_loop().time() + limits.FIRST_PIECE_S
-    while not any(isinstance(said, Text | Ended) for said in early):
+    while not any(isinstance(said, Text | Called | Ended) for said in early):
         try:
             async with asyncio.timeout_at(give_up if early else None):
                 taken = await stream.take()

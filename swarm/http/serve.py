@@ -33,7 +33,8 @@ def serve(portal: Portal, enter: Enter, settings: Settings) -> Iterator[Serving]
     """Listen at once, and enter the swarm meanwhile. Raises: ConfigError, where it cannot be listened."""
     bound = bind(settings.host, settings.port)
     metrics = Metrics()
-    service = Service(Bridge(portal), enter, Line(settings.places, settings.queued), metrics)
+    line = Line(settings.places, settings.queued, settings.share)
+    service = Service(Bridge(portal), enter, line, metrics)
     metrics.watch(service.line, service.pool, service.place)
     job = portal.start(service.run)
     try:

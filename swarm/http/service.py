@@ -53,12 +53,12 @@ class Service:
         """How the model suggests that tokens are chosen. Raises: ApiError, 503."""
         return self.client.text.suggested
 
-    def ask(self, *asks: Ask) -> Stream[Said]:
-        """What comes of them, as it comes; the caller reads it to its end or closes it."""
+    def ask(self, asker: str, *asks: Ask) -> Stream[Said]:
+        """What comes of them, as it comes; the caller reads it to its end or closes it. `asker`: whose turn it is."""
 
         async def answer(send: Callable[[Said], Awaitable[None]]) -> None:
             with self._state.under_way.heard(send) as sending:
-                await self._answering.answer(asks, sending)
+                await self._answering.answer(asks, asker, sending)
 
         return self._bridge.stream(answer, limits.PIECES_AHEAD)
 

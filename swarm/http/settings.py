@@ -60,6 +60,12 @@ class Settings:
                 "or say --no-key if everybody may ask"
             )
 
+    @property
+    def share(self) -> int:
+        """The most places that one asker may have: all, where there is but one."""
+        alone = len(self.keys) == 1 or (not self.keys and _is_loopback(self.host))
+        return self.places if alone else max(1, self.places * 3 // 4)
+
     def opens(self, given: str | None) -> bool:
         """Whether this key may ask; takes as long whatever is wrong with it."""
         if not self.keys:

@@ -46,12 +46,20 @@ class ChatTemplate:
         except Exception as error:
             raise Malformed(f"the model's chat template cannot be compiled: {error}") from error
 
-    def render(self, messages: Sequence[Mapping[str, Any]], special: Mapping[str, str]) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        special: Mapping[str, str],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
         """The prompt for the assistant's next words. `special`: bos_token, eos_token and the like.
+
+        `tools` are what it may call, each as JSON Schema has functions: `type` and `function`.
 
         Raises: ConfigError, if the template refuses these messages; Malformed, if it fails.
         """
-        variables = {"tools": None, "documents": None, **special, "messages": [dict(m) for m in messages]}
+        said = {"messages": [dict(message) for message in messages], "tools": list(tools) if tools else None}
+        variables = {"documents": None, **special, **said}
         try:
             return self._template.render(variables, add_generation_prompt=True)
         except (SwarmError, MemoryError):

@@ -16,6 +16,7 @@ from protocol import limits
 from protocol.errors import Malformed
 from swarm.text.chat_template import ChatTemplate
 from swarm.text.suggestions import read_suggestions
+from swarm.text.tool_format import MARKS, NONE, tool_format
 
 T = TypeVar("T")
 
@@ -63,15 +64,25 @@ class TextModel:
             ids.insert(0, self.bos)
         return ids
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[int]:
         """The ids of a conversation up to where the assistant speaks next.
 
-        Messages are maps of `role` ("system", "user", "assistant") and `content`. A model without a chat template
-        gets plain lines. Raises: ConfigError, if the template does not take these messages.
+        Messages are maps of `role` ("system", "user", "assistant", "tool") and `content`; `tools` are what it may
+        call. A model without a chat template gets plain lines. Raises: ConfigError, if the template refuses them.
         """
         if self._template is None:
             return self.encode(_plain(messages))
-        return self._encode(self._template.render(messages, self._special), special=False)
+        return self._encode(self._template.render(messages, self._special, tools), special=False)
+
+    def tools(self) -> tuple[str, dict[str, int]]:
+        """How calls of tools are written (see `tool_format`), and the ids of those of its marks that have no text."""
+        if self._template is None:
+            return NONE, {}
+        name = tool_format(self._template, self._special)
+        ids = {mark: self._tokenizer.token_to_id(mark) for mark in MARKS.get(name, ())}
+        return name, {mark: int(token) for mark, token in ids.items() if token in self.silent}
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of all tokens at once, without special ones."""

@@ -36,11 +36,11 @@ from swarm.text.wire import (
 _PROGRAM: Final = """
 import sys, types
 package = types.ModuleType("swarm")
-package.__path__ = [sys.argv[2] + "/swarm"]
+package.__path__ = [sys.argv[3] + "/swarm"]
 sys.modules["swarm"] = package
-sys.path += sys.argv[2:]
-from swarm.text.worker import main
-main(int(sys.argv[1]))
+sys.path += sys.argv[3:]
+from importlib import import_module
+import_module("swarm.text." + sys.argv[2]).main(int(sys.argv[1]))
 """
 # What Python may need to find its own libraries, and what the clock on the wall shows.
 _ENVIRONMENT: Final = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "TZ")
@@ -95,10 +95,16 @@ class _Job:
 
 
 class TextProcess:
-    """Answers requests in order while `run` runs; the process starts with it and ends with it."""
+    """Answers requests in order while `run` runs; the process starts with it and ends with it.
 
-    def __init__(self, bounds: Bounds | None = None) -> None:
+    worker  the module beside this one that runs in it
+    idle    it starts with the first request only
+    """
+
+    def __init__(self, bounds: Bounds | None = None, worker: str = "worker", *, idle: bool = False) -> None:
         self._bounds = bounds or Bounds()
+        self._worker = worker
+        self._idle = idle
         self._files: Mapping[str, bytes] = {}
         self._child: _Child | None = None
         self._jobs, self._waiting = trio.open_memory_channel[_Job](0)
@@ -112,8 +118,9 @@ class TextProcess:
         """Serve until cancelled. Nothing that the process does or the model's files hold ends it."""
         try:
             with self._waiting:
-                with contextlib.suppress(ConfigError):  # whoever asks is told
-                    self._child = await _start(self._bounds)
+                if not self._idle:
+                    with contextlib.suppress(ConfigError):  # whoever asks is told
+                        self._child = await _start(self._bounds, self._worker)
                 async for job in self._waiting:
                     try:
                         await self._serve(job)
@@ -122,9 +129,13 @@ class TextProcess:
         finally:
             await self._end()
 
+    def give(self, files: Mapping[str, bytes]) -> None:
+        """What each process loads before its first request."""
+        self._files = files
+
     async def load(self, files: Mapping[str, bytes]) -> dict[str, Any]:
         """Load a model; each process that takes this one's place loads it again. Raises what `ask` raises."""
-        self._files = files
+        self.give(files)
         return await self._reply(_Job(self._bounds.load_s))
 
     async def ask(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -175,7 +186,7 @@ class TextProcess:
     async def _exchange(self, job: _Job) -> dict[str, Any]:
         bounds, patience = self._bounds, self._bounds.patience
         if self._child is None:
-            self._child = await _start(bounds)
+            self._child = await _start(bounds, self._worker)
         if job.request is None or not self._child.loaded:
             job.allow(bounds.load_s * patience)
             sizes = [[name, len(data)] for name, data in self._files.items()]
@@ -254,12 +265,12 @@ def _why(status: int) -> SwarmError:
     return TooLarge(_TOO_MUCH)
 
 
-async def _start(bounds: Bounds) -> _Child:
+async def _start(bounds: Bounds, worker: str) -> _Child:
     root = Path(__file__).parents[2]
     paths = [str(root), *(path for path in sys.path if os.path.isabs(path))]
     try:
         process = await trio.lowlevel.open_process(
-            [sys.executable, "-I", "-c", _PROGRAM, str(bounds.memory_bytes), *paths],
+            [sys.executable, "-I", "-c", _PROGRAM, str(bounds.memory_bytes), worker, *paths],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

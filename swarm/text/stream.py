@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 from protocol.errors import ConfigError
@@ -22,18 +23,23 @@ class TextStream:
 
     `decode` is the tokenizer's, asked once per token; `silent` are ids without text (special tokens). Only a window
     of the last tokens is decoded: it starts where text ended cleanly before, so that a decoder which strips a leading
-    space strips it from text that is out already.
+    space strips it from text that is out already. `marks` are ids whose text is given though they are silent.
     """
 
-    def __init__(self, decode: Decode, silent: Collection[int] = ()) -> None:
+    def __init__(
+        self, decode: Decode, silent: Collection[int] = (), marks: Mapping[int, str] = MappingProxyType({})
+    ) -> None:
         self._decode = decode
         self._silent = silent
+        self._marks = marks
         self._window: list[int] = []
         self._clean = 0  # tokens of the window after which the text was complete
         self._sent = 0  # characters of the window's text that were given out
 
     async def push(self, token: int) -> str:
         """The text that is certain now; empty while a character is incomplete."""
+        if token in self._marks:
+            return await self.flush() + self._marks[token]
         if token in self._silent:
             return ""
         self._window.append(token)

@@ -31,6 +31,10 @@ END_IDS: Final = 1024
 SILENT_IDS: Final = 128 * 1024
 REASON_CHARS: Final = 300
 
+# Between two parts of JSON that a grammar leaves, in one line or indented: models that know no JSON would go on with
+# blanks for ever.
+BLANKS: Final = r"\x20|\x0A[\x20\x09]{0,20}"
+
 # How the process ends where memory runs out in Python; where it does in native code, it is aborted.
 OUT_OF_MEMORY: Final = 3
 

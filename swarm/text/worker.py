@@ -1,8 +1,8 @@
-"""The text process: the only place where a stranger's tokenizer and chat template run.
+"""The text process: where a stranger's tokenizer and chat template run, and nothing else of the client does.
 
 It is started with an empty environment, gives up all that it does not need before it sees a byte of theirs (memory,
 new processes, every file, socket or pipe beyond the two it has), and ends with its standard input. It knows nothing
-of the client but the frames of `wire`.
+of the client but the frames of `wire`. `mask_worker` lives in the same way.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import html  # noqa: F401 - Jinja's filters import this, and what is marked below, when they run; no file opens then
+import json
 import os
 import pprint  # noqa: F401
 import resource
@@ -38,20 +39,36 @@ _STANDARD_FILES: Final = 3
 
 def main(memory_bytes: int) -> None:
     """Answer requests until standard input ends."""
+    serve(memory_bytes, lambda files: _Worker(files).answer)
+
+
+def serve(memory_bytes: int, made: Callable[[BinaryIO], Callable[[dict[str, Any]], dict[str, Any]]]) -> None:
+    """Answer by what is `made`, which is given where the bytes of files come, until standard input ends."""
     requests, replies = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # what prints by accident is no reply
     try:
         _give_up_everything(memory_bytes)
-        worker = _Worker(requests)
+        answer = made(requests)
         while header := requests.read(LENGTH_BYTES):
             request = msgpack.unpackb(requests.read(int.from_bytes(header, "big")))
             _allow_seconds(request["seconds"])
-            replies.write(worker.reply(request))
+            replies.write(_reply(answer, request))
             replies.flush()
     except MemoryError:
         os._exit(OUT_OF_MEMORY)  # at once: tidying up takes memory too
     except BrokenPipeError:
         os._exit(0)  # nobody is left to tell
+
+
+def _reply(answer: Callable[[dict[str, Any]], dict[str, Any]], request: dict[str, Any]) -> bytes:
+    """The frame that answers a request; what is wrong with the files is told in it."""
+    try:
+        reply = frame(answer(request))
+        if len(reply) > REPLY_BYTES:
+            raise TooLarge("the model's tokenizer gives too much at once")
+    except SwarmError as error:
+        return frame({"error": type(error).__name__, "reason": str(error)[:REASON_CHARS]})
+    return reply
 
 
 class _Worker:
@@ -63,19 +80,16 @@ class _Worker:
         self._answers: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
             "load": self._load,
             "encode": lambda request: {"ids": pack_ids(self._loaded.encode(request["text"]))},
-            "chat": lambda request: {"ids": pack_ids(self._loaded.encode_chat(request["messages"]))},
+            "chat": lambda request: {
+                "ids": pack_ids(self._loaded.encode_chat(**json.loads(request["said"])))
+            },
+            "tools": lambda _: dict(zip(("format", "marks"), self._loaded.tools(), strict=True)),
             "decode": lambda request: {"texts": [self._loaded.decode(ids) for ids in request["windows"]]},
         }
 
-    def reply(self, request: dict[str, Any]) -> bytes:
-        """The frame that answers a request; what is wrong with the files is told in it."""
-        try:
-            reply = frame(self._answers[request["do"]](request))
-            if len(reply) > REPLY_BYTES:
-                raise TooLarge("the model's tokenizer gives too much at once")
-        except SwarmError as error:
-            return frame({"error": type(error).__name__, "reason": str(error)[:REASON_CHARS]})
-        return reply
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The reply to one. Raises: SwarmError, which is told in its place."""
+        return self._answers[request["do"]](request)
 
     @property
     def _loaded(self) -> TextModel:

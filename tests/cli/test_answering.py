@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,16 @@ from protocol.errors import ConfigError
 from swarm.cli.answering import AnswerOptions, check, set_option, settings_of, settled
 from swarm.cli.chat import ChatOptions
 from swarm.cli.origins import Origin, Rank
-from swarm.decoding import BeamSearch, BestOf, Greedy, Sampling, Speculative, choose_strategy, parse_strategy
+from swarm.decoding import (
+    BeamSearch,
+    BestOf,
+    Grammar,
+    Greedy,
+    Sampling,
+    Speculative,
+    choose_strategy,
+    parse_strategy,
+)
 from swarm.request import Request
 
 USUAL = AnswerOptions()
@@ -190,3 +200,16 @@ def test_a_mode_in_a_chat_takes_the_place_of_what_was_said_before() -> None:
     held = settled(options, SUGGESTED)
     assert (held.temperature, held.min_p, held.top_p, held.top_k) == (0.7, 0.0, 0.95, 20)
     assert held.origins["temperature"].text == "there"
+
+
+def test_a_schema_comes_from_a_file(tmp_path: Path) -> None:
+    """One that is none, or is not there, is told with its option or what is wrong with it."""
+    file = tmp_path / "city.json"
+    file.write_text('{"type": "object"}')
+    grammar = AnswerOptions(json_schema=str(file)).request().grammar
+    assert grammar == Grammar.json_object()
+    file.write_text("{")
+    with pytest.raises(ConfigError, match="not JSON"):
+        AnswerOptions(json_schema=str(file)).request()
+    with pytest.raises(ConfigError, match="--json-schema"):
+        AnswerOptions(json_schema=str(tmp_path / "none.json")).request()

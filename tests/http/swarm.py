@@ -6,10 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
 
+import swarm
 from protocol.errors import Unreachable
 from swarm.client import Client
 from swarm.events import OnEvent
@@ -17,7 +19,8 @@ from swarm.http.serve import Serving, serve
 from swarm.http.settings import Settings
 from swarm.portal import Portal
 from tests.sim.test_answers import client_in
-from tests.sim.world import World, greedy_reference, swarm_of
+from tests.sim.world import KV_TOKENS, World, greedy_reference, swarm_of
+from tests.support.inprocess import running_nodes
 from tests.support.waiting import block_until
 
 ANYWHERE = Settings(port=0)
@@ -77,6 +80,7 @@ def api(
     unreachable: int = 0,
     slow: tuple[int, ...] = (),
     prefix_bytes: int = 0,
+    kv_tokens: int = KV_TOKENS,
 ) -> Iterator[Api]:
     """Nodes of these spans (default: two halves) behind an API; the first `unreachable` tries to enter fail."""
     worlds: list[World] = []
@@ -95,6 +99,7 @@ def api(
                 step_s=step_s,
                 slow=slow,
                 prefix_bytes=prefix_bytes,
+                kv_tokens=kv_tokens,
             ) as world,
             client_in(world, on_event=on_event) as client,
         ):
@@ -105,6 +110,24 @@ def api(
         found = Api(serving, portal, worlds)
         if not unreachable:
             found.wait_joined()
+        yield found
+
+
+@contextmanager
+def real_api(folder: Path, settings: Settings = ANYWHERE) -> Iterator[Api]:
+    """Two nodes that compute a checkpoint, over real QUIC, behind an API."""
+
+    @asynccontextmanager
+    async def enter(on_event: OnEvent) -> AsyncIterator[Client]:
+        async with (
+            running_nodes(folder, [(0, 4), (4, 8)]) as addrs,
+            swarm.connect(addrs[0], remember=False, on_event=on_event) as client,
+        ):
+            yield client
+
+    with Portal() as portal, serve(portal, enter, settings) as serving:
+        found = Api(serving, portal)
+        found.wait_joined()
         yield found
 
 

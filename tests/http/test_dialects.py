@@ -187,10 +187,10 @@ def test_our_own(shared: Api) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "param"),
     [
-        ("/v1/chat/completions", {"messages": USER, "tools": [{"type": "function"}]}, "tools"),
+        ("/v1/chat/completions", {"messages": USER, "tools": [{"type": "function"}]}, "tools[0].function"),
         (
             "/v1/chat/completions",
-            {"messages": USER, "response_format": {"type": "json_object"}},
+            {"messages": USER, "response_format": {"type": "xml"}},
             "response_format",
         ),
         ("/v1/chat/completions", {"messages": USER, "temperature": "hot"}, "temperature"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
+import re
 import socket
 from collections.abc import Iterator
 
@@ -9,7 +12,7 @@ import pytest
 
 from protocol.errors import ConfigError
 from swarm.http import limits
-from swarm.http.guard import Head, refusal
+from swarm.http.guard import Head, asker_named, refusal
 from swarm.http.settings import Settings, parse_keys
 from tests.http.swarm import Api, api
 from tests.support.waiting import block_until
@@ -95,6 +98,18 @@ def test_keys() -> None:
     assert status(settings, authorization="Bearer \u00e9") == 401
     assert status(settings, "GET", "/health") == 200
     assert status(settings, "GET", "/metrics") == 401
+
+
+def test_askers_are_told_apart_by_key_or_by_line() -> None:
+    """Of IPv6 one line has a whole block; keys are not kept in words."""
+    assert asker_named(None, ("192.0.2.7", 1)) == asker_named(None, ("192.0.2.7", 2))
+    assert asker_named(None, ("192.0.2.7", 1)) != asker_named(None, ("192.0.2.8", 1))
+    assert asker_named(None, ("2001:db8::1", 1)) == asker_named(None, ("2001:db8::2:3", 1))
+    assert asker_named(None, ("2001:db8::1", 1)) != asker_named(None, ("2001:db8:0:1::1", 1))
+    assert asker_named("secret", None) == asker_named("secret", ("192.0.2.7", 1))
+    assert "secret" not in asker_named("secret", None)
+    assert Settings(places=8).share == 8
+    assert Settings(places=8, keys=(KEY, OTHER)).share == 6
 
 
 def test_only_json_is_taken() -> None:
@@ -185,6 +200,46 @@ def test_bytes_that_are_no_sound_request(shared: Api, sent: bytes, expected: byt
     said = answer_to(shared, sent)
     assert said.startswith(b"HTTP/1.1 " + expected), said[:200]
     assert said.count(b"HTTP/1.1") == 1
+
+
+SOUND = (
+    b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    b'Content-Length: 46\r\n\r\n{"prompt": "1", "max_tokens": 1, "stream": true}'
+)
+
+
+def test_mutated_requests(shared: Api) -> None:
+    """Whatever becomes of a sound request by a few bytes: an answer or a refusal, and it goes on."""
+    rng = random.Random(5)
+    for _ in range(300):
+        sent = mutated(SOUND, rng)
+        with socket.create_connection(shared.address, timeout=10) as asking:
+            asking.sendall(sent)
+            asking.shutdown(socket.SHUT_WR)
+            said = b""
+            with contextlib.suppress(ConnectionError):
+                while data := asking.recv(65536):
+                    said += data
+        assert said == b"" or re.match(rb"HTTP/1.[01] (200|[34]\d\d) ", said), (sent, said[:200])
+    with shared.client() as client:
+        assert client.get("/nothing").status_code == 404
+
+
+def mutated(data: bytes, rng: random.Random) -> bytes:
+    """With some bytes changed, cut out, put in or doubled."""
+    made = bytearray(data)
+    for _ in range(rng.randint(1, 4)):
+        at, size = rng.randrange(len(made)), rng.randint(1, 8)
+        match rng.randrange(4):
+            case 0:
+                made[at] = rng.randrange(256)
+            case 1:
+                del made[at : at + size]
+            case 2:
+                made[at:at] = rng.choice([b"\r\n", b"\0", b":", rng.randbytes(size)])
+            case 3:
+                made[at:at] = made[at : at + size]
+    return bytes(made)
 
 
 @pytest.mark.parametrize(

@@ -78,3 +78,64 @@ async def test_who_leaves_when_called_gives_its_place_on() -> None:
                     for act in (leave.set, scope.cancel) if called_first else (scope.cancel, leave.set):
                         act()
         assert (line.active, line.waiting) == (0, 0)
+
+
+async def test_places_go_to_whoever_has_the_fewest() -> None:
+    """One who asks for many answers at once holds up his own, whoever came first."""
+    line, order = Line(2, 9), list[str]()
+    leave = {name: trio.Event() for name in ("a1", "a2", "a3", "a4", "b1")}
+
+    async def take(name: str) -> None:
+        async with line.place(asker=name[0]):
+            order.append(name)
+            await leave[name].wait()
+
+    async with trio.open_nursery() as nursery:
+        for name in leave:
+            nursery.start_soon(take, name)
+            await trio.testing.wait_all_tasks_blocked()
+        assert order == ["a1", "a2"]
+        for name in ("a1", "b1", "a2", "a3", "a4"):
+            leave[name].set()
+            await trio.testing.wait_all_tasks_blocked()
+    assert order == ["a1", "a2", "b1", "a3", "a4"]
+    assert (line.active, line.waiting) == (0, 0)
+
+
+async def test_nobody_takes_all_places_where_there_are_others() -> None:
+    """The share of one is full: what is left waits for somebody else."""
+    line, order = Line(4, 9, share=3), list[str]()
+
+    async def take(name: str, leave: trio.Event) -> None:
+        async with line.place(asker=name):
+            order.append(name)
+            await leave.wait()
+
+    async with trio.open_nursery() as nursery:
+        leave = trio.Event()
+        for name in ("a", "a", "a", "a", "b"):
+            nursery.start_soon(take, name, leave)
+            await trio.testing.wait_all_tasks_blocked()
+        assert order == ["a", "a", "a", "b"]
+        leave.set()
+    assert order == ["a", "a", "a", "b", "a"]
+
+
+async def test_where_too_many_wait_the_last_of_the_most_gives_way() -> None:
+    """Not the newcomer, if he has fewer in line."""
+    line, told = Line(1, 2), list[str]()
+
+    async def take(name: str) -> None:
+        try:
+            async with line.place(asker=name[0]):
+                told.append(name)
+        except ApiError as error:
+            told.append(f"{name} {error.status}")
+
+    async with line.place(asker="a"), trio.open_nursery() as nursery:
+        for name in ("a1", "a2", "b1", "b2"):
+            nursery.start_soon(take, name)
+            await trio.testing.wait_all_tasks_blocked()
+        assert told == ["a2 429", "b2 429"]
+        nursery.cancel_scope.cancel()
+    assert (line.active, line.waiting) == (0, 0)

@@ -65,7 +65,7 @@ def test_errors(client: OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="'fake'"):
         client.chat.completions.create(model="gpt-4", messages=USER)
     with pytest.raises(openai.BadRequestError) as refused:
-        client.chat.completions.create(model="fake", messages=USER, response_format={"type": "json_object"})
-    assert refused.value.param == "response_format"
+        client.chat.completions.create(model="fake", messages=USER, reasoning_effort="low")
+    assert refused.value.param == "reasoning_effort"
     with pytest.raises(openai.AuthenticationError):
         client.with_options(api_key="another").models.list()

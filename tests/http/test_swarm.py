@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from node.compute.interfaces import PAGE_POSITIONS
 from swarm.http import limits
 from swarm.http.settings import Settings
 from tests.http.swarm import Api, answer_of, api
@@ -71,8 +72,9 @@ def test_nobody_is_left_in_mid_stream() -> None:
 
 
 def test_a_crowd_is_answered_or_told_to_come_again() -> None:
-    """64 at once where 8 have a place and 16 wait: each has its own answer or a 429, and nothing is left of them."""
-    with api(step_s=0.002, settings=Settings(port=0, places=8, queued=16)) as found:
+    """64 at once where nodes have keys and values for 8: an answer or a 429 each, and nothing is left of them."""
+    settings = Settings(port=0, places=24, queued=24)
+    with api(step_s=0.002, settings=settings, kv_tokens=8 * PAGE_POSITIONS) as found:
         prompts = [[3 + n % 29, 3 + n // 29, 5] for n in range(64)]
         expected = {tuple(prompt): answer_of(found, prompt, 5) for prompt in prompts}
 
@@ -87,13 +89,15 @@ def test_a_crowd_is_answered_or_told_to_come_again() -> None:
         told = [each for _, each in said if each.status_code == 429]
         others = {each.text for _, each in said if each.status_code not in (200, 429)}
         assert not others
-        assert len(answered) >= 8  # of those that had a turn, some found no room at the nodes
+        assert len(answered) >= 8
+        assert len(answered) + len(told) == len(prompts)
         assert all(int(each.headers["retry-after"]) >= 1 for each in told)
         for prompt, answer in answered.items():
             assert answer["choices"][0]["text"] == expected[prompt]
         line, pool_of_idle = found.serving.service.line, found.serving.service.pool
         assert (line.active, line.waiting) == (0, 0)
-        block_until(lambda: found.sessions() == 2 * pool_of_idle.size)
+        # Idle ones may have given way at the nodes; what nobody knows of is not there.
+        block_until(lambda: found.sessions() <= 2 * pool_of_idle.size)
 
 
 def test_watchers_see_the_state_and_what_changes(monkeypatch: pytest.MonkeyPatch) -> None:

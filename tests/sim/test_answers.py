@@ -16,6 +16,7 @@ from swarm.client import Client, Model
 from swarm.events import OnEvent, Waiting
 from swarm.generation import Generation
 from swarm.routing.route import Hop, Route
+from swarm.text.masks import mask_process
 from swarm.text.process import TextProcess
 from swarm.text.text import load_text
 from tests.node.fakes import BLOCKS, MANIFEST
@@ -41,9 +42,10 @@ async def client_in(
 ) -> AsyncIterator[Client]:
     """The world's client, with a tokenizer; what happens is told to the world if not to somebody else."""
     async with background_tasks() as nursery:
-        texts = TextProcess()
+        texts, masks = TextProcess(), mask_process()
         nursery.start_soon(texts.run)
-        text = await load_text(texts, model_files(tokenizer_config={"chat_template": CHAT}))
+        nursery.start_soon(masks.run)
+        text = await load_text(texts, model_files(tokenizer_config={"chat_template": CHAT}), masks)
         model = Model("fake", MANIFEST.digest, MANIFEST)
         yield Client(
             world.view,

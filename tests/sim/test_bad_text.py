@@ -66,7 +66,7 @@ async def client_of(files: dict[str, bytes], cache: Path) -> AsyncIterator[Clien
 
 def text_processes() -> list[psutil.Process]:
     """Those of this process that are there."""
-    return [child for child in psutil.Process().children() if "swarm.text.worker" in str(child.cmdline())]
+    return [child for child in psutil.Process().children() if "swarm.text." in str(child.cmdline())]
 
 
 async def continued(client: Client, prompt: str | list[int], chat: bool = False) -> str:

@@ -35,6 +35,7 @@ from tests.node.fakes import HIDDEN, MANIFEST, STAGES, VOCAB, FakeEngine, Inline
 from tests.sim.liars import Mouth
 
 ALL = Span(0, STAGES)
+KV_TOKENS = 4096
 
 
 @dataclass(eq=False)
@@ -149,6 +150,7 @@ async def start_node(
     loading: bool = False,
     host: str | None = None,
     prefix_bytes: int = 0,
+    kv_tokens: int = KV_TOKENS,
 ) -> FakeNode:
     """A node of its own identity that serves `span` and hands out everybody's records.
 
@@ -166,7 +168,7 @@ async def start_node(
     hop = HopServer(
         engine,
         mouth,
-        Admission(Room(4096)),
+        Admission(Room(kv_tokens)),
         neighbours=neighbours,
         executor=InlineExecutor(step_s),
         prefix_bytes=prefix_bytes,
@@ -193,6 +195,7 @@ async def swarm_of(
     hosts: Mapping[int, str] | None = None,
     prefix_bytes: int = 0,
     numerics: Mapping[int, Numerics] | None = None,
+    kv_tokens: int = KV_TOKENS,
 ) -> AsyncIterator[World]:
     """Nodes of these spans and a client that knows them; those in `slow` are chosen only when others fail.
 
@@ -212,6 +215,7 @@ async def swarm_of(
                 step_s=step_s,
                 host=(hosts or {}).get(index),
                 prefix_bytes=prefix_bytes,
+                kv_tokens=kv_tokens,
             )
             node.engine.numerics = (numerics or {}).get(index, node.engine.numerics)
             nodes.append(node)

@@ -16,3 +16,8 @@ assert expected in whole
 pieces = client.chat(model=model, messages=said, options=cold, stream=True)
 assert "".join(piece.message.content for piece in pieces) == whole
 assert client.generate(model=model, prompt=question, options=cold).response == whole
+choice = client.chat(model=model, messages=said, options=cold, format={"enum": ["yes", "no"]})
+assert choice.message.content in ('"yes"', '"no"')
+tool = {"type": "function", "function": {"name": "go", "parameters": {"type": "object", "properties": {}}}}
+short = [{"role": "user", "content": "1 + 2"}]
+assert client.chat(model=model, messages=short, options={**cold, "num_predict": 5}, tools=[tool]).message

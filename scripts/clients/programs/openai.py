@@ -1,9 +1,11 @@
 # needs: openai
-"""OpenAI's own client: chat, streams and their helpers, responses, text completions, errors."""
+"""OpenAI's own client: chat, streams, helpers for streams and classes, tools, responses, text completions, errors."""
 
+import json
 import sys
 
-from openai import BadRequestError, NotFoundError, OpenAI
+from openai import BadRequestError, NotFoundError, OpenAI, pydantic_function_tool
+from pydantic import BaseModel
 
 url, model, question, expected = sys.argv[1:]
 client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
@@ -38,4 +40,27 @@ def is_refused(error: type[Exception], **wrong: object) -> bool:
 
 
 assert is_refused(NotFoundError, model="gpt-4")
-assert is_refused(BadRequestError, response_format={"type": "json_object"})
+assert is_refused(BadRequestError, response_format={"type": "xml"})
+
+
+class Answer(BaseModel):
+    capital: bool
+
+
+parsed = client.chat.completions.parse(**asked, max_tokens=60, response_format=Answer)
+assert parsed.choices[0].message.parsed.capital in (True, False)
+assert json.loads(
+    client.responses.parse(model=model, input=question, text_format=Answer, max_output_tokens=60).output_text
+)
+called = {"tools": [pydantic_function_tool(Answer)], "tool_choice": "required", "parallel_tool_calls": False}
+short = {**asked, "messages": [{"role": "user", "content": "Paris?"}], "max_tokens": 150}
+[call] = client.chat.completions.parse(**short, **called).choices[0].message.tool_calls
+assert call.function.parsed_arguments.capital in (True, False)
+with client.chat.completions.stream(**short, **called) as stream:
+    kinds = [event.type for event in stream]
+    message = stream.get_final_completion().choices[0].message
+assert "tool_calls.function.arguments.done" in kinds
+back = [message.model_dump(exclude_none=True, include={"role", "content", "tool_calls"})]
+back.append({"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "yes"})
+more = client.chat.completions.create(**{**short, "messages": [*short["messages"], *back]})
+assert more.choices[0].message.content is not None

@@ -9,9 +9,9 @@ from typing import Any, ClassVar, Final
 from pydantic import Field
 
 from swarm.http import limits
-from swarm.http.answering import Named
+from swarm.http.answering import Ended, Named
 from swarm.http.asking import Ask, Ids, checked_count, checked_stop
-from swarm.http.dialects.fields import cleaned
+from swarm.http.dialects.fields import cleaned, grammar_of
 from swarm.http.dialects.openai import LEAST_LOGPROB, OpenAiFields, OpenAiWriter
 from swarm.http.errors import bad_request
 
@@ -29,10 +29,15 @@ class CompletionFields(OpenAiFields):
     }
     prompt: str | list[int] | list[str] | list[list[int]]
     logprobs: int | None = Field(None, ge=0)
+    response_format: dict[str, Any] | None = None
 
     def asks(self) -> list[Ask]:
         """The same as any dialect asks it, for each prompt. Raises: ApiError, 400."""
-        request = self.decoded(checked_stop(self.stop), top_logprobs=self.logprobs or 0)
+        request = self.decoded(
+            checked_stop(self.stop),
+            top_logprobs=self.logprobs or 0,
+            grammar=grammar_of(self.response_format, "response_format"),
+        )
         most, count, told = self.max_tokens or USUAL_TOKENS, checked_count(self.n), self.logprobs is not None
         return [Ask(prompt, request, most, count, told) for prompt in prompts_of(self.prompt)]
 
@@ -64,9 +69,9 @@ class CompletionWriter(OpenAiWriter):
         """See `OpenAiWriter`."""
         return {"text": text}
 
-    def message(self, text: str) -> dict[str, Any]:
+    def message(self, ended: Ended) -> dict[str, Any]:
         """See `OpenAiWriter`."""
-        return {"text": text}
+        return {"text": ended.text}
 
     def logprobs(self, tokens: Sequence[Named]) -> dict[str, Any]:
         """See `OpenAiWriter`."""

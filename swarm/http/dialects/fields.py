@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from protocol.errors import ConfigError
-from swarm.decoding import AUTO, Sampling, Strategy, parse_strategy
+from swarm.decoding import AUTO, Grammar, Sampling, Strategy, parse_strategy
+from swarm.decoding.grammar import check_depth
 from swarm.http import limits
 from swarm.http.asking import Conversation, Message
 from swarm.http.errors import ApiError, bad_request, unsupported
+from swarm.http.tools import Tools
 from swarm.request import Request as AnswerRequest
 
 T = TypeVar("T")
 
 # Below this a temperature is meant as none: clients divide by it, and send something for zero.
 COLDEST: Final = 0.001
-_ROLES: Final = {"developer": "system", "system": "system", "user": "user", "assistant": "assistant"}
+_ROLES: Final = {
+    "developer": "system",
+    "system": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+}
 
 
 class Fields(BaseModel):
@@ -113,6 +122,33 @@ def sampling_of(settings: Mapping[str, Any], suggested: Mapping[str, float]) -> 
     return blamed(lambda: Sampling(**found), found)
 
 
+def grammar_of(given: Mapping[str, Any] | None, param: str) -> Grammar | None:
+    """What `response_format` asks of the text, in OpenAI's words; None is a text of any kind. Raises: ApiError."""
+    match given:
+        case None | {"type": "text"}:
+            return None
+        case {"type": "json_object"}:
+            return Grammar.json_object()
+        case {"type": "json_schema", "json_schema": {"schema": schema}} | {
+            "type": "json_schema",
+            "schema": schema,
+        }:
+            return schema_of(schema, param)
+        case {"type": "json_schema"}:
+            raise bad_request(f"{param}.json_schema.schema: it is missing", param)
+    raise unsupported(param, "its type is text, json_object or json_schema")
+
+
+def schema_of(schema: object, param: str) -> Grammar:
+    """JSON of a schema. Raises: ApiError, 400."""
+    if not isinstance(schema, dict):
+        raise bad_request(f"{param}: a JSON schema is an object", param)
+    try:
+        return Grammar.json_schema(schema)
+    except ConfigError as error:
+        raise bad_request(f"{param}: {error}", param) from error
+
+
 def request_of(sampling: Sampling, stop: tuple[str, ...] = (), **more: Any) -> AnswerRequest:
     """How to answer. Raises: ApiError, 400."""
     return blamed(lambda: AnswerRequest(sampling=sampling, stop=stop, **more), more)
@@ -157,11 +193,15 @@ def cleaned(text: str) -> str:
     return text if text.isascii() else text.encode(errors="replace").decode()
 
 
-def messages_of(messages: Sequence[object], param: str = "messages") -> Conversation:
-    """A conversation as chat templates take it. Raises: ApiError, 400."""
+def messages_of(
+    messages: Sequence[object], param: str = "messages", tools: Tools | None = None
+) -> Conversation:
+    """A conversation as chat templates take it, in which `tools` may be called. Raises: ApiError, 400."""
     if not 1 <= len(messages) <= limits.MESSAGES:
         raise bad_request(f"{param}: from 1 to {limits.MESSAGES} messages", param)
-    return Conversation(tuple(_message(said, f"{param}[{index}]") for index, said in enumerate(messages)))
+    said = tuple(_message(each, f"{param}[{index}]") for index, each in enumerate(messages))
+    called = any(each["role"] == "tool" or "tool_calls" in each for each in said)
+    return Conversation(said, tools or (Tools(()) if called else None))
 
 
 def _message(message: object, param: str) -> Message:
@@ -170,10 +210,49 @@ def _message(message: object, param: str) -> Message:
     role = message.get("role")
     if not isinstance(role, str) or role not in _ROLES:
         raise unsupported(f"{param}.role", f"one of {', '.join(_ROLES)}")
-    for name in ("tool_calls", "function_call"):
-        if message.get(name):
-            raise unsupported(f"{param}.{name}", "this server calls no tools")
-    return {"role": _ROLES[role], "content": text_of(message.get("content"), f"{param}.content")}
+    if message.get("function_call"):
+        raise unsupported(f"{param}.function_call", "functions are called as tools: give tool_calls")
+    content, calls = message.get("content"), message.get("tool_calls")
+    if role == "tool":
+        return {"role": role, "content": text_of(content, f"{param}.content"), **_named(message)}
+    if role == "assistant" and calls:
+        text = "" if content is None else text_of(content, f"{param}.content")
+        return {"role": role, "content": text, "tool_calls": _calls(calls, f"{param}.tool_calls")}
+    if calls:
+        raise bad_request(f"{param}.tool_calls: only the assistant calls tools", f"{param}.tool_calls")
+    return {"role": _ROLES[role], "content": text_of(content, f"{param}.content")}
+
+
+def _named(message: dict[str, Any]) -> dict[str, str]:
+    """What a result is of: the call, and the tool's name, as far as it is told."""
+    name = message.get("name", message.get("tool_name"))
+    said = {"tool_call_id": message.get("tool_call_id"), "name": name}
+    return {field: cleaned(value) for field, value in said.items() if isinstance(value, str)}
+
+
+def _calls(calls: object, param: str) -> list[dict[str, Any]]:
+    """Calls that were made before, with their arguments as objects, as chat templates take them."""
+    found = []
+    for index, each in enumerate(calls if isinstance(calls, list) else [calls]):
+        function = each.get("function") if isinstance(each, dict) else None
+        name = function.get("name") if isinstance(function, dict) else None
+        if not isinstance(function, dict) or not isinstance(name, str):
+            raise bad_request(f"{param}[{index}]: a call has a function with a name", f"{param}[{index}]")
+        where = f"{param}[{index}].function.arguments"
+        arguments = function.get("arguments") or {}
+        try:
+            arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+            check_depth(arguments)
+        except (ValueError, RecursionError, ConfigError) as error:
+            raise bad_request(f"{where}: JSON of an object", where) from error
+        if not isinstance(arguments, dict):
+            raise bad_request(f"{where}: JSON of an object", where)
+        given = each.get("id")
+        said = {"id": cleaned(given)} if isinstance(given, str) else {}
+        found.append(
+            {**said, "type": "function", "function": {"name": cleaned(name), "arguments": arguments}}
+        )
+    return found
 
 
 def check_model(asked: str | None, served: str) -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import datetime
+import json
 from collections.abc import Iterable
 from typing import Any, ClassVar, Final
 
 from swarm.client import Model
-from swarm.http.answering import Begun, Ended, Said, Text
+from swarm.decoding import Grammar
+from swarm.http.answering import Begun, Called, Ended, Said, Text
 from swarm.http.asking import Ask, Conversation, checked_stop
-from swarm.http.dialects.fields import Fields, cleaned, messages_of, request_of, sampling_of
+from swarm.http.dialects.fields import Fields, cleaned, messages_of, request_of, sampling_of, schema_of
 from swarm.http.dialects.openai import FINISH
-from swarm.http.errors import ApiError
+from swarm.http.errors import ApiError, unsupported
 from swarm.http.forms import LINES, line, ollama_error
 from swarm.http.outcome import Outcome, how
+from swarm.http.tools import functions_of
 
 # Ollama's words for settings, and ours.
 _WORDS: Final = {
@@ -56,38 +59,58 @@ class OllamaFields(Fields):
     """What chats and prompts have in common."""
 
     refused: ClassVar = {
-        "format": ("",),
         "images": ([],),
         "logprobs": (False,),
         "think": (False,),
-        "tools": ([],),
     }
     model: str | None = None
     stream: bool = True
     options: OptionFields = OptionFields()
+    format: str | dict[str, Any] | None = None  # "json", or a schema
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """What the text has to be. Raises: ApiError, 400."""
+        if isinstance(self.format, dict):
+            return schema_of(self.format, "format")
+        if self.format not in (None, "", "json"):
+            raise unsupported("format", "it is json, or a JSON schema")
+        return Grammar.json_object() if self.format else None
 
     def made(self, prompt: str | Conversation) -> Ask:
         """An ask with these options. Raises: ApiError, 400."""
         given = self.options.model_dump(include=set(_WORDS), exclude_none=True)
         sampling = sampling_of({_WORDS[name]: value for name, value in given.items()}, self._suggested)
-        request = request_of(sampling, checked_stop(self.options.stop, "options.stop"))
-        return Ask(prompt, request, self.options.most)
+        stop = checked_stop(self.options.stop, "options.stop")
+        request = request_of(sampling, stop, grammar=self.grammar)
+        return Ask(prompt, request, self.options.most, grammar_field="format")
 
 
 class ChatFields(OllamaFields):
     """The body of `/api/chat`."""
 
     messages: list[Any] = []  # noqa: RUF012 - pydantic copies it
+    tools: list[Any] = []  # noqa: RUF012
 
     def ask(self) -> Ask | None:
         """The same as any dialect asks it; None, if it is only asked that the model be there."""
-        return self.made(messages_of(self.messages)) if self.messages else None
+        if not self.messages:
+            return None
+        if self.tools and self.format:
+            raise unsupported("format", "it does not go with tools; give one of them")
+        return self.made(messages_of(self.messages, tools=functions_of(self.tools) if self.tools else None))
 
 
 class GenerateFields(OllamaFields):
     """The body of `/api/generate`."""
 
-    refused: ClassVar = {**OllamaFields.refused, "suffix": ("",), "template": ("",), "context": ([],)}
+    refused: ClassVar = {
+        **OllamaFields.refused,
+        "tools": ([],),
+        "suffix": ("",),
+        "template": ("",),
+        "context": ([],),
+    }
     prompt: str = ""
     system: str | None = None
     raw: bool = False
@@ -124,7 +147,10 @@ class OllamaWriter:
     def whole(self, outcome: Outcome) -> dict[str, Any]:
         """See `Writer`."""
         [ended] = outcome.ended
-        return {**self._said(ended.answer.text), **_figures(outcome.begun_of(0), ended)}
+        said = self._said(ended.text)
+        if ended.calls:
+            said["message"]["tool_calls"] = [*map(_call, ended.calls)]
+        return {**said, **_figures(outcome.begun_of(0), ended)}
 
     def loaded(self) -> dict[str, Any]:
         """The reply where nothing was asked."""
@@ -136,6 +162,10 @@ class OllamaWriter:
         match said:
             case Text():
                 yield line({**self._said(said.text), "done": False})
+            case Called():
+                told = self._said("")
+                told["message"]["tool_calls"] = [_call(said)]
+                yield line({**told, "done": False})
             case Ended():
                 yield line({**self._said(""), **_figures(self._outcome.begun_of(0), said)})
 
@@ -146,6 +176,11 @@ class OllamaWriter:
     def _said(self, text: str) -> dict[str, Any]:
         held = {"message": {"role": "assistant", "content": text}} if self._chat else {"response": text}
         return {"model": self._model, "created_at": _now(), **held}
+
+
+def _call(called: Called) -> dict[str, Any]:
+    """A call in Ollama's words."""
+    return {"function": {"name": called.call.name, "arguments": json.loads(called.call.arguments)}}
 
 
 def _figures(begun: Begun, ended: Ended) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Final
 
 from pydantic import Field
 
-from swarm.http.answering import Begun, Ended, Happened, Named, Over, Said, Text
+from swarm.http.answering import Begun, Called, Ended, Happened, Named, Over, Said, Text
 from swarm.http.dialects.fields import Fields, SamplingFields
 from swarm.http.errors import ApiError
 from swarm.http.forms import DONE, SSE, data, error_fields
@@ -35,6 +35,12 @@ class OpenAiFields(SamplingFields):
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     max_tokens: int | None = Field(None, ge=1)
+
+
+def finish_of(ended: Ended) -> str:
+    """Why an answer ended, in OpenAI's words."""
+    reason = FINISH[ended.answer.finish_reason]
+    return "tool_calls" if ended.calls and reason == "stop" else reason
 
 
 def new_id(kind: str) -> str:
@@ -79,8 +85,12 @@ class OpenAiWriter:
         """What it holds of a text; of an empty one at the end."""
         raise NotImplementedError
 
-    def message(self, text: str) -> dict[str, Any]:
+    def message(self, ended: Ended) -> dict[str, Any]:
         """What it holds where it is whole."""
+        raise NotImplementedError
+
+    def calling(self, called: Called) -> dict[str, Any]:
+        """What it holds of a call of a tool."""
         raise NotImplementedError
 
     def logprobs(self, tokens: Sequence[Named]) -> dict[str, Any]:
@@ -112,6 +122,8 @@ class OpenAiWriter:
             case Text():
                 logprobs = self.logprobs(said.tokens) if said.tokens else None
                 yield self._chunk(said.index, {**self.piece(said.text), "logprobs": logprobs})
+            case Called():
+                yield self._chunk(said.index, self.calling(said))
             case Happened():
                 if self._events:
                     blocks = self._outcome.begun_of(said.index).route.blocks
@@ -121,7 +133,7 @@ class OpenAiWriter:
             case Ended():
                 begun = self._outcome.begun_of(said.index)
                 more = {"timings": timings(begun, said.answer), **self._if_asked(how(begun, said))}
-                yield self._chunk(said.index, self.piece(""), FINISH[said.answer.finish_reason], more)
+                yield self._chunk(said.index, self.piece(""), finish_of(said), more)
             case Over():
                 if self._include_usage:
                     yield self._data({"choices": [], "usage": usage(self._outcome)})
@@ -132,8 +144,8 @@ class OpenAiWriter:
         return data(error_fields(error))
 
     def _whole_choice(self, ended: Ended, tokens: Sequence[Named] | None) -> dict[str, Any]:
-        held = {**self.message(ended.answer.text), "logprobs": self.logprobs(tokens) if tokens else None}
-        return _choice(ended.index, held, FINISH[ended.answer.finish_reason])
+        held = {**self.message(ended), "logprobs": self.logprobs(tokens) if tokens else None}
+        return _choice(ended.index, held, finish_of(ended))
 
     def _if_asked(self, fields: dict[str, Any]) -> dict[str, Any]:
         return {"swarm": fields} if self._events else {}

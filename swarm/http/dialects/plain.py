@@ -14,6 +14,7 @@ from swarm.http.dialects.fields import (
     Fields,
     SamplingFields,
     cleaned,
+    grammar_of,
     messages_of,
 )
 from swarm.http.dialects.openai import FINISH
@@ -29,10 +30,16 @@ class StrategyFields(SamplingFields):
     max_seconds: float | None = None
     stop: str | list[str] | None = None
     stream: bool = False
+    response_format: dict[str, Any] | None = None
 
     def request(self) -> Any:
         """How to answer. Raises: ApiError, 400."""
-        return self.decoded(checked_stop(self.stop), self.strategy, max_seconds=self.max_seconds)
+        return self.decoded(
+            checked_stop(self.stop),
+            self.strategy,
+            max_seconds=self.max_seconds,
+            grammar=grammar_of(self.response_format, "response_format"),
+        )
 
 
 class GenerateFields(StrategyFields):

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from swarm.http.answering import Begun, Ended, Over, Said, Text
 from swarm.http.asking import Ask
-from swarm.http.dialects.fields import Fields, SamplingFields, messages_of
+from swarm.http.dialects.fields import Fields, SamplingFields, grammar_of, messages_of
 from swarm.http.dialects.openai import FINISH, new_id, now
 from swarm.http.errors import ApiError, unsupported
 from swarm.http.forms import SSE, event
@@ -19,7 +19,8 @@ from swarm.http.outcome import Outcome, how
 class TextFields(Fields):
     """The form of the text."""
 
-    refused: ClassVar = {"format": ({"type": "text"},), "verbosity": ("medium",)}
+    refused: ClassVar = {"verbosity": ("medium",)}
+    format: dict[str, Any] | None = None
 
 
 class ResponseFields(SamplingFields):
@@ -55,7 +56,8 @@ class ResponseFields(SamplingFields):
                 raise unsupported(f"input[{index}]", "only messages are taken")
         if self.instructions is not None:
             said = [{"role": "system", "content": self.instructions}, *said]
-        return Ask(messages_of(said, "input"), self.decoded(), self.max_output_tokens)
+        request = self.decoded(grammar=grammar_of(self.text.format, "text.format"))
+        return Ask(messages_of(said, "input"), request, self.max_output_tokens, grammar_field="text.format")
 
 
 class ResponseWriter:
@@ -154,7 +156,7 @@ class ResponseWriter:
             "reasoning": {"effort": None, "summary": None},
             "store": False,
             "temperature": held.temperature if asked.temperature is None else asked.temperature,
-            "text": {"format": {"type": "text"}},
+            "text": {"format": asked.text.format or {"type": "text"}},
             "tool_choice": "auto",
             "tools": [],
             "top_p": held.top_p if asked.top_p is None else asked.top_p,

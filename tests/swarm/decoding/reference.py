@@ -40,6 +40,7 @@ from swarm.decoding import (
     Together,
     Token,
 )
+from swarm.decoding.grammar import Guide
 
 Logits = NDArray[np.float32]
 Model = Callable[[Sequence[int]], Logits]
@@ -194,6 +195,7 @@ def processors(sampling: Sampling, prompt: int, eos: Collection[int] = ()) -> Lo
         )
     if sampling.allowed is not None:
         allowed = sampling.allowed
+        assert not isinstance(allowed, Guide)
         steps.append(
             PrefixConstrainedLogitsProcessor(
                 lambda _, tokens: sorted(allowed(tokens.tolist()) if callable(allowed) else allowed), 1
