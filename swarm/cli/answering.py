@@ -25,7 +25,7 @@ from swarm.cli.options import (
     readable,
 )
 from swarm.cli.origins import MODEL, Origin, Origins, Rank, rank_of
-from swarm.decoding import AUTO, DRAWING, NAMES, PRESETS, Grammar, Sampling, parse_strategy
+from swarm.decoding import AUTO, DRAWING, NAMES, PRESETS, Grammar, Sampling, Speculative, parse_strategy
 from swarm.request import Request
 
 T = TypeVar("T", bound="AnswerOptions")
@@ -164,16 +164,23 @@ class AnswerOptions(WhereOptions):
         )
 
 
-def check(options: AnswerOptions, top_logprobs: int = 0) -> None:
-    """Raises: ConfigError, for what could not be whatever the model suggests; it says where that came from."""
+def checked(options: T, top_logprobs: int = 0) -> T:
+    """The options without other models that the strategy has no use for, unless these were typed.
+
+    Raises: ConfigError, for what could not be whatever the model suggests; it says where that came from.
+    """
     try:
-        settled(options, _ALL_SUGGESTED).request(top_logprobs)
+        strategy = settled(options, _ALL_SUGGESTED).request(top_logprobs).chosen_strategy()
     except ConfigError as error:
         name = str(error).partition(" ")[0].rstrip(":")
         origin = options.origins.get(name)
         if origin is None or origin.rank == Rank.FLAG:
             raise
         raise ConfigError(f"{origin.text}: {error}") from error
+    typed = [name for name in ("amateur", "draft") if rank_of(options.origins, name) >= Rank.FLAG]
+    amateur = options.amateur if "amateur" in typed or strategy.needs_amateur is not False else None
+    draft = options.draft if "draft" in typed or isinstance(strategy, Speculative) else None
+    return replace(options, amateur=amateur, draft=draft)
 
 
 def settled(options: T, suggested: Mapping[str, float]) -> T:

@@ -17,7 +17,7 @@ from swarm.cli.answering import (
     DEFAULT,
     AnswerOptions,
     MaxNewTokens,
-    check,
+    checked,
     set_option,
     settings_of,
     settled,
@@ -69,7 +69,7 @@ def _chat(options: ChatOptions) -> None:
     swarm chat --temperature 0.7 --top-p 0.9 --system "Answer briefly."
     ```
     """
-    check(options)
+    options = checked(options)
     screen = Screen(open_terminal())
     with (
         open_client(options.where, screen.terminal, screen.event) as client,

@@ -13,7 +13,7 @@ import typer
 from protocol.errors import SwarmError
 from swarm import blocking
 from swarm.answers import Answered, Several
-from swarm.cli.answering import AnswerOptions, check, settled
+from swarm.cli.answering import AnswerOptions, checked, settled
 from swarm.cli.connection import open_beside, open_client
 from swarm.cli.options import ANSWER, OUTPUT, Json, Verbose, taking
 from swarm.cli.prompts import Given, one_line_of, read_prompts
@@ -92,7 +92,7 @@ def _generate(options: GenerateOptions) -> None:
     swarm generate --prompts questions.txt --at-once 16 --json > answers.jsonl
     ```
     """
-    check(options, options.top_logprobs)
+    options = checked(options, options.top_logprobs)
     several = Several(options.at_once, not options.as_they_come, options.routes)
     given = read_prompts(options.prompt or (), options.prompts)
     screen = Screen(open_terminal())

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from protocol.errors import ConfigError
-from swarm.cli.answering import AnswerOptions, check, set_option, settings_of, settled
+from swarm.cli.answering import AnswerOptions, checked, set_option, settings_of, settled
 from swarm.cli.chat import ChatOptions
 from swarm.cli.origins import Origin, Rank
 from swarm.decoding import (
@@ -184,8 +184,8 @@ def test_a_strategy_that_draws_has_a_temperature() -> None:
     with pytest.raises(ConfigError, match="temperature"):
         settled(at(Rank.FLAG, strategy="sample", temperature=0.0), {}).request()
     with pytest.raises(ConfigError, match="leave out temperature"):
-        check(at(Rank.FLAG, strategy="greedy", temperature=1.0))
-    check(at(Rank.FLAG, strategy="top_k"))  # the model may suggest one
+        checked(at(Rank.FLAG, strategy="greedy", temperature=1.0))
+    checked(at(Rank.FLAG, strategy="top_k"))  # the model may suggest one
 
 
 def test_a_mode_in_a_chat_takes_the_place_of_what_was_said_before() -> None:
@@ -213,3 +213,11 @@ def test_a_schema_comes_from_a_file(tmp_path: Path) -> None:
         AnswerOptions(json_schema=str(file)).request()
     with pytest.raises(ConfigError, match="--json-schema"):
         AnswerOptions(json_schema=str(tmp_path / "none.json")).request()
+
+
+def test_other_models_that_a_file_names_wait_for_a_strategy_that_uses_them() -> None:
+    """Who types one that is of no use is told by the client."""
+    for strategy, amateur, draft in [("auto", None, "b"), ("contrastive", "a", None), ("greedy", None, None)]:
+        held = checked(at(Rank.FILE, strategy=strategy, amateur="a", draft="b"))
+        assert (held.amateur, held.draft) == (amateur, draft)
+    assert checked(at(Rank.FLAG, strategy="greedy", amateur="a", draft="b")).amateur == "a"
