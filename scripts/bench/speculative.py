@@ -1,6 +1,7 @@
 """Tokens for each trip: decoding with drafts over hosts that are some milliseconds apart, against decoding without.
 
-    python scripts/bench/speculative.py [--model PATH [--draft PATH]] [--quick] [--plot FILE.png] [--json FILE]
+    python scripts/bench/speculative.py [--model PATH [--draft PATH]] [--ahead N] [--quick]
+        [--plot FILE.png] [--json FILE]
 
 Four hosts of an emulated network, which takes root: three nodes serve the model that ships, or another checkpoint,
 the last is a client. By turns it decodes plainly, with drafts of a small model on its own machine (the sibling of the
@@ -58,10 +59,12 @@ def node(lab: Netlab, home: Path, host: int, model: Path, layers: str, door: str
     return lab.popen(host, [sys.executable, "-m", "swarm", "node", "--json", *words], name=f"node {host}")
 
 
-def measure(lab: Netlab, addrs: list[str], rtt_ms: float, quick: bool, draft: str) -> list[dict[str, Any]]:
-    """One row for each kind of text, of the medians over the turns."""
+def measure(
+    lab: Netlab, addrs: list[str], rtt_ms: float, quick: bool, how: list[str]
+) -> list[dict[str, Any]]:
+    """One row for each kind of text, of the medians over the turns; how: what drafts, and how far ahead."""
     lab.set_rtt(rtt_ms)
-    words = [str(ASK), str(TURNS[quick]), str(TOKENS[quick]), draft, *addrs]
+    words = [str(ASK), str(TURNS[quick]), str(TOKENS[quick]), *how, *addrs]
     client = lab.popen(CLIENT, [sys.executable, *words], name="client")
     client.wait_for_line("^over$", ANSWERS_S)
     told = [json.loads(line) for line in client.lines if line.startswith("{")]
@@ -91,12 +94,13 @@ def main() -> None:
     parser = arguments(__doc__ or "", plot=True)
     parser.add_argument("--model", type=Path, metavar="PATH", help="a checkpoint's folder, or a GGUF file")
     parser.add_argument("--draft", type=Path, metavar="PATH", help="a small model of the same tokenizer")
+    parser.add_argument("--ahead", type=int, default=8, metavar="N", help="steps under way at once")
     options = parser.parse_args()
     if reason := why_not():
         sys.exit(f"no emulated network here: {reason}")
     model = options.model or shipped_model()
     sibling = None if options.model else model.with_name("tiny-draft")
-    draft = str(options.draft or sibling or "")
+    how = [str(options.draft or sibling or ""), str(options.ahead)]
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder, Netlab(CLIENT, 0.0) as lab:
         nodes: list[Process] = []
@@ -106,7 +110,7 @@ def main() -> None:
             nodes.append(node(lab, home, host, model, layers, door))
             addrs.append(wait_for_news(nodes[-1], "ready", READY_S).fields["addrs"][0])
         for rtt_ms in RTTS_MS[options.quick]:
-            rows += measure(lab, addrs, rtt_ms, options.quick, draft)
+            rows += measure(lab, addrs, rtt_ms, options.quick, how)
         for each in nodes:
             each.close()
     summary = {}

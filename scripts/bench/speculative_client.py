@@ -103,7 +103,7 @@ async def answer(
     return told
 
 
-async def main(turns: int, tokens: int, draft: str, addrs: list[str]) -> None:
+async def main(turns: int, tokens: int, draft: str, ahead: int, addrs: list[str]) -> None:
     """Every text in every way, so many times; without a model that drafts if its name is empty."""
     model = await trio.to_thread.run_sync(WholeModel.open, draft) if draft else None
     async with swarm.connect(*addrs, remember=False, wait_s=30.0) as client:
@@ -117,8 +117,8 @@ async def main(turns: int, tokens: int, draft: str, addrs: list[str]) -> None:
             for text, (ids, eos) in texts.items():
                 ways: dict[str, tuple[Strategy, Model | None]] = {"plain": (swarm.Greedy(), None)}
                 if model is not None:
-                    ways["draft"] = (Watched(run=0), model)
-                ways["ngram"] = (Watched(), None)
+                    ways["draft"] = (Watched(run=0, ahead=ahead), model)
+                ways["ngram"] = (Watched(ahead=ahead), None)
                 for way, (strategy, drafts) in ways.items():
                     told = await answer(client, ids, eos, tokens if turn else WARM_UP, strategy, drafts)
                     if turn:
@@ -127,4 +127,4 @@ async def main(turns: int, tokens: int, draft: str, addrs: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    trio.run(main, int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4:])
+    trio.run(main, int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4]), sys.argv[5:])
