@@ -176,6 +176,27 @@ def row(cls: type[Any]) -> Rule:
     return Rule(lambda value: list(pack_fields(value).values()), parse)
 
 
+def flat(cls: type[Any], most: int) -> Rule:
+    """A tuple of at most `most` of these, as one list: the values of the first, then those of the second, ..."""
+
+    def pack(value: Any) -> list[Any]:
+        return [entry for each in value for entry in pack_fields(each).values()]
+
+    def parse(value: Any) -> tuple[Any, ...]:
+        rules = [*rules_of(cls).values()]  # type: ignore[arg-type]  # mypy does not see that classes are hashable
+        width = len(rules)
+        if not isinstance(value, list) or len(value) % width:
+            raise Malformed(f"expected a list of {cls.__name__}, {width} values each")
+        if len(value) > most * width:
+            raise TooLarge(f"{len(value) // width} entries, at most {most} allowed")
+        starts = range(0, len(value), width)
+        return tuple(
+            cls(*[rule.parse(value[start + at]) for at, rule in enumerate(rules)]) for start in starts
+        )
+
+    return Rule(pack, parse)
+
+
 @cache
 def rules_of(cls: type[Any]) -> dict[str, Rule]:
     """Field name -> rule, in the order declared."""

@@ -25,6 +25,8 @@ STEP_TOKENS: Final = 512
 STEP_NUMBER: Final = 1 << 31
 # Steps a client may have on the way through one hop (pipelined prefill chunks and drafts).
 STEPS_IN_FLIGHT: Final = 64
+# Sequences that a session holds side by side: 32 beams, the one they came from, and as many again that make room.
+LANES: Final = 64
 # Candidates a hop keeps so that it can answer a repeated step; streams are reliable, so hardly anybody repeats one.
 # Hidden states can come again from the journal.
 OUTPUTS_KEPT: Final = 8

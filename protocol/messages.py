@@ -17,6 +17,7 @@ from protocol.fields import (
     PEER,
     blob,
     exactly,
+    flat,
     optional,
     real,
     said,
@@ -134,12 +135,33 @@ class Attach(Message):
 
 
 @dataclass(frozen=True, slots=True)
+class Lane:
+    """So many rows of a step, for one of the sequences that its session holds side by side.
+
+    With a `parent` the lane begins anew, with what that one held of its first `position` positions before the step.
+    """
+
+    name: int = wire(_NUMBER)
+    parent: int | None = wire(optional(_NUMBER))
+    position: int = wire(_POSITION)
+    rows: int = wire(uint(limits.STEP_TOKENS))
+
+
+def fork_cost(lane: Lane) -> int:
+    """What a lane that begins counts, of the forks that a peer may have: what an engine may have to copy."""
+    return 0 if lane.parent is None else lane.position // limits.FORK_TOKENS
+
+
+@dataclass(frozen=True, slots=True)
 class Step(Message):
     """Client or previous hop to hop: run these rows at this position.
 
     `inputs` is int32 [tokens] for a span that begins at stage 0, else hidden states [tokens, hidden_size].
     A cache longer than `position` is cut to it first. A step with `fill_until` only rebuilds caches: the hop
     passes it on only while its own span ends before that stage, and nobody returns an output for it.
+
+    With `lanes` the rows are theirs, in this order, and `position` is the first one's; without, they are lane 0's.
+    The lanes in `ended`, before anything else, are no more.
     """
 
     tag = "step"
@@ -148,6 +170,13 @@ class Step(Message):
     inputs: Tensor = wire(TENSOR)
     want: Want = wire(struct(Want))
     fill_until: int | None = wire(optional(_STAGE), default=None)
+    lanes: tuple[Lane, ...] = wire(flat(Lane, limits.LANES), default=())
+    ended: tuple[int, ...] = wire(sequence(_NUMBER, limits.LANES), default=())
+
+    @property
+    def parts(self) -> tuple[Lane, ...]:
+        """Whose its rows are, in order."""
+        return self.lanes or (Lane(0, None, self.position, self.inputs.rows),)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,12 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 import trio
 
-from protocol.candidates import Candidates, Want
+from protocol.candidates import NOTHING, Candidates, Want
 from protocol.errors import LocalProtocolError
 from swarm.decoding import Ask, Begin, Landed, Next, Together
+from swarm.decoding.runs import common_prefix
 from swarm.events import Event
+from swarm.session.lanes import LaneStep, NotCarried
 
 T = TypeVar("T")
 Job = Callable[[], Awaitable[T]]
@@ -78,6 +80,21 @@ class Later:
         return found
 
 
+@runtime_checkable
+class Wide(Source, Protocol):
+    """A source that holds several branches itself, as lanes: a `Session`."""
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """What lane 0 holds."""
+
+    async def step_lanes(self, steps: Sequence[LaneStep], ended: Sequence[int] = ()) -> list[Candidates]:
+        """See `Session.step_lanes`."""
+
+    def leave_lanes(self) -> dict[int, Sequence[int]]:
+        """See `Session.leave_lanes`."""
+
+
 class Model(Protocol):
     """Another model that is asked beside: a `Client`, or one on this machine."""
 
@@ -94,11 +111,17 @@ class Model(Protocol):
 
 
 class Branches:
-    """Branch 0 and what is given beside it are the caller's; the others are made of them and closed here."""
+    """Branch 0 and what is given beside it are the caller's; the others are made of them and closed here.
+
+    What begins as a part of branch 0, or of another that did, is a lane of its source where that holds several: they
+    are asked in one step. Where that does not go, or does not go any more, each is a fork of its own.
+    """
 
     def __init__(self, first: Source, beside: Mapping[int, Source] = MappingProxyType({})) -> None:
         self._sources: dict[int, Source] = {0: first, **beside}
         self._given = frozenset(self._sources)
+        self._wide = first if isinstance(first, Wide) else None  # as long as it holds branches itself
+        self._lanes: set[int] = set()  # those that it holds, beside 0
         self._past: list[Event] = []  # of forks that were closed
         self._begun: deque[UnderWay] = deque()  # of branch 0
         self._begun_to = 0  # where the last of them ends
@@ -146,6 +169,45 @@ class Branches:
         return Landed(found, landing.seconds)
 
     async def _together(self, asks: Sequence[Ask], dropped: Sequence[int]) -> list[Candidates]:
+        held = self._lanes | {0} if self._wide is not None else set[int]()
+        places = [place for place, ask in enumerate(asks) if ask.branch in held or ask.parent in held]
+        lanes = [asks[place] for place in places]
+        if self._wide is None or (not self._lanes and all(ask.parent is None for ask in lanes)):
+            return await self._apart(asks, dropped)
+        ended = [branch for branch in dropped if branch in self._lanes]
+        others = [ask for ask in asks if ask not in lanes]
+        left = [branch for branch in dropped if branch not in self._lanes]
+        jobs: list[Job[list[Candidates]]] = [partial(self._step_lanes, self._wide, lanes, ended)]
+        if others or left:
+            jobs.append(partial(self._apart, others, left))
+        found, *beside = await at_once(jobs)
+        rest = iter(beside[0] if beside else ())
+        of_lanes = dict(zip(places, found, strict=True))
+        return [of_lanes[place] if place in of_lanes else next(rest) for place in range(len(asks))]
+
+    async def _step_lanes(self, wide: Wide, asks: Sequence[Ask], ended: Sequence[int]) -> list[Candidates]:
+        steps = [LaneStep(ask.branch, ask.parent, ask.position, ask.tokens, ask.want) for ask in asks]
+        try:
+            found = await wide.step_lanes(steps, ended)
+        except NotCarried:
+            await self._part(wide, ended)
+            return await self._apart(asks, ())
+        self._lanes.difference_update(ended)
+        self._lanes.update(ask.branch for ask in asks if ask.branch)
+        return found
+
+    async def _part(self, wide: Wide, ended: Sequence[int]) -> None:
+        """From now on each branch is a source of its own, which begins with what it has in common with branch 0."""
+        self._wide, self._lanes = None, set()
+        held = wide.leave_lanes()
+        for branch in held.keys() - set(ended):
+            tokens = held[branch]
+            common = common_prefix(tokens, wide.tokens)
+            source = self._sources[branch] = await wide.fork(common)
+            if common < len(tokens):
+                await source.step(tokens[common:], position=common, want=NOTHING)
+
+    async def _apart(self, asks: Sequence[Ask], dropped: Sequence[int]) -> list[Candidates]:
         # Before any parent takes its next step.
         new = [ask for ask in asks if ask.parent is not None]
         await at_once([partial(self._fork, ask) for ask in new])
@@ -178,6 +240,9 @@ class Branches:
         if self._begun and isinstance(first, Sends):
             first.forget_steps()
         self._begun.clear()
+        if self._wide is not None:
+            self._wide.leave_lanes()
+            self._lanes = set()
         await at_once([partial(self._close, branch) for branch in self._sources.keys() - self._given])
 
 

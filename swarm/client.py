@@ -29,7 +29,8 @@ from swarm.routing.precision import Precisions
 from swarm.routing.route import BEGIN_TOKENS, Need, Route
 from swarm.routing.view import View
 from swarm.session.chain import SessionSpec
-from swarm.session.session import Ends, Session
+from swarm.session.ends import Ends
+from swarm.session.session import Session
 from swarm.text.text import Text
 
 # KV that a session of unknown length reserves at every hop, where the model's context is not shorter.

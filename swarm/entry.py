@@ -28,8 +28,8 @@ from swarm.events import Event, Noticed, OnEvent, Waiting
 from swarm.routing.precision import Precisions, parse_precisions
 from swarm.routing.view import View
 from swarm.routing.weightstore import FolderStore, WeightStore
+from swarm.session.ends import Ends
 from swarm.session.search import RETRY_EVERY_S
-from swarm.session.session import Ends
 from swarm.text.masks import mask_process
 from swarm.text.process import TextProcess
 from swarm.text.text import load_text

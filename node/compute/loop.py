@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
 import trio
@@ -108,6 +109,9 @@ class WorkerThread:
             del given, work, done, outcome
 
 
+Given = Sequence[StepResult]  # what the calls of one piece give, in order
+
+
 class Runnable(Protocol):
     """A session, as the loop sees it."""
 
@@ -119,12 +123,12 @@ class Runnable(Protocol):
     def owner(self) -> Owner:
         """Whose it is."""
 
-    def prepare(self, piece: Piece) -> Call | None:
-        """The call that runs a piece; None if nobody waits for it any more. Called in the worker thread."""
+    def prepare(self, piece: Piece) -> Sequence[Call]:
+        """The calls that run a piece; none if nobody waits for it any more. Called in the worker thread."""
 
-    def take(self, piece: Piece, outcome: Outcome[StepResult], *, alone: bool) -> None:
-        """The piece has run, or failed; `alone`: nothing else was in its batch. Called in the event loop; must not
-        raise.
+    def take(self, piece: Piece, outcome: Outcome[Given], *, alone: bool) -> None:
+        """The piece has run, and its calls gave this, or one of them failed; `alone`: nothing else was in its batch.
+        Called in the event loop; must not raise.
 
         The outcome's error loses its traceback afterwards: log it now.
         """
@@ -217,26 +221,24 @@ class EngineLoop:
             turns = [(self._runnables[piece.session], piece) for piece in pieces]
             self.executor.submit(lambda: self._run(turns), lambda outcome: self._done(turns, outcome))
 
-    def _run(self, turns: Sequence[_Turn]) -> list[StepResult | Exception]:
-        """What each piece gives, or its error. In the worker thread."""
-        results: list[StepResult | Exception] = [None] * len(turns)
-        calls: dict[int, Call] = {}
-        for place, (runnable, piece) in enumerate(turns):
+    def _run(self, turns: Sequence[_Turn]) -> list[Given | Exception]:
+        """What each piece gives, or an error of one of its calls. In the worker thread."""
+        prepared: list[Sequence[Call] | Exception] = []
+        for runnable, piece in turns:
             try:
-                call = runnable.prepare(piece)
+                prepared.append(runnable.prepare(piece))
             except Exception as error:  # noqa: BLE001 - it is handed to its session, which logs it
-                results[place] = error
-            else:
-                if call is not None:
-                    calls[place] = call
-        if calls:
-            for place, given in zip(calls, run_apart(self._engine, list(calls.values())), strict=True):
-                results[place] = given
-        return results
+                prepared.append(error)
+        calls = [call for each in prepared if not isinstance(each, Exception) for call in each]
+        given = iter(run_apart(self._engine, calls) if calls else ())
+        return [
+            each if isinstance(each, Exception) else _unless_failed([*islice(given, len(each))])
+            for each in prepared
+        ]
 
-    def _done(self, turns: Sequence[_Turn], batch: Outcome[list[StepResult | Exception]]) -> None:
-        results = batch.result or [batch.error] * len(turns)
-        for (runnable, piece), given in zip(turns, results, strict=True):
+    def _done(self, turns: Sequence[_Turn], batch: Outcome[list[Given | Exception]]) -> None:
+        failed: list[Given | Exception] = [] if batch.error is None else [batch.error] * len(turns)
+        for (runnable, piece), given in zip(turns, batch.result or failed, strict=True):
             self.scheduler.finish(piece.session)
             error = given if isinstance(given, Exception) else None
             result = None if isinstance(given, Exception) else given
@@ -252,7 +254,7 @@ class EngineLoop:
         if not others_wait:
             self._learn_and_go_on(turns, batch)
 
-    def _learn_and_go_on(self, turns: Sequence[_Turn], batch: Outcome[list[StepResult | Exception]]) -> None:
+    def _learn_and_go_on(self, turns: Sequence[_Turn], batch: Outcome[list[Given | Exception]]) -> None:
         if batch.error is None:
             rows, took_s = sum(piece.rows for _, piece in turns), batch.ended - batch.started
             self._counts.batch(rows, len(turns), took_s)
@@ -271,3 +273,11 @@ class EngineLoop:
         if self._sizer is not None:
             self.scheduler.budget = self._sizer.budget
             self._company.patience_s = self._sizer.patience_s
+
+
+def _unless_failed(given: Sequence[StepResult | Exception]) -> Given | Exception:
+    """What all calls of a piece gave, or the first error."""
+    results = [each for each in given if not isinstance(each, Exception)]
+    if len(results) == len(given):
+        return results
+    return next(each for each in given if isinstance(each, Exception))

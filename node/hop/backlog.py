@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import trio
 
 from node.compute.interfaces import StepResult
-from node.compute.loop import Outcome
+from node.compute.loop import Given, Outcome
 from node.hop.reuse import Filled, Taken
 from node.hop.seats import Seat
 from node.hop.steps import Shape, join
@@ -36,6 +36,7 @@ class Pending:
     want: Want
     load: Load
     arrived: float
+    tokens: int  # positions of all lanes after it
     taken: Taken | None = None  # the rows before its inputs, which are not computed
     filled: list[Filled] = field(default_factory=list)  # what was filled before it and may be left to others
     queue_ms: float = -1.0  # not known yet
@@ -50,23 +51,18 @@ class Pending:
         return self.step.position + (0 if self.taken is None else self.taken.count)
 
     @property
-    def stop(self) -> int:
-        """The position after its last row."""
-        return self.position + self.step.inputs.rows
-
-    @property
     def result(self) -> StepResult:
         """What it gives, all rows of it, once it is computed."""
         before = None if self.taken is None else self.taken.rows
         return join(self.parts if before is None else [before, *self.parts])
 
-    def add(self, outcome: Outcome[StepResult], *, alone: bool) -> None:
+    def add(self, outcome: Outcome[Given], *, alone: bool) -> None:
         """A piece of it has run, or failed."""
         if self.queue_ms < 0:
             self.queue_ms = (outcome.started - self.arrived) * 1e3
         self.compute_ms += (outcome.ended - outcome.started) * 1e3
         self.alone = self.alone and alone
-        self.parts.append(outcome.result)
+        self.parts.extend(outcome.result or ())
 
 
 class Backlog:

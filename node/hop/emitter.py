@@ -140,10 +140,20 @@ class Emitter:
         step, taken = pending.step, pending.taken
         # What stood before is left before: the step may go back, and with it the journal. Of a step in several pieces
         # pages may have been filled that it sends on itself.
+        # With lanes all of them are lane 0's from before the step.
         if pending.filled:
-            self._leave([filled for filled in pending.filled if filled.stop <= step.position])
+            self._leave([each for each in pending.filled if step.lanes or each.stop <= step.position])
         named = None if taken is None else Named(taken.count, taken.mark)
-        done = Computed(step.number, step.position, step.want, step.fill_until, pending.result, named)
+        done = Computed(
+            step.number,
+            step.position,
+            step.want,
+            step.fill_until,
+            pending.result,
+            named,
+            step.lanes,
+            step.ended,
+        )
         self._sender.keep(done)
         return Kept(pending, done, Ack(step.number, max(0.0, pending.queue_ms), pending.compute_ms))
 
@@ -154,7 +164,10 @@ class Emitter:
     def _delivered(self, kept: Kept) -> None:
         pending = kept.pending
         if pending.filled and self._life.state is not State.FREED:
-            self._leave([filled for filled in pending.filled if filled.stop > pending.step.position])
+            position = pending.step.position
+            self._leave(
+                [] if pending.step.lanes else [each for each in pending.filled if each.stop > position]
+            )
         self._backlog.let_go(pending.load)
 
     def _leave(self, filled: list[Filled]) -> None:

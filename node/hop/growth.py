@@ -80,7 +80,7 @@ class Unpaged:
     def holds(self, pending: Pending) -> bool:
         """Take a step if it has to wait: for those before it, or for room."""
         if not self._steps:
-            if pending.stop <= self._seat.tokens:
+            if pending.tokens <= self._seat.tokens:
                 return False
             try:
                 self._growth.grow(self._seat, self._tokens(pending))
@@ -104,4 +104,4 @@ class Unpaged:
         self._steps.clear()
 
     def _tokens(self, pending: Pending) -> int:
-        return room_for(pending.stop, self._seat.most)
+        return room_for(pending.tokens, self._seat.most)

@@ -151,6 +151,11 @@ class Reuse:
             self._index.give_back(self._prefix)
         self._borrows = False
 
+    @property
+    def length(self) -> int:
+        """Positions that are known by their marks."""
+        return self._trail.length
+
     # --- in the worker thread
 
     def begin(self, cache: KvCache, position: int) -> None:
@@ -175,6 +180,16 @@ class Reuse:
         self._given = min(self._given, position - position % PAGE_POSITIONS)
         self._trail.cut(position)
         self._trail.extend(inputs)
+        return filled
+
+    def leave_off(self, cache: KvCache) -> list[Filled]:
+        """From now on nothing is left: what may be, and is held now, to the last grain."""
+        if not self._leaves:
+            return []
+        self._leaves = False
+        stop = min(cache.length, self._trail.length)
+        filled = self._hold(cache, stop - stop % GRAIN)
+        self._held.update(dict.fromkeys(filled))
         return filled
 
     def end(self, cache: KvCache) -> None:

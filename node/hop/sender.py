@@ -12,7 +12,8 @@ from node.hop.answers import Answers
 from node.hop.next_hop import Link, OnUnknown, OpenStream
 from node.hop.steps import JOURNAL_IDS, Computed, KeptOutputs, Named, Shape, output_of, size_of
 from protocol import limits
-from protocol.journal import Entry, Journal
+from protocol.entries import Entry
+from protocol.journal import Journal
 from protocol.messages import Ack, Instead, Known, LinkDown, NextHop, Output, Relink, Step
 from protocol.tensors import Tensor
 from protocol.transport.allowance import Allowance
@@ -88,12 +89,12 @@ class Sender:
         self._is_over = True
         self._progress.set()
         if self._journal is not None:
-            self._journal.truncate(0)
+            self._journal = Journal(0)
 
     def keep(self, done: Computed) -> None:
         """Keep a result, which is then to be delivered."""
         if self._journal is not None and isinstance(done.result, Tensor):
-            self._journal.append(done.number, done.position, done.result, done.want)
+            self._journal.take(_step_of(done, done.result))
         self.emitted = done.number + 1
         self._progress.set()
         if done.fill_until is not None:
@@ -141,8 +142,8 @@ class Sender:
         """Send a next hop that does not know the rows of step `number` all rows of that and of what came after it."""
         if link is not self._link or self._journal is None or not await link.send(Instead(number)):
             return
-        for entry in self._journal.between(number - 1, self.emitted - 1):
-            if not await link.send(Step(entry.number, entry.position, entry.rows, entry.want)):
+        for step in self._journal.since(number):
+            if not await link.send(step):
                 return
 
     def rows(self, start: int, stop: int) -> Tensor | None:
@@ -163,7 +164,7 @@ class Sender:
         """What the next hop is sent of a result."""
         if not isinstance(done.result, Tensor):
             return None
-        step = Step(done.number, done.position, done.result, done.want, done.fill_until)
+        step = _step_of(done, done.result)
         if not self._goes_on(step):
             return None
         return _with_names(step, done.named) if link.names_rows else step
@@ -221,6 +222,10 @@ class Sender:
 
     async def _pause(self, again_bytes: int) -> None:
         await trio.sleep(self._again.wait_s(REPLAYS, trio.current_time(), again_bytes))
+
+
+def _step_of(done: Computed, rows: Tensor) -> Step:
+    return Step(done.number, done.position, rows, done.want, done.fill_until, done.lanes, done.ended)
 
 
 def _live(entry: Entry) -> Computed:

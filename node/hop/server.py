@@ -78,7 +78,8 @@ class HopServer:
         neighbours = neighbours or Neighbours(transport)
         growth = Growth(budget, self._give_way, self._fit_prefixes)
         prefixes = _prefixes(prefix_bytes, executor) if engine.shares_pages and prefix_bytes else None
-        self._machine = Machine(engine, loop, neighbours, growth, self.meter, prefixes)
+        self._forks = PeerAllowance(limits.FORKS_PER_S, limits.FORKS_BURST)
+        self._machine = Machine(engine, loop, neighbours, growth, self.meter, self._forks, prefixes)
         self._budget = budget
         self._prefix_bytes = prefix_bytes
         self._token_bytes = token_bytes_at(engine)
@@ -87,7 +88,6 @@ class HopServer:
         self._sessions: dict[bytes, HopSession] = {}
         self._seated: dict[Seat, HopSession] = {}
         self._opens = PeerAllowance(limits.OPENS_PER_S, limits.OPENS_BURST)
-        self._forks = PeerAllowance(limits.FORKS_PER_S, limits.FORKS_BURST)
         self._opens_of_origin = Allowance(limits.ORIGIN_OPENS_PER_S, limits.ORIGIN_OPENS_BURST)
         self._newcomers = Slots(limits.NEWCOMERS)
         self._attaching = Slots(limits.ATTACH_WAITERS)

@@ -39,6 +39,10 @@ goes where that went in the same way. While a link is down steps are computed, k
 it: the journal as it stands once these are sent on, the cache when its turn comes among what the thread computes.
 Where a later step has gone back over the position by then, there is no fork. Numbers go on from that one.
 
+*Lanes.* A session may hold several sequences side by side: a step then has rows for some of them, begins and ends
+others, and is one step all the same, in every place here. `Gate` says which are there, `lanes` has their caches, the
+journal their paths. Reuse and forks of sessions know lane 0 only.
+
 *The end.* `life` says what still counts and whether the client is to hear why. Everything is given back in `free`,
 but for the cache and the seat: the thread that computes may be at it, and closes it when it is through.
 """
@@ -49,36 +53,37 @@ import itertools
 import logging
 import math
 import time
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 
 import trio
 
-from node.compute.casting import cast_hidden
-from node.compute.interfaces import Call, Engine, KvCache, StepResult
-from node.compute.loop import EngineLoop, Outcome
+from node.compute.interfaces import Call, Engine
+from node.compute.loop import EngineLoop, Given, Outcome
 from node.compute.meter import Meter, StepTime
 from node.compute.prefix import PrefixIndex
 from node.compute.scheduler import Owner, Piece
 from node.hop.answers import Answers
 from node.hop.backlog import Backlog, Pending
 from node.hop.emitter import Emitter, Item, tell_lacking
-from node.hop.forks import CannotFork, History
+from node.hop.forks import CannotFork
 from node.hop.growth import Growth, Unpaged
 from node.hop.intake import Intake
+from node.hop.lanes import Lanes
 from node.hop.life import Event, Life
 from node.hop.neighbours import Neighbours
 from node.hop.reuse import Reuse
 from node.hop.seats import Seat
 from node.hop.sender import Sender
-from node.hop.steps import Shape, explain, piece_want
+from node.hop.steps import Shape, explain
 from protocol import limits
 from protocol.errors import CacheFull, LocalProtocolError, Lost, Malformed, RemoteProtocolError, SwarmError
 from protocol.messages import Close, Error, Fork, Message, Open, Ping, Pong, Relink, Step
 from protocol.talk.channel import Channel
 from protocol.talk.outbox import Outbox
-from protocol.transport.allowance import Allowance
+from protocol.transport.allowance import Allowance, PeerAllowance
 
 logger = logging.getLogger(__name__)
 
@@ -90,13 +95,18 @@ _keys = itertools.count()
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What all sessions of a node share. `prefixes`: where they find what others computed, if they do."""
+    """What all sessions of a node share.
+
+    forks: how much of other sessions a peer may begin with
+    prefixes: where they find what others computed, if they do
+    """
 
     engine: Engine
     loop: EngineLoop
     neighbours: Neighbours
     growth: Growth
     meter: Meter
+    forks: PeerAllowance
     prefixes: PrefixIndex | None = None
 
 
@@ -118,14 +128,14 @@ class HopSession:
         self._life = Life()
         self._computed = 0  # the highest number plus one
         self._engine_failed = False
-        self._cache: KvCache | None = None
-        self._history = History()  # for the thread that computes
         self._unpaged = Unpaged(machine.growth, seat)
         self._backlog = Backlog(shape, seat)
         self._answers = Answers(client, self._life, self._backlog)
         prefixes = machine.prefixes if opened.reuse else None
         self._reuse = Reuse(shape, seat.origin, prefixes, machine.loop.executor)
-        self._intake = Intake(shape, self._life, self._backlog, self._reuse)
+        self._lanes = Lanes(machine.engine, shape, self._reuse)  # for the thread that computes
+        forks_wait_s = partial(machine.forks.wait_s, seat.origin, seat.peer)
+        self._intake = Intake(shape, self._life, self._backlog, self._reuse, forks_wait_s)
         # No method of ours: parts that know us would keep everything until a collection.
         open_stream = partial(machine.neighbours.open_stream, asker=self.owner)
         bridged = opened.bridged and opened.next is None
@@ -172,7 +182,9 @@ class HopSession:
             taken.set()
 
         # Also where nobody waits for it any more: what closes the cache comes behind it.
-        self._machine.loop.executor.submit(partial(self._take_cache, other, fork), done)
+        self._machine.loop.executor.submit(
+            partial(self._lanes.take, other._lanes, fork.position, fork.after), done
+        )
         await taken.wait()
         if errors:
             raise CannotFork(str(errors[0]) if isinstance(errors[0], SwarmError) else "the engine failed")
@@ -198,7 +210,7 @@ class HopSession:
         self._unpaged.forget()
         self._sender.forget()
         # Closed by the worker, after whatever runs: only then is the memory free for another session.
-        self._machine.loop.executor.submit(self._close_cache, self._released)
+        self._machine.loop.executor.submit(self._lanes.close, self._released)
 
     # --- reading
 
@@ -266,6 +278,8 @@ class HopSession:
     def _queue(self, pending: Pending) -> None:
         if pending.step.inputs.rows:
             self._reuse.settle()
+        if pending.step.lanes:
+            self._seat.most = max(self._seat.most, self.shape.max_tokens * self._intake.lanes)
         self._backlog.add(pending)
         if not self._unpaged.holds(pending):
             self._compute(pending)
@@ -288,24 +302,14 @@ class HopSession:
 
     # --- computing
 
-    def prepare(self, piece: Piece) -> Call | None:
+    def prepare(self, piece: Piece) -> Sequence[Call]:
         """See `node.compute.loop.Runnable`. The event loop leaves the step alone meanwhile."""
-        pending, engine = self._backlog.find(piece.number), self._machine.engine
-        if pending is None:
-            return None  # the session ended just before
-        position, inputs = pending.position + piece.start, pending.step.inputs
-        if self._cache is None:
-            self._cache = engine.new_cache(self.shape.span, self.shape.max_tokens)
-            self._reuse.begin(self._cache, position)
-        self._history.note(pending.step.number, pending.step.position)
-        if piece.stop - piece.start < inputs.rows:
-            inputs = inputs.row_slice(piece.start, piece.stop)
-        pending.filled += self._reuse.enter(self._cache, position, inputs)
-        if not self.shape.takes_tokens:
-            inputs = cast_hidden(inputs, engine.dtype)
-        return Call(self._cache, position, inputs, piece_want(pending.want, last=piece.last))
+        pending = self._backlog.find(piece.number)
+        return (
+            () if pending is None else self._lanes.calls(pending, piece)
+        )  # else the session ended just before
 
-    def take(self, piece: Piece, outcome: Outcome[StepResult], *, alone: bool) -> None:
+    def take(self, piece: Piece, outcome: Outcome[Given], *, alone: bool) -> None:
         """See `node.compute.loop.Runnable`. After its last piece, or a failure, a step goes to the sender."""
         if not self._life.happens(Event.RESULT):
             return
@@ -339,28 +343,7 @@ class HopSession:
                 time.perf_counter(),
             )
 
-    # --- forks
-
-    def _take_cache(self, other: HopSession, fork: Fork) -> None:
-        """In the thread that computes. Raises: CannotFork, and whatever the cache raises."""
-        cache = other._cache
-        if cache is None or not 1 <= fork.position <= min(cache.length, self.shape.max_tokens):
-            raise CannotFork("that session has something else")
-        if not other._history.stands(fork.after, fork.position):
-            raise CannotFork("that session has gone back since")
-        self._cache = cache.fork(fork.position)
-        self._reuse.fork(other._reuse, fork.position)
-        self._history = History(fork.after)
-
     # --- the end
-
-    def _close_cache(self) -> None:
-        cache, self._cache = self._cache, None
-        if cache is not None:
-            try:
-                self._reuse.end(cache)
-            finally:
-                cache.close()
 
     def _released(self, outcome: Outcome[None]) -> None:
         self._machine.growth.release(self._seat)

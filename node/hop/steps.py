@@ -8,10 +8,11 @@ from functools import cached_property
 
 from node.compute.call import BadOutput
 from node.compute.interfaces import StepResult
+from node.compute.kv import room_for
 from protocol import limits
 from protocol.candidates import NOTHING, Candidates, Want, join_candidates
 from protocol.errors import CacheFull, Malformed, UnsupportedModel
-from protocol.messages import Error, Output, Step
+from protocol.messages import Error, Lane, Output, Step
 from protocol.model import Manifest, Span
 from protocol.tensors import ITEM_BYTES, Tensor, concat_rows
 from protocol.transport.limits import STREAM_WINDOW
@@ -110,8 +111,17 @@ class Shape:
             raise Malformed("a span that begins with the embedding takes int32 [tokens]")
         if not self.takes_tokens and (step.inputs.dtype == "i32" or dims != (self.manifest.hidden_size,)):
             raise Malformed(f"this span takes hidden states [tokens, {self.manifest.hidden_size}]")
-        if step.position + rows > self.max_tokens:
-            raise Malformed(f"position {step.position + rows} is past the {self.max_tokens} tokens asked for")
+        stop = step.position + rows
+        if step.lanes:
+            stop = max(lane.position + lane.rows for lane in step.lanes)
+            if (
+                named
+                or sum(lane.rows for lane in step.lanes) != rows
+                or not all(each.rows for each in step.lanes)
+            ):
+                raise Malformed(f"lanes that do not share out {rows} rows")
+        if stop > self.max_tokens:
+            raise Malformed(f"position {stop} is past the {self.max_tokens} tokens asked for")
 
     def check_want(self, step: Step, held_bytes: int) -> None:
         """Raises BadWant for an answer that cannot be given or sent, or that takes too much while it is held."""
@@ -131,20 +141,40 @@ class Shape:
         vocab_size = self.manifest.vocab_size
         a_row = 8 * min(want.top or vocab_size, vocab_size) + 4 * len(want.ids)
         a_row += self.manifest.hidden_size * ITEM_BYTES["f32"] if want.states else 0
-        return asked_bytes + a_row * (step.inputs.rows if want.every else 1)
+        return asked_bytes + a_row * (step.inputs.rows if want.every else len(step.parts))
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """Of a lane: where it began, and how far it goes."""
+
+    begin: int = 0
+    stop: int = 0
 
 
 class Gate:
-    """Follows the numbers and positions of a session's steps as they arrive."""
+    """Follows the numbers of a session's steps, and the positions of its lanes, as they arrive."""
 
     def __init__(self, shape: Shape) -> None:
         self._shape = shape
         self.received = 0  # the highest number plus one
-        self._length = 0
+        self._lanes = {0: _Held()}
+
+    @property
+    def tokens(self) -> int:
+        """Positions of all lanes: of several in whole pages, and what they share counts for each."""
+        if len(self._lanes) == 1:
+            return self._lanes[0].stop
+        return sum(room_for(lane.stop, self._shape.max_tokens) for lane in self._lanes.values())
+
+    @property
+    def lanes(self) -> int:
+        """How many there are."""
+        return len(self._lanes)
 
     def begin_at(self, number: int, length: int) -> None:
         """The first `length` tokens are there, by steps below `number`."""
-        self.received, self._length = number, length
+        self.received, self._lanes = number, {0: _Held(0, length)}
 
     def admit(self, step: Step, named: int = 0) -> bool:
         """Whether the step is new; False for one that came before. So many rows of it are named and come before its
@@ -152,11 +182,36 @@ class Gate:
         if step.number < self.received:
             return False
         self._shape.check(step, named)
-        if step.position > self._length:
-            raise Malformed(f"position {step.position}, but only {self._length} tokens came before")
+        if step.lanes or step.ended:
+            self._lanes = self._after(step)
+        else:
+            length = self._lanes[0].stop
+            if step.position > length:
+                raise Malformed(f"position {step.position}, but only {length} tokens came before")
+            self._lanes[0] = _Held(0, step.position + named + step.inputs.rows)
         self.received = step.number + 1
-        self._length = step.position + named + step.inputs.rows
         return True
+
+    def _after(self, step: Step) -> dict[int, _Held]:
+        """The lanes after a step. Raises: Malformed."""
+        if 0 in step.ended:
+            raise Malformed("lane 0 ends with its session")
+        before = {name: held for name, held in self._lanes.items() if name not in step.ended}
+        after = dict(before)
+        for lane in step.parts:
+            is_new = lane.parent is not None
+            held = before.get(lane.name if lane.parent is None else lane.parent)
+            if held is None or (is_new and lane.name in (0, lane.parent)):
+                raise Malformed(f"lane {lane.name} goes on from none that there is")
+            if not held.begin + is_new <= lane.position <= held.stop:
+                raise Malformed(
+                    f"lane {lane.name} at position {lane.position}, not in {held.begin}:{held.stop}"
+                )
+            begin = lane.position if is_new else held.begin
+            after[lane.name] = _Held(begin, lane.position + lane.rows)
+        if len({lane.name for lane in step.parts}) < len(step.parts) or len(after) > limits.LANES:
+            raise Malformed(f"a lane twice, or more than {limits.LANES}")
+        return after
 
 
 def effective_want(step: Step, *, has_head: bool) -> Want:
@@ -216,6 +271,8 @@ class Computed:
     fill_until: int | None
     result: StepResult
     named: Named | None = None
+    lanes: tuple[Lane, ...] = ()
+    ended: tuple[int, ...] = ()
 
 
 def output_of(done: Computed, *, bridged: bool) -> Output | None:
@@ -226,7 +283,7 @@ def output_of(done: Computed, *, bridged: bool) -> Output | None:
     if done.fill_until is not None:
         return None
     if isinstance(done.result, Tensor):
-        return _hidden_output(done, done.result, bridged=bridged)
+        return _hidden_output(_lane_0(done, done.result), bridged=bridged)
     if done.want.kind == "hidden":
         raise Malformed("this hop ends with the head: it returns candidates, not hidden states")
     if done.want.kind == "nothing" or done.result is None:
@@ -234,7 +291,22 @@ def output_of(done: Computed, *, bridged: bool) -> Output | None:
     return Output(done.number, done.position, candidates=done.result)
 
 
-def _hidden_output(done: Computed, hidden: Tensor, *, bridged: bool) -> Output | None:
+def _lane_0(done: Computed, hidden: Tensor) -> Computed | None:
+    """What a client carries of a step: the rows of lane 0, if it has any."""
+    start = 0
+    for lane in done.lanes:
+        if lane.name == 0:
+            rows = hidden.row_slice(start, start + lane.rows)
+            return replace(done, position=lane.position, result=rows, lanes=())
+        start += lane.rows
+    return None if done.lanes else done
+
+
+def _hidden_output(done: Computed | None, *, bridged: bool) -> Output | None:
+    if done is None:
+        return None
+    hidden = done.result
+    assert isinstance(hidden, Tensor)
     if bridged or (done.want.kind == "hidden" and done.want.every):
         return Output(done.number, done.position, hidden=hidden)
     if done.want.kind == "nothing":

@@ -67,10 +67,17 @@ class PeerAllowance:
 
     def take(self, origin: str, peer: str, now: float, cost: float = 1.0) -> bool:
         """Whether `peer`, seen at `origin`, may have `cost` more, which is then taken."""
+        return self._peers_of(origin).take(peer, now, cost)
+
+    def wait_s(self, origin: str, peer: str, now: float, cost: float) -> float:
+        """Take `cost` whatever there is; how long to wait until it is paid for."""
+        return self._peers_of(origin).wait_s(peer, now, cost)
+
+    def _peers_of(self, origin: str) -> Allowance:
         peers = self._origins.get(origin)
         if peers is None:
             peers = self._origins[origin] = Allowance(self._per_s, self._burst, REMEMBERED_PEERS)
         self._origins.move_to_end(origin)
         if len(self._origins) > REMEMBERED_ORIGINS:
             self._origins.popitem(last=False)
-        return peers.take(peer, now, cost)
+        return peers

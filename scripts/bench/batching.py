@@ -34,7 +34,7 @@ from plots import draw_lines
 import swarm
 from node.compute.call import run_alone
 from node.compute.interfaces import Call, Engine, StepResult
-from node.compute.loop import EngineLoop, Outcome, WorkerThread
+from node.compute.loop import EngineLoop, Given, Outcome, WorkerThread
 from node.compute.measure import measure
 from node.compute.scheduler import Owner, Piece, Scheduler
 from node.compute.sizing import Sizer
@@ -126,16 +126,16 @@ class LocalSession:
         assert isinstance(found, Candidates)
         return int(found.ids[-1, 0])
 
-    def prepare(self, piece: Piece) -> Call:
+    def prepare(self, piece: Piece) -> list[Call]:
         """See `node.compute.loop.Runnable`."""
         rows = self._inputs.row_slice(piece.start, piece.stop)
-        return Call(self.cache, self.cache.length, rows, piece_want(Want(top=1), last=piece.last))
+        return [Call(self.cache, self.cache.length, rows, piece_want(Want(top=1), last=piece.last))]
 
-    def take(self, piece: Piece, outcome: Outcome[StepResult], *, alone: bool) -> None:
+    def take(self, piece: Piece, outcome: Outcome[Given], *, alone: bool) -> None:
         """See `node.compute.loop.Runnable`."""
         if outcome.error is not None:
             raise outcome.error
-        self._parts.append(outcome.result)
+        self._parts += outcome.result or ()
         if piece.last:
             self._done.set()
 

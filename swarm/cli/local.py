@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from node.store.cache import KeptModel
     from swarm.branches import Model
     from swarm.cli.demo_layout import Weights
-    from swarm.session.session import Ends
+    from swarm.session.ends import Ends
 
 _INSTALL: Final = 'pip install "inference-swarm[node]"'
 _NEEDED: Final = ("huggingface_hub", "psutil")

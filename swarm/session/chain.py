@@ -23,6 +23,11 @@ all that still stands of them in chunks, or a part twice, leave the same cache. 
 slow; the output of a step is taken once, under its number, from the last hop only (`inbox`), and only as what was
 asked for (`outputs`). What a hop lies about is no better and no worse for the splice.
 
+*Lanes* change nothing of this: a step brings rows to several sequences at once, and begins and ends some, and what a
+hop holds still follows from the steps before. What still stands of them is on the paths of the lanes that are there
+(`protocol/journal`). But what we carry ourselves is one lane: where a boundary is to be bridged while there are
+others, whoever asks hears of it (`NotCarried`) and gives each a session of its own.
+
 *A bridge* makes us the sender of a boundary between two hops: `carry`. The first replays its journal to us, and
 then returns every step. How much of that the second has by the direct link nobody can tell, so all of it goes into
 our journal of this boundary, and on go the steps that the second has not said it received; if they are on their way
@@ -106,6 +111,11 @@ class Chain:
         return not self._hops or any(hop.failure or hop.link_down for hop in self._hops)
 
     @property
+    def carries(self) -> bool:
+        """Whether anything passes between two hops by way of the client, or has to."""
+        return not self.spec.direct or any(hop.feed is not None for hop in self._hops[1:])
+
+    @property
     def numerics(self) -> dict[int, Numerics]:
         """What stages were computed in so far, also by hops that failed; empty until a step is through."""
         if not self.done:
@@ -159,11 +169,15 @@ class Chain:
         """The living hop behind a gap, if there is one."""
         return self._hops[gap.last] if gap.last < len(self._hops) else None
 
+    def before_gap(self, gap: Gap) -> HopStream | None:
+        """The living hop before a gap, if there is one."""
+        return self._hops[gap.first - 1] if gap.first else None
+
     # -- what passes
 
     def send(self, step: Step) -> None:
         """Note a step, and send it to the first hop if there is one."""
-        _note(self.journal, step)
+        self.journal.take(step)
         if self._hops:
             self._hops[0].post(step)
 
@@ -184,7 +198,7 @@ class Chain:
             rows = fit_rows(lacking, output.position, hidden)
             wanted, fill_until = (NOTHING, behind.fill_until) if fill else (want, None)
             step = Step(output.number, output.position, rows, wanted, fill_until)
-            _note(behind.feed, step)
+            behind.feed.take(step)
             if output.number >= behind.claims.received:  # else it came before the boundary was bridged
                 behind.post(step)
         hop.claims.deliver(output.number, len(hidden.data), trio.current_time())
@@ -266,7 +280,3 @@ class Chain:
     async def wait_changed(self) -> None:
         """Until something happens to the chain."""
         await self._changed.wait()
-
-
-def _note(journal: Journal, step: Step) -> None:
-    journal.append(step.number, step.position, step.inputs, step.want)

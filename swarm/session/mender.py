@@ -22,6 +22,7 @@ from swarm.session.beside import open_beside
 from swarm.session.blame import ACCUSED_BRIDGED, Blame
 from swarm.session.chain import Chain
 from swarm.session.hop_stream import HopStream
+from swarm.session.lanes import NotCarried
 from swarm.session.recovery import Gap
 from swarm.session.search import Search
 from swarm.session.watch import DEAD_AFTER_S
@@ -49,10 +50,7 @@ class Mender:
     async def fork(self, other: Chain, position: int) -> None:
         """Begin with what the hops of another session have at `position`; `mend` does what is lacking then."""
         view = self._view
-        # Who forks faster than hops let it would be turned away by them, and have others filled in their place.
-        cost, now = 1 + position // limits.FORK_TOKENS, trio.current_time()
-        waits_s = [view.forks.wait_s(hop.peer, now, cost) for hop in other.hops]
-        await trio.sleep(max(waits_s, default=0.0))
+        await _pace_forks(view, other.hops, 1 + position // limits.FORK_TOKENS)
         search = Search(self._chain, view, self._tell_of_wait)
         beside = await open_beside(self._chain, other, position, view.transport, search.note_failure)
         self._chain.begin_with(beside.hops, beside.lost_feeds, other.numerics)
@@ -60,8 +58,14 @@ class Mender:
         for hop in beside.hops:
             self._on_open(hop)
 
+    async def pace_forks(self, cost: int) -> None:
+        """Wait until the hops let so much be forked in this session."""
+        if cost:
+            await _pace_forks(self._view, self._chain.hops, cost)
+
     async def mend(self, route: Route | None = None) -> None:
-        """Return when all hops live; `route` is tried first. Raises: NoRoute."""
+        """Return when all hops live; `route` is tried first. Raises: NoRoute; NotCarried, where lanes would have to
+        be bridged."""
         chain = self._chain
         search = Search(chain, self._view, self._tell_of_wait)
         self._waits_for = None
@@ -71,6 +75,9 @@ class Mender:
             if not gaps:
                 return
             gap = gaps[0]
+            before = chain.before_gap(gap)
+            if self._has_lanes and before is not None and before.accused >= ACCUSED_BRIDGED:
+                raise NotCarried("the client carries one lane only")
             try:
                 chosen = route or search.plan(gap.stages)
                 route = None
@@ -109,8 +116,15 @@ class Mender:
             before.forget_cut()
             if behind.feed is not None or not await self._answers(behind):
                 continue
+            if self._has_lanes:
+                before.cut_off(reason)
+                raise NotCarried("the client carries one lane only")
             chain.bridge(before, behind, fed_from=chain.sent)
             self._tell_of_bridge(before, behind, reason)
+
+    @property
+    def _has_lanes(self) -> bool:
+        return len(self._chain.journal.lanes) > 1
 
     async def _answers(self, hop: HopStream) -> bool:
         """Whether a hop answers a ping; one that does not is given up, as if nobody had said that it is cut off."""
@@ -146,6 +160,12 @@ class Mender:
         if keep:
             self.events.append(event)
         self._on_event(event)
+
+
+async def _pace_forks(view: View, hops: Sequence[HopStream], cost: int) -> None:
+    """Who forks faster than hops let it would be turned away by them, and have others filled in their place."""
+    now = trio.current_time()
+    await trio.sleep(max((view.forks.wait_s(hop.peer, now, cost) for hop in hops), default=0.0))
 
 
 def changes(

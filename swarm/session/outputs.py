@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from protocol import limits
 from protocol.candidates import Candidates, Want
+from protocol.entries import Entry
 from protocol.errors import Malformed
-from protocol.journal import Entry
 from protocol.messages import Output
 from protocol.tensors import ITEM_BYTES, Tensor, check_finite
 
@@ -33,11 +33,12 @@ class Misfit(Malformed):
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What the last hop is to return for one step: `rows` tokens from `position` on."""
+    """What the last hop is to return for one step: `rows` tokens from `position` on, of so many lanes."""
 
     want: Want
     position: int
     rows: int
+    lanes: int = 1
 
     @property
     def expects_output(self) -> bool:
@@ -47,7 +48,7 @@ class Asked:
     @property
     def answer_rows(self) -> int:
         """Rows that come back."""
-        return self.rows if self.want.every else 1
+        return self.rows if self.want.every else self.lanes
 
     def check(self, output: Output, *, vocab_size: int, hidden_size: int, dtype: str) -> None:
         """Raises: Misfit, if `output` is not what this asks for; Malformed, if nothing could ask for it.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 import trio
@@ -17,46 +17,29 @@ import trio
 from protocol import limits
 from protocol.candidates import NOTHING, Candidates, Want, check_sound, join_candidates
 from protocol.errors import ConfigError, LocalProtocolError, Lost, Malformed, NoRoute
-from protocol.messages import Output, Step
-from protocol.model import Manifest
-from protocol.tensors import Tensor, from_numpy
+from protocol.messages import Output, Step, fork_cost
+from protocol.tensors import from_numpy
 from swarm.events import Event, OnEvent, Rerouted
 from swarm.routing.route import Route
 from swarm.routing.view import View
 from swarm.session.blame import Blame
 from swarm.session.chain import Chain, SessionSpec
+from swarm.session.ends import Ends
 from swarm.session.flight import Flight
 from swarm.session.hop_stream import HopStream
 from swarm.session.inbox import Inbox
+from swarm.session.lanes import Lanes, LaneStep, NotCarried, packed
 from swarm.session.mender import Mender
 from swarm.session.outputs import Asked, check_candidates, check_states
-from swarm.session.watch import GiveUp, Probe, Slow, Unlinked, Watch
+from swarm.session.vigil import Vigil
 
 # Tokens of a prompt that travel together: small enough that hops work at once, large enough for full matmuls.
 PREFILL_CHUNK: Final = 128
 # Steps on their way at once; a hop that holds STEPS_IN_FLIGHT reads no more, and so would answer no ping.
 STEPS_OUT: Final = limits.STEPS_IN_FLIGHT // 2
-WATCH_EVERY_S: Final = 0.25
 # Repairs within one step that leave nobody new: peers who fail again and again, whatever we do. Who has not failed
 # in this step is always tried.
 REPAIRS: Final = 32
-
-
-class Ends(Protocol):
-    """Both ends of the model at the client (see `node.native.ends`); called in worker threads."""
-
-    @property
-    def manifest(self) -> Manifest:
-        """Of the model whose ends these are."""
-
-    def stage_digests(self) -> dict[int, bytes]:
-        """The digests of the weights of both ends, by stage; reads them all."""
-
-    def embed(self, tokens: Tensor, position: int) -> Tensor:
-        """int32 [tokens] -> hidden states [tokens, hidden_size]."""
-
-    def head(self, hidden: Tensor, want: Want, position: int) -> Candidates:
-        """Hidden states [rows, hidden_size], the first at `position` -> candidates of each row."""
 
 
 class Session:
@@ -80,13 +63,13 @@ class Session:
         self._blame = Blame(self._chain, view.bans)
         self._inbox = Inbox(self._chain, self._blame)
         self._mender = Mender(self._chain, view, self._blame, on_event, self._serve)
-        self._watch = Watch(self._chain.journal)
-        self._watching = trio.CancelScope()
+        self._vigil = Vigil(self._chain, self._blame, view.nursery, lambda: self._waiting_since)
         self._opened = False
         self._next_number = self._chain.sent
         self._flights: deque[Flight] = deque()  # the steps under way, as they were sent
         self._waiting_since: float | None = None  # since when there are any
         self._busy = False  # a task sends or waits
+        self._lanes = Lanes()
         self._tried: set[str] = set()  # peers that failed within this step
         self._mended = 0  # repairs within this step that left nobody new
 
@@ -165,7 +148,7 @@ class Session:
 
     async def aclose(self) -> None:
         """Tell the hops that the session is over, and forget them. Safe to call twice."""
-        self._watching.cancel()
+        self._vigil.end()
         hops = self._chain.release()
         try:
             with trio.move_on_after(0.5):
@@ -208,7 +191,7 @@ class Session:
         """
         want, position = want or Want(), self.length if position is None else position
         with self._turn():
-            self._check(tokens, position, want)
+            self._check(tokens, position, want, self.length)
             if position < self.length:
                 self.forget_steps()
             if not self._flights:
@@ -261,6 +244,55 @@ class Session:
             self._waiting_since = None
         return join_candidates(found)
 
+    # -- several sequences side by side
+
+    async def step_lanes(self, steps: Sequence[LaneStep], ended: Sequence[int] = ()) -> list[Candidates]:
+        """Push tokens of several lanes through the route at once; what each wanted, in order.
+
+        Lane 0 is the session itself. The others are no more once they have `ended`, or when `leave_lanes` is called.
+        Raises: as `step`; NotCarried, and nothing is computed, where they need sessions of their own.
+        """
+        if not self._busy:
+            self.forget_steps()
+        if self._ends is not None or self._chain.carries:
+            raise NotCarried("the client has a part in what passes")
+        with self._turn():
+            for step in steps:
+                self._check(step.tokens, step.position, step.want, self.spec.max_tokens)
+            self._lanes.check(steps, self.tokens, goes_back=self.goes_back)
+            self._lanes.end(ended)
+            await self._mender.pace_forks(sum(fork_cost(step.row) for step in steps))
+            self._begin_step()
+            self._waiting_since = trio.current_time()
+            found = await self._found_of(steps)
+        self.forget_steps()
+        self._lanes.take(steps, self.tokens)
+        return [found[place] for place in range(len(steps))]
+
+    def leave_lanes(self) -> dict[int, Sequence[int]]:
+        """Only lane 0 is left; what the others held: hops hear of it with the next step."""
+        held = dict(self._lanes.tokens)
+        self._lanes.leave(self._chain.journal.lanes - {0})  # also those that a step began which was given up
+        self._chain.journal.leave_lanes()
+        return held
+
+    async def _found_of(self, steps: Sequence[LaneStep]) -> dict[int, Candidates]:
+        packs, first = packed(steps, self.spec.vocab_size, self.spec.hidden_size), self._next_number
+        for pack in packs:
+            rows, position = from_numpy(np.asarray(pack.tokens, np.int32)), pack.steps[0].position
+            number, self._next_number = self._next_number, self._next_number + 1
+            self._inbox.expect(number, Asked(pack.want, position, rows.rows, len(pack.steps)))
+            self._chain.send(Step(number, position, rows, pack.want, None, pack.lanes, self._lanes.ended()))
+        while self._chain.done < self._next_number:
+            await self._progress()
+            if not self.goes_back:  # a hop has said so only now
+                self._lanes.check(steps, self.tokens, goes_back=False)
+        found: dict[int, Candidates] = {}
+        for pack, result in zip(packs, self._inbox.results(range(first, self._next_number)), strict=True):
+            assert result.output.candidates is not None
+            found.update(pack.share_out(result.output.candidates))
+        return found
+
     async def _found(self, flight: Flight) -> list[Candidates]:
         """Wait for it, and send all again while what comes back turns out to be good for nothing."""
         while True:
@@ -283,11 +315,11 @@ class Session:
 
     # -- sending
 
-    def _check(self, tokens: Sequence[int], position: int, want: Want) -> None:
+    def _check(self, tokens: Sequence[int], position: int, want: Want, length: int) -> None:
         if not tokens:
             raise ConfigError("a step needs at least one token")
-        if not 0 <= position <= self.length:
-            raise ConfigError(f"position {position} is beyond the {self.length} tokens of the session")
+        if not 0 <= position <= length:
+            raise ConfigError(f"position {position} is beyond the {length} tokens of the session")
         if position + len(tokens) > self.spec.max_tokens:
             raise ConfigError(
                 f"{position + len(tokens)} tokens do not fit: the session was opened for {self.spec.max_tokens}"
@@ -317,7 +349,7 @@ class Session:
             self._inbox.expect(number, Asked(chunk_want, position + start, stop - start))
             while number - self._chain.done >= STEPS_OUT:
                 await self._progress()
-            self._chain.send(Step(number, position + start, rows, chunk_want))
+            self._chain.send(Step(number, position + start, rows, chunk_want, ended=self._lanes.ended()))
 
     def _hop_want(self, want: Want, *, last: bool) -> Want:
         """What a chunk asks of the hops: with both ends here they return hidden states, not candidates."""
@@ -368,39 +400,9 @@ class Session:
 
     def _begin(self) -> None:
         self._opened = True
-        self._view.nursery.start_soon(self._watch_hops)
+        self._view.nursery.start_soon(self._vigil.run)
 
     def _serve(self, hop: HopStream) -> None:
         """Send a new hop what is posted, and take what it says."""
         self._view.nursery.start_soon(self._inbox.read, hop)
         self._view.nursery.start_soon(hop.send_posted)
-
-    async def _watch_hops(self) -> None:
-        """Ping hops that are silent while a step is out; give up those that stay silent.
-
-        A machine too busy to run this in time is too busy to judge others: their time then begins anew.
-        """
-        judged_from = 0.0
-        with self._watching:
-            while True:
-                began = trio.current_time()
-                await trio.sleep(WATCH_EVERY_S)
-                now = trio.current_time()
-                if now - began > 2 * WATCH_EVERY_S:
-                    judged_from = now
-                if self._waiting_since is not None:
-                    self._act_on_silence(max(self._waiting_since, judged_from))
-
-    def _act_on_silence(self, since: float) -> None:
-        hops = self._chain.hops
-        for verdict in self._watch.look([hop.watched for hop in hops], trio.current_time(), since):
-            hop = hops[verdict.hop]
-            match verdict:
-                case Probe():
-                    self._view.nursery.start_soon(hop.ping)
-                case GiveUp(reason=reason, honest=honest):
-                    self._blame.lose(hop, reason, honest=honest)
-                case Slow(reason=reason, honest=honest):
-                    self._blame.leave_slow(hop, reason, honest=honest)
-                case Unlinked():
-                    self._chain.cut(hop, "what it sends on does not arrive")

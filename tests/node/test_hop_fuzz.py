@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from protocol.messages import (
     Fork,
     Instead,
     Known,
+    Lane,
     LinkDown,
     MapRequest,
     Message,
@@ -101,6 +103,12 @@ class Stranger:
         head = self._span.stop == STAGES
         want = Want("candidates" if head else rng.choice(["nothing", "hidden"]), rng.random() < 0.5)
         step = Step(max(0, self._number - (rng.random() < 0.2)), position, inputs, want, fill)
+        if rng.random() < 0.3:  # a part of it for others, who may be there
+            lanes = [Lane(0, None, position, 1)]
+            for left in range(rows - 1, 0, -1):
+                parent = rng.choice([None, 0, 0, rng.randrange(4)])
+                lanes.append(Lane(left, parent, rng.choice([position, max(1, self._length)]), 1))
+            step = replace(step, lanes=tuple(lanes), ended=rng.choice([(), (), (1, 2)]))
         self._number += 1
         self._length = position + rows
         return step
@@ -116,7 +124,12 @@ class Stranger:
             rng.choice([1.0, 1e-3]),
         )
         fill = rng.choice([None, None, rng.randrange(STAGES + 1)])
-        return Step(rng.randrange(6), rng.randrange(10), self._inputs(), want, fill)
+        lanes = [
+            Lane(rng.randrange(4), rng.choice([None, rng.randrange(4)]), rng.randrange(10), rng.randrange(4))
+            for _ in range(rng.choice([0, 0, 1, 3]))
+        ]
+        ended = tuple(rng.sample(range(4), rng.choice([0, 0, 2])))
+        return Step(rng.randrange(6), rng.randrange(10), self._inputs(), want, fill, tuple(lanes), ended)
 
     def _known(self) -> Known:
         rng = self._rng

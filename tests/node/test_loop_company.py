@@ -7,8 +7,8 @@ import trio
 import trio.testing
 
 from node.compute.company import SLACK, TRIPS
-from node.compute.interfaces import Call, StepResult
-from node.compute.loop import EngineLoop, Outcome
+from node.compute.interfaces import Call
+from node.compute.loop import EngineLoop, Given, Outcome
 from node.compute.measure import Speed
 from node.compute.scheduler import Owner, Piece, Scheduler
 from node.compute.sizing import Sizer
@@ -43,11 +43,11 @@ class Session:
         if self.given == self._steps:
             self.step()
 
-    def prepare(self, piece: Piece) -> Call:
+    def prepare(self, piece: Piece) -> list[Call]:
         """See `node.compute.loop.Runnable`."""
-        return Call(self._cache, self._cache.length, self._rows, Want(top=1))
+        return [Call(self._cache, self._cache.length, self._rows, Want(top=1))]
 
-    def take(self, piece: Piece, outcome: Outcome[StepResult], *, alone: bool) -> None:
+    def take(self, piece: Piece, outcome: Outcome[Given], *, alone: bool) -> None:
         """See `node.compute.loop.Runnable`."""
         assert outcome.error is None
         self.given += 1

@@ -27,6 +27,7 @@ from protocol.messages import (
     InventoryReply,
     InventoryRequest,
     Known,
+    Lane,
     LinkDown,
     ManifestReply,
     ManifestRequest,
@@ -130,6 +131,14 @@ MESSAGES: dict[str, Message] = {
     "step": Step(1, 0, from_numpy(np.array([5, 6], np.int32)), Want(top=2, ids=(9,), temperature=0.5)),
     "step (fill)": Step(
         300, 70_000, Tensor("bf16", (1, 2), bytes.fromhex("803f 0040")), Want("nothing"), fill_until=3
+    ),
+    "step (lanes)": Step(
+        301,
+        7,
+        from_numpy(np.array([5, 6, 7], np.int32)),
+        Want(top=8),
+        lanes=(Lane(0, None, 7, 1), Lane(70_000, 3, 8, 2)),
+        ended=(2, 300),
     ),
     "known": Known(1, 0, 128, DIGEST, None, Want("nothing")),
     "known (and a row)": Known(

@@ -28,6 +28,7 @@ from protocol.messages import (
     InventoryReply,
     InventoryRequest,
     Known,
+    Lane,
     LinkDown,
     ManifestReply,
     ManifestRequest,
@@ -97,6 +98,9 @@ address = st.builds(
     Address.of, st.ip_addresses().map(str), st.integers(0, 65535), st.none() | st.just(IDENTITY.peer)
 )
 addresses = st.lists(address.map(str), max_size=limits.ADDRESSES).map(tuple)
+lanes = st.builds(
+    Lane, name=numbers, parent=st.none() | numbers, position=positions, rows=uints(limits.STEP_TOKENS)
+)
 hops = st.none() | st.builds(NextHop, peer=texts(limits.PEER_ID_BYTES), session=session_ids)
 
 
@@ -159,6 +163,8 @@ FIELDS: dict[type[Message], dict[str, st.SearchStrategy[Any]]] = {
         "inputs": tensors(),
         "want": wants,
         "fill_until": st.none() | stages,
+        "lanes": st.lists(lanes, max_size=4).map(tuple),
+        "ended": st.lists(numbers, max_size=4).map(tuple),
     },
     Known: {
         "number": numbers,

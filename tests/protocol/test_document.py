@@ -19,6 +19,7 @@ from protocol.messages import (
     SESSION_PROTOCOL,
     WEIGHTS_PROTOCOL,
     Fork,
+    Lane,
     NextHop,
 )
 from protocol.records import Announcement, RoundTrip
@@ -30,6 +31,7 @@ STRUCTS: dict[str, type[Any]] = {
     "NextHop": NextHop,
     "Fork": Fork,
     "Want": Want,
+    "Lane": Lane,
     "Announcement": Announcement,
     "RoundTrip": RoundTrip,
 }

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import random
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,7 +14,7 @@ from hypothesis import strategies as st
 from protocol.candidates import NOTHING, Want
 from protocol.errors import LocalProtocolError
 from protocol.journal import Journal
-from protocol.messages import Step
+from protocol.messages import Lane, Step
 from protocol.tensors import Tensor, from_numpy
 
 WANT = Want("candidates")
@@ -168,3 +172,89 @@ def test_what_is_no_fork_is_refused(length: int, after: int, most: int) -> None:
     journal.append(4, 5, ids(6, 7), WANT)
     with pytest.raises(LocalProtocolError):
         journal.fork(length, after, most)
+
+
+Held = dict[int, list[int]]  # by lane, the ids of its rows
+
+
+def computed(held: Held, step: Step) -> Held:
+    """What lanes hold after a step, as a hop has it."""
+    before = {lane: ids for lane, ids in held.items() if lane not in step.ended}
+    after, start = dict(before), 0
+    for part in step.parts:
+        source = before[part.name if part.parent is None else part.parent]
+        assert part.position <= len(source)
+        rows = step.inputs.numpy().tolist()[start : start + part.rows]
+        after[part.name] = [*source[: part.position], *rows]
+        start += part.rows
+    assert start == step.inputs.rows
+    return after
+
+
+def lane_steps(rng: random.Random, count: int) -> Iterator[Step]:
+    """What a client may send of several lanes, each row another id."""
+    begins, held, names, fresh = {0: 0}, {0: 0}, itertools.count(1), itertools.count()
+    for number in range(count):
+        ended = [lane for lane in held if lane and rng.random() < 0.03 * len(held)]
+        for lane in ended:
+            del held[lane], begins[lane]
+        lanes: list[Lane] = []
+        for lane in rng.sample([*held], min(6, rng.randint(1, len(held)))):
+            position = max(begins[lane], held[lane] - rng.choice([0, 0, 0, 1, 3]))
+            lanes.append(Lane(lane, None, position, rng.randint(1, 3)))
+        for parent in [lane for lane in held if held[lane] > begins[lane] and rng.random() < 1.5 / len(held)]:
+            position = rng.randint(begins[parent] + 1, held[parent])
+            lanes.append(Lane(next(names), parent, position, rng.randint(1, 3)))
+        rng.shuffle(lanes)
+        for each in lanes:
+            if each.parent is not None:
+                begins[each.name] = each.position
+            held[each.name] = each.position + each.rows
+        rows = ids(*(next(fresh) for _ in range(sum(lane.rows for lane in lanes))))
+        yield Step(number, lanes[0].position, rows, WANT, None, tuple(lanes), tuple(ended))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whoever_is_filled_holds_what_the_lanes_hold(seed: int) -> None:
+    """After each step, in small fills or large ones, with any part of it live; and computes no row that is not
+    needed, but for what lanes began with."""
+    rng = random.Random(seed)
+    journal, held = Journal(10_000), {0: list[int]()}
+    for step in lane_steps(rng, 40):
+        journal.take(step)
+        held = computed(held, step)
+        filled: Held = {0: []}
+        live_from = rng.randint(max(0, step.number - 5), step.number + 1)
+        last = -1
+        for each in journal.replay(live_from, 8, rng.choice([4, 16, 512])):
+            assert last < each.number <= step.number
+            assert (each.fill_until is None) == (each.number >= live_from)
+            filled, last = computed(filled, each), each.number
+        assert filled == held
+        assert journal.lanes == held.keys()
+
+
+def test_a_hop_that_has_the_first_steps_gets_the_others() -> None:
+    """As they were: what one that has computed steps below a number lacks."""
+    journal, held = Journal(10_000), {0: list[int]()}
+    steps = list(lane_steps(random.Random(7), 30))
+    for step in steps:
+        journal.take(step)
+    for step in steps[:20]:
+        held = computed(held, step)
+    for step in journal.since(20):
+        assert step.want == WANT
+        held = computed(held, step)
+    expected: Held = {0: []}
+    for step in steps:
+        expected = computed(expected, step)
+    assert {lane: held[lane] for lane in expected} == expected
+
+
+def test_lanes_that_cannot_be_are_our_own_bug() -> None:
+    """One that nobody began, or with more than its parent has."""
+    journal = Journal(10)
+    journal.append(0, 0, ids(1, 2), NOTHING)
+    for lane in (Lane(1, None, 0, 1), Lane(1, 2, 1, 1), Lane(1, 0, 3, 1), Lane(1, 0, 2, 9)):
+        with pytest.raises(LocalProtocolError):
+            journal.take(Step(1, lane.position, ids(*range(lane.rows)), WANT, None, (lane,)))

@@ -38,7 +38,7 @@ def prompt_without_end(first: int) -> list[int]:
 
 @asynccontextmanager
 async def client_in(
-    world: World, wait_s: float = 0.0, on_event: OnEvent | None = None
+    world: World, wait_s: float = 0.0, on_event: OnEvent | None = None, direct: bool = True
 ) -> AsyncIterator[Client]:
     """The world's client, with a tokenizer; what happens is told to the world if not to somebody else."""
     async with background_tasks() as nursery:
@@ -54,7 +54,7 @@ async def client_in(
             None,
             on_event or world.events.append,
             wait_s=wait_s,
-            direct=True,
+            direct=direct,
             reuse=True,
         )
 

@@ -216,18 +216,21 @@ async def test_a_hop_dies_under_it(
         assert any(isinstance(event, Rerouted) for event in world.events)
 
 
-async def test_what_happened_to_a_branch_is_told() -> None:
-    """The reroutes of all branches are the answer's."""
+@pytest.mark.parametrize("direct", [True, False])
+async def test_what_happened_to_a_branch_is_told(direct: bool) -> None:
+    """The reroutes of all branches are the answer's: of one session where that holds them all, of several where what
+    passes goes by way of the client."""
     case = CASES["beams"]
-    async with swarm_of(*DOUBLE, slow=[4, 5, 6, 7]) as world, client_in(world) as client:
+    async with swarm_of(*DOUBLE, slow=[4, 5, 6, 7]) as world, client_in(world, direct=direct) as client:
         generation = client.generate(PROMPT, request=case.request)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_consume, generation)
-            await eventually(lambda: len(world.nodes[0].hop) >= 4)
+            first = world.nodes[0]
+            await eventually(lambda: len(first.engine.caches if direct else first.hop) >= 4)
             world.network.kill(world.nodes[1].peer)
         assert sequences(generation.answer) == reference(case)
         lost = generation.answer.reroutes
-        assert len({event.session for event in lost}) > 1
+        assert (len({event.session for event in lost}) == 1) is direct
         assert {event.lost for event in lost} == {world.nodes[1].peer}
 
 
@@ -401,7 +404,7 @@ async def test_what_a_branch_raises_reaches_the_reader() -> None:
                     await _consume(generation)
 
             nursery.start_soon(read)
-            await eventually(lambda: len(world.nodes[0].hop) >= 4)
+            await eventually(lambda: len(world.nodes[0].engine.caches) >= 4)
             world.network.kill(world.nodes[1].peer)
         assert generation.answer.finish_reason == "cancelled"
         await eventually(lambda: not len(world.nodes[0].hop))

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.candidates import NOTHING, Candidates, Want, check_sound
+from protocol.entries import Entry, Note
 from protocol.errors import Malformed
-from protocol.journal import Entry
 from protocol.messages import Output
 from protocol.tensors import from_numpy
 from swarm.session.outputs import Asked, Misfit, check_candidates, check_states, fit_rows
@@ -133,7 +133,8 @@ def test_rows_come_in_order() -> None:
     """Exactly the rows that are lacking are kept; rows since rolled back are cut off."""
 
     def entry(number: int, start: int, stop: int) -> Entry:
-        return Entry(number, start, from_numpy(np.zeros((stop - start, HIDDEN), np.float32)), NOTHING)
+        rows = from_numpy(np.zeros((stop - start, HIDDEN), np.float32))
+        return Entry(Note(number, NOTHING), start, rows)
 
     lacking = [entry(3, 4, 6), entry(4, 6, 9)]
     rows = from_numpy(np.arange(7 * HIDDEN, dtype=np.float32).reshape(7, HIDDEN))
