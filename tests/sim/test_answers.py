@@ -38,13 +38,20 @@ def prompt_without_end(first: int) -> list[int]:
 
 @asynccontextmanager
 async def client_in(
-    world: World, wait_s: float = 0.0, on_event: OnEvent | None = None, direct: bool = True
+    world: World,
+    wait_s: float = 0.0,
+    on_event: OnEvent | None = None,
+    *,
+    direct: bool = True,
+    texts: TextProcess | None = None,
 ) -> AsyncIterator[Client]:
     """The world's client, with a tokenizer; what happens is told to the world if not to somebody else."""
     async with background_tasks() as nursery:
-        texts, masks = TextProcess(), mask_process()
+        masks = None if texts is not None else mask_process()
+        texts = texts or TextProcess()
         nursery.start_soon(texts.run)
-        nursery.start_soon(masks.run)
+        if masks is not None:
+            nursery.start_soon(masks.run)
         text = await load_text(texts, model_files(tokenizer_config={"chat_template": CHAT}), masks)
         model = Model("fake", MANIFEST.digest, MANIFEST)
         yield Client(

@@ -21,7 +21,12 @@ READY_S = 60.0
 
 @asynccontextmanager
 async def running_nodes(
-    model: Path, layers: Sequence[tuple[int, int]], join: Sequence[str] = (), *, quant: str | None = None
+    model: Path,
+    layers: Sequence[tuple[int, int]],
+    join: Sequence[str] = (),
+    *,
+    quant: str | None = None,
+    engine: str = "auto",
 ) -> AsyncIterator[list[str]]:
     """Nodes of these layers that all know each other, and those that they `join`; their addresses."""
     addrs: list[str] = []
@@ -37,6 +42,7 @@ async def running_nodes(
                 layers=span,
                 join=tuple(join or addrs[:1]),
                 quant=quant,
+                engine=engine,
                 kv_tokens=4096,
                 threads=1,
             )

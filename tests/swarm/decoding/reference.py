@@ -58,6 +58,17 @@ def answer(logits: Logits, want: Want) -> Candidates:
     )
 
 
+def answer_rows(model: Model, tokens: Sequence[int], position: int, want: Want) -> Candidates:
+    """What it returns for a step of the tokens from `position` on: the last row, or each."""
+    if not want.every:
+        return answer(model(tokens), want)
+    joined = join_candidates(
+        [answer(model(tokens[:stop]), want) for stop in range(position + 1, len(tokens) + 1)]
+    )
+    assert joined is not None
+    return joined
+
+
 def make_model(seed: int, vocab_size: int, spread: float = 3.0, coarse: bool = False) -> Model:
     """A function from the tokens so far to logits; `coarse` ones have many ties, as bf16 has."""
 
@@ -110,19 +121,12 @@ def run(
         cache[said.position :] = said.tokens
         done.asked.append(said)
         asked = model if said.branch not in (AMATEUR, DRAFT) or beside is None else beside
-
-        def row(tokens: Sequence[int]) -> Candidates:
-            found = answer(asked(tokens), said.want)
-            if not said.want.states:
-                return found
-            assert states is not None
-            return replace(found, states=states(tokens)[None])
-
-        if not said.want.every:
-            return row(cache)
-        joined = join_candidates([row(cache[: said.position + n]) for n in range(1, len(said.tokens) + 1)])
-        assert joined is not None
-        return joined
+        found = answer_rows(asked, cache, said.position, said.want)
+        if not said.want.states:
+            return found
+        assert states is not None
+        stops = range(said.position + 1, len(cache) + 1) if said.want.every else [len(cache)]
+        return replace(found, states=np.stack([states(cache[:stop]) for stop in stops]))
 
     told: Any = None
     while True:
