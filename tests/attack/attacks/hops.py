@@ -73,7 +73,7 @@ async def serve_lies(field: Field, half: int, lie: Lie) -> None:
             first = await channel.receive()
             if isinstance(first, Open):
                 lying = sessions[first.session] = Lying(channel, first, honest.hidden_size)
-                await lying.say(Opened(honest.dtype, honest.numerics))
+                await lying.say(Opened(honest.dtype, honest.numerics, goes_back=True))
                 print("met", flush=True)
             elif isinstance(first, Attach) and first.session in sessions:
                 lying = sessions[first.session]
