@@ -15,14 +15,14 @@ CONTEXT = 2048
 
 
 def make_slow_model(folder: Path) -> Path:
-    """A random Llama of 17 million parameters that never ends an answer by itself."""
+    """A random Llama of 68 million parameters that never ends an answer by itself."""
     return make_model(
         "llama",
         folder,
         seed=5,
         layers=LAYERS,
-        hidden_size=512,
-        intermediate_size=2048,
+        hidden_size=1024,
+        intermediate_size=4096,
         num_attention_heads=8,
         num_key_value_heads=4,
         max_position_embeddings=CONTEXT,
