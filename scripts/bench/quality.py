@@ -117,10 +117,10 @@ class Told:
     seconds: float
 
 
-async def ask(client: swarm.Client, asked: Asked, request: Request) -> Told:
-    """By one strategy."""
+async def ask(client: swarm.Client, session: swarm.Session, asked: Asked, request: Request) -> Told:
+    """By one strategy, on a session that others were answered on before: nodes bound how often links are made."""
     ids = await client.text.encode_chat(asked.messages)
-    generation = client.generate(ids, request=request)
+    generation = client.generate(ids, session=session, request=request)
     async for _ in generation:
         pass
     answer = generation.answer
@@ -145,9 +145,10 @@ async def by_strategy(
             if beside:
                 contrasts = isinstance(strategy, swarm.Contrastive)
                 request = replace(request, **{"amateur" if contrasts else "draft": amateur})
-            await ask(client, questions[0], request)
-            forget_peaks(running)
-            told = [await ask(client, question, request) for question in questions]
+            async with client.session() as session:
+                await ask(client, session, questions[0], request)
+                forget_peaks(running)
+                told = [await ask(client, session, question, request) for question in questions]
             rows.append({"strategy": name, **summed(told), "peak_mib": peak_mib(running)})
     return rows
 
