@@ -2,13 +2,12 @@
 
     python scripts/clients/run.py FOLDER [NAME...]
 
-FOLDER keeps the environments. Prints each client with the version that was tried, and what went wrong. The swarm
-serves the shipped model with a chat template that knows tools.
+FOLDER keeps the environments. Prints each client with its version, which its program names, and what went wrong. The
+swarm serves the shipped model with a chat template that knows tools.
 """
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -51,24 +50,12 @@ def address_in(line: str) -> str | None:
 
 
 def environment(folder: Path, needs: str) -> Path:
-    """The Python of an environment that has a client."""
+    """The Python of an environment that has a client, of that version."""
     python = folder / needs / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", python.parents[1]], check=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", needs], check=True)
     return python
-
-
-def version_of(python: Path, needs: str) -> str:
-    """Which version of it."""
-    told = subprocess.run(
-        [python, "-m", "pip", "inspect", "--local"], check=True, capture_output=True, text=True
-    ).stdout
-    installed = {
-        each["metadata"]["name"].lower(): each["metadata"]["version"]
-        for each in json.loads(told)["installed"]
-    }
-    return installed[needs]
 
 
 def main() -> int:
@@ -100,7 +87,7 @@ def prepared(folder: Path, program: Path) -> tuple[str, list[str | Path]]:
         return " ".join(told.split()[:2]), ["bash"]
     needs = program.read_text().splitlines()[0].removeprefix("# needs: ")
     python = environment(folder, needs)
-    return f"{needs} {version_of(python, needs)}", [python, "-P"]
+    return needs.replace("==", " "), [python, "-P"]
 
 
 if __name__ == "__main__":

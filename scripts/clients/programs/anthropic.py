@@ -1,4 +1,4 @@
-# needs: anthropic
+# needs: anthropic==2.14.0
 """Anthropic's own client: whole, as a stream, counted, and with a tool."""
 
 import sys

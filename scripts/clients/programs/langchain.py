@@ -1,4 +1,4 @@
-# needs: langchain-openai
+# needs: langchain-openai==1.7.4
 """LangChain over OpenAI's API: whole, as a stream, several at once, and by classes in both of its ways."""
 
 import sys

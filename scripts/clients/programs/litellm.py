@@ -1,4 +1,4 @@
-# needs: litellm
+# needs: litellm==1.110.2
 """LiteLLM, which sends on what it is given."""
 
 import sys

@@ -1,4 +1,4 @@
-# needs: llama-index-llms-openai-like
+# needs: llama-index-llms-openai-like==0.8.1
 """LlamaIndex's client for servers that are like OpenAI's; it asks for text completions unless told otherwise."""
 
 import sys

@@ -1,4 +1,4 @@
-# needs: llm
+# needs: llm==0.36
 """`llm`, from the command line, with a model of its own file of models."""
 
 import os

@@ -1,4 +1,4 @@
-# needs: ollama
+# needs: ollama==0.6.3
 """Ollama's own client: chat and prompts, whole and as streams, models."""
 
 import sys

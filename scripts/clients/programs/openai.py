@@ -1,4 +1,4 @@
-# needs: openai
+# needs: openai==3.57.0
 """OpenAI's own client: chat, streams, helpers for streams and classes, tools, responses, text completions, errors."""
 
 import json
