@@ -109,14 +109,14 @@ async def test_from_one_peer(kitchen: Kitchen) -> None:
 
 
 async def test_from_several_at_once(kitchen: Kitchen) -> None:
-    """All are asked, and nothing comes twice."""
-    holders = [await kitchen.giver(bytes_per_s=8e6) for _ in range(3)]
+    """Who gives at one rate each is asked for a like share, and nothing comes twice."""
+    holders = [await kitchen.giver(bytes_per_s=3e6) for _ in range(3)]
     fetching = await kitchen.fetch(*holders)
     kitchen.assert_whole()
     size = sum(stage.inventory.size for stage in kitchen.stages)
     assert fetching.fetched_bytes <= 1.2 * size
     given = [kitchen.givers[holder.peer].given_bytes for holder in holders]
-    assert min(given) > 0
+    assert min(given) >= size / 6
 
 
 async def test_each_has_a_part(kitchen: Kitchen) -> None:
